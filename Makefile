@@ -1,0 +1,41 @@
+# make        set up .venv and run the pipeline on params.yaml
+# make test   set up .venv, check style and types, run the tests
+# make lock   write requirements.lock anew from the newest versions that pyproject.toml allows
+#
+# PYTHON=python3.12 make   chooses the interpreter, 3.11 or newer, that .venv is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Without build isolation: the build tool is pinned in the lock as well.
+INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+
+.PHONY: run test lock
+
+run: $(STAMP)
+	$(BIN)/snakemake
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is older than Python 3.11; set PYTHON" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'Installing into $(VENV): several GB, some minutes.'
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(INSTALL_SELF)
+	touch $@
+
+# NVIDIA's packages exist for Linux only; PyTorch needs none elsewhere.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[test]'
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude stagecraft \
+		| sed -E 's/^((nvidia|cuda|triton)[^=]*==.*)$$/\1 ; sys_platform == "linux"/' | LC_ALL=C sort --ignore-case > requirements.lock
+	touch $(STAMP)
