@@ -1,0 +1,363 @@
+"""The params: read, validated, cut into what each stage needs. Light, as a Snakefile imports it: no torch, no NumPy."""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+Params = dict[str, Any]
+Problem = tuple[str, str]  # key, what is wrong and what to do
+
+SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "params.schema.yaml"
+DIGITS_RESOLUTION = 8  # pixels
+INCEPTION_FEATURES = 2048
+
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "prepare_data": ("seed", "prepare_data"),
+    "train_teacher": ("seed", "device", "precision", "diffusion", "train_teacher"),
+    "train_extractor": ("seed", "device", "train_extractor"),
+    "cluster_timesteps": ("seed", "diffusion", "cluster_timesteps"),
+    "cache_features": ("seed", "device", "diffusion", "cache_features"),
+    "search_block": ("seed", "device", "precision", "search_block"),
+    "assemble": ("seed", "diffusion", "sampling", "assemble"),
+    "retrain": ("seed", "device", "precision", "diffusion", "retrain"),
+    "evaluate": ("seed", "device", "precision", "diffusion", "sampling", "evaluate"),
+    "report": ("report",),
+}
+
+
+def load_params(path: Path | str) -> Params:
+    """Read and validate a params file; ValueError, one line, for anything wrong in it."""
+    params = read_params(Path(path))
+    validate_params(params, str(path))
+    return params
+
+
+def read_params(path: Path) -> Params:
+    """Read a YAML mapping with the safe loader; ValueError, with the line, when it is none."""
+    try:
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: not found; copy presets/digits.yaml to it") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}:{place} not valid YAML: {problem}") from error
+    if not isinstance(params, dict):
+        raise ValueError(f"{path}: holds {show(params)} instead of sections; copy presets/digits.yaml to it")
+    return params
+
+
+def typed(value: Any) -> Any:
+    """Give nested texts the types that YAML gives them, as Snakemake's --config leaves them all texts."""
+    if isinstance(value, dict):
+        return {key: typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [typed(item) for item in value]
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
+
+
+def validate_params(params: Params, origin: str) -> None:
+    """Raise ValueError with the first problem: unknown or missing key, wrong type or range, values that clash."""
+    problem = next(iter([*schema_problems(params)] or cross_problems(params)), None)
+    if problem is not None:
+        raise ValueError(f"{origin}: {problem[0]}: {problem[1]}")
+
+
+def stage_params(params: Params, stage: str) -> Params:
+    """The sections of the params that `stage` reads; no other change can alter its results."""
+    return {name: params[name] for name in STAGE_SECTIONS[stage]}
+
+
+# --- What the job graph needs to know ---
+
+
+def block_names(params: Params) -> list[str]:
+    """Names of the block searches in network order, up blocks once per stage.
+
+    Raises ValueError when the teacher's folder (source `path`) is incomplete.
+    """
+    levels, has_mid = teacher_shape(params["train_teacher"])
+    down = [f"down_blocks.{i}" for i in range(levels)]
+    up = [f"up_blocks.{i}.stage_{s}" for s in range(params["cluster_timesteps"]["stages"]) for i in range(levels)]
+    return [*down, *(["mid_block"] if has_mid else []), *up]
+
+
+def teacher_shape(settings: Params) -> tuple[int, bool]:
+    """Number of resolution levels of the teacher, and whether it has a mid block."""
+    if settings["source"] == "train":
+        return len(settings["block_out_channels"]), True
+    config = Path(teacher_files(settings)[0])
+    try:
+        unet = json.loads(config.read_text(encoding="utf-8"))
+        return len(unet["down_block_types"]), unet.get("mid_block_type", "UNetMidBlock2D") is not None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{config}: not the config of a diffusers UNet2DModel; give another train_teacher.path"
+        ) from error
+
+
+def teacher_files(settings: Params) -> list[str]:
+    """Files of the teacher's folder that a run reads, none for source `train`; ValueError when one is missing."""
+    if settings["source"] == "train":
+        return []
+    folder = Path(settings["path"])
+    files = [folder / "unet" / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"train_teacher.path: {file} not found; give a diffusers pipeline folder with safetensors weights"
+            )
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]
+
+
+def extractor_files(settings: Params) -> list[str]:
+    """The TorchScript file that the `evaluate` section names, if any; ValueError when there is no such file."""
+    name = settings["extractor"]
+    if name in ("classifier", "inception-v3-compat"):
+        return []
+    if not Path(name).is_file():
+        raise ValueError(
+            f"evaluate.extractor: {show(name)} is neither classifier, inception-v3-compat nor a TorchScript file"
+        )
+    return [name]
+
+
+# --- Single values: the schema ---
+
+
+def is_integer(_: Any, value: Any) -> bool:
+    """Whether a value is a whole number written as one: neither true nor 3.0."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(_: Any, value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@cache
+def validator() -> Any:
+    """The validator of the schema, with strict numbers."""
+    base = jsonschema.Draft202012Validator
+    types = base.TYPE_CHECKER.redefine_many({"integer": is_integer, "number": is_number})
+    return jsonschema.validators.extend(base, type_checker=types)(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+
+
+def schema_problems(params: Params) -> Iterator[Problem]:
+    """Unknown keys first, as a misspelt key is also a missing one; then the rest in the order of the file."""
+    errors = sorted(validator().iter_errors(params), key=lambda error: error.validator != "additionalProperties")
+    for error in errors:
+        yield describe(error)
+
+
+def describe(error: Any) -> Problem:
+    """The key and a sentence for an error of jsonschema."""
+    known, path, value, limit = (
+        error.schema.get("properties", {}),
+        error.absolute_path,
+        error.instance,
+        error.validator_value,
+    )
+    if error.validator == "additionalProperties":
+        name = next(key for key in value if key not in known)
+        return key_name([*path, name]), f"unknown key, {suggest(name, known)}"
+    if error.validator == "required":
+        name = next(key for key in limit if key not in value)
+        return key_name([*path, name]), f"missing; add it ({known[name]['description'].rstrip('.')})"
+    sentences: dict[str, Callable[[], str]] = {
+        "type": lambda: f"is not {type_name(limit)}{as_number(value, limit)}",
+        "enum": lambda: f"is unknown, {offer(limit)}",
+        "minimum": lambda: f"is too small, the least is {limit}",
+        "maximum": lambda: f"is too large, the most is {limit}",
+        "exclusiveMinimum": lambda: f"is too small, it must be above {limit}",
+        "exclusiveMaximum": lambda: f"is too large, it must be below {limit}",
+        "uniqueItems": lambda: "holds a value twice; remove one",
+        "minItems": lambda: f"is too short, the least length is {limit}",
+        "maxItems": lambda: f"is too long, the greatest length is {limit}",
+        "minLength": lambda: "is empty; fill it in",
+    }
+    sentence = sentences.get(error.validator, lambda: f"is not allowed: {error.schema['description'].rstrip('.')}")()
+    return key_name(path), f"{show(value)} {sentence}"
+
+
+def key_name(path: Iterable[Any]) -> str:
+    """A path as text: section.key[index]."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return " ".join(text.removeprefix(".").split()) or "params"
+
+
+def suggest(name: Any, known: Iterable[str]) -> str:
+    """A question with the closest known name, or all known names."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]}?" if close else offer(known)
+
+
+def offer(values: Iterable[Any]) -> str:
+    """The values that may be used."""
+    names = ["null" if value is None else str(value) for value in values]
+    return f"use {'one of ' if len(names) > 1 else ''}{', '.join(names)}"
+
+
+def show(value: Any) -> str:
+    """A value as the user would write it, on one line and not too long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def type_name(types: str | list[str]) -> str:
+    """Types of JSON in plain words."""
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+    words |= {"array": "a list", "object": "a section of keys", "null": "null"}
+    return " or ".join(words[name] for name in ([types] if isinstance(types, str) else types))
+
+
+def as_number(value: Any, types: str | list[str]) -> str:
+    """A hint for 1e-3, which is text in YAML, and for 3.0 where a whole number is wanted."""
+    wants = [types] if isinstance(types, str) else types
+    try:
+        number = float(value) if isinstance(value, str | float) else math.nan
+    except ValueError:
+        number = math.nan
+    if number.is_integer() and {"integer", "number"} & {*wants}:
+        return f"; write {int(number)}"
+    return f"; write {number}" if math.isfinite(number) and "number" in wants else ""
+
+
+# --- Values that clash ---
+
+
+def cross_problems(params: Params) -> Iterator[Problem]:
+    """Problems between values that are each fine alone."""
+    yield from path_problems(params)
+    yield from diffusion_problems(params)
+    if params["train_teacher"]["source"] == "train":
+        yield from teacher_problems(params["train_teacher"])
+        yield from resolution_problems(params)
+    yield from stage_problems(params)
+    yield from training_problems(params)
+    yield from feature_problems(params["cache_features"])
+    yield from evaluation_problems(params)
+
+
+def path_problems(params: Params) -> Iterator[Problem]:
+    """A source that needs a path, or a path that its source would ignore."""
+    for section, pathless in (("prepare_data", "digits"), ("train_teacher", "train")):
+        source, path = params[section]["source"], params[section]["path"]
+        if source == pathless and path is not None:
+            others = "folder or npz" if section == "prepare_data" else "path"
+            yield (
+                f"{section}.path",
+                f"{show(path)} is unused by source {source}; set source to {others}, or path to null",
+            )
+        if source != pathless and path is None:
+            yield f"{section}.path", f"null, but source {source} needs one; set it"
+
+
+def diffusion_problems(params: Params) -> Iterator[Problem]:
+    """A falling beta, more sampler steps than timesteps."""
+    process, steps = params["diffusion"], params["sampling"]["steps"]
+    if process["beta_start"] >= process["beta_end"]:
+        yield "diffusion.beta_start", f"{process['beta_start']} is not below beta_end {process['beta_end']}; lower it"
+    if steps > process["num_train_timesteps"]:
+        yield (
+            "sampling.steps",
+            f"{steps} is more than the {process['num_train_timesteps']} timesteps there are; lower it",
+        )
+
+
+def teacher_problems(settings: Params) -> Iterator[Problem]:
+    """Lists of different length, channels that groups or heads do not divide."""
+    channels, attention = settings["block_out_channels"], settings["attention"]
+    groups, head = settings["norm_num_groups"], settings["attention_head_dim"]
+    if len(attention) != len(channels):
+        yield (
+            "train_teacher.attention",
+            f"{len(attention)} values for {len(channels)} levels of block_out_channels; give one for each",
+        )
+    for level, (width, attends) in enumerate(zip(channels, attention, strict=False)):
+        key = f"train_teacher.block_out_channels[{level}]"
+        if width % groups:
+            yield key, f"{width} is no multiple of norm_num_groups {groups}; change one of them"
+        # The mid block, of the last level's width, always has attention.
+        if width % head and (attends or level == len(channels) - 1):
+            yield key, f"{width} is no multiple of attention_head_dim {head}; change one of them"
+
+
+def resolution_problems(params: Params) -> Iterator[Problem]:
+    """A resolution, where it is known before the images are read, that cannot be halved at every level."""
+    data, halvings = params["prepare_data"], len(params["train_teacher"]["block_out_channels"]) - 1
+    resolution = data["resolution"] or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
+    if resolution is not None and resolution % 2**halvings:
+        yield (
+            "prepare_data.resolution",
+            f"{resolution} pixels cannot be halved {halvings} time(s), as the {halvings + 1} levels of "
+            f"train_teacher.block_out_channels do; use a multiple of {2**halvings} or fewer levels",
+        )
+
+
+def stage_problems(params: Params) -> Iterator[Problem]:
+    """More stages than there is something to divide."""
+    settings, timesteps = params["cluster_timesteps"], params["diffusion"]["num_train_timesteps"]
+    method, count, grid = settings["method"], settings["stages"], settings["grid"]
+    low, high = settings["image_range"]
+    if grid > timesteps:
+        yield "cluster_timesteps.grid", f"{grid} is more than the {timesteps} timesteps there are; lower it"
+    if method == "threshold" and count != 3:
+        yield "cluster_timesteps.stages", f"{count}, but the method threshold makes 3; set 3 or take agglomerative"
+    if method == "agglomerative" and count > grid:
+        yield (
+            "cluster_timesteps.stages",
+            f"{count} is more than the grid of {grid} noise levels; lower it or raise grid",
+        )
+    if count > timesteps:
+        yield "cluster_timesteps.stages", f"{count} is more than the {timesteps} timesteps there are; lower it"
+    if low >= high:
+        yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
+
+
+def training_problems(params: Params) -> Iterator[Problem]:
+    """A warm-up longer than the training."""
+    for section in ("train_teacher", "search_block", "retrain"):
+        warmup, steps = params[section]["warmup_steps"], params[section]["steps"]
+        if warmup > steps:
+            yield f"{section}.warmup_steps", f"{warmup} is more than the {steps} steps there are; lower it"
+
+
+def feature_problems(settings: Params) -> Iterator[Problem]:
+    """A held-out share that leaves one side without triples."""
+    count, share = settings["triples_per_stage"], settings["held_out"]
+    if not 1 <= round(count * share) < count:
+        yield (
+            "cache_features.held_out",
+            f"{share} of {count} triples_per_stage leaves none on one side; raise triples_per_stage",
+        )
+
+
+def evaluation_problems(params: Params) -> Iterator[Problem]:
+    """Too few samples for the covariance of the features, the subsets of KID, the neighbours, or the report."""
+    settings = params["evaluate"]
+    features = {"classifier": params["train_extractor"]["features"], "inception-v3-compat": INCEPTION_FEATURES}
+    needs = [
+        (features.get(settings["extractor"], 0) + 1, f"the extractor's {features.get(settings['extractor'])} features"),
+        (settings["kid_subset_size"], f"kid_subset_size {settings['kid_subset_size']}"),
+        (settings["neighbours"] + 1, f"{settings['neighbours']} neighbours"),
+        (params["report"]["images"], f"the {params['report']['images']} images of the report"),
+    ]
+    for least, what in needs:
+        if settings["samples"] < least:
+            yield "evaluate.samples", f"{settings['samples']} are too few for {what}; the least is {least}"

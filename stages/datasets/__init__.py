@@ -1,0 +1,1 @@
+"""Images in, `data/prepared/` out: sources, splits and the prepared data set."""

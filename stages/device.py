@@ -1,0 +1,25 @@
+"""The device a stage runs on, its arithmetic and its threads."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def pick_device(name: str, threads: int) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device, with deterministic kernels and `threads` CPU threads.
+
+    Raises:
+        ValueError: CUDA asked for and not there.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("params.yaml: device is 'cuda' but no CUDA device is visible; set it to 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,0 +1,21 @@
+"""Decode, resize and split: python -m stages.prepare_data --params JSON --threads N --output data/prepared."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def prepare_data(params: dict[str, Any], *, threads: int, output: Path) -> None:
+    """Write images.npy, labels.npy and meta.json of the source in params."""
+    from stages.datasets.prepared import save
+    from stages.datasets.sources import load_source
+    from stages.datasets.splits import split
+
+    settings = params["prepare_data"]
+    images = load_source(settings, threads)
+    save(output, images, split(len(images.images), settings["held_out"], params["seed"], images.labels), params)
+
+
+if __name__ == "__main__":
+    run_command(prepare_data)
