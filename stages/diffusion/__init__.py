@@ -1,0 +1,1 @@
+"""Noise processes, losses and sampling."""

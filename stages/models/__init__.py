@@ -1,0 +1,1 @@
+"""The multi-decoder UNet, its elastic blocks, their architecture specs and costs."""

@@ -1,0 +1,158 @@
+"""Elastic blocks: one set of weights from which every sub-block of the search space is sliced.
+
+A sub-block is a *skeleton* (the teacher's block rebuilt by `apply_spec` on the meta device) called with slices of the elastic
+weights. The same slices are what the student inherits, so a sub-block and its extracted copy cannot differ.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stages.models.borders import run_block
+from stages.models.multi_decoder_unet import Module, apply_spec, group_size
+from stages.models.specs import Spec
+
+SKELETONS_KEPT = 512
+
+
+class ElasticBlock(nn.Module):
+    """A teacher's block whose inner widths, kernels, layers and attentions can be chosen per call.
+
+    Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
+    the k most important. A convolution has separate weights for every kernel size; a size that the teacher has not
+    starts from the centre of the teacher's kernel (or from that kernel with a border of zeros).
+
+    Args:
+        block: a diffusers down, mid or up block; copied.
+        kind: down, mid or up.
+        kernels: the kernel sizes of the space.
+    """
+
+    def __init__(self, block: Module, kind: str, kernels: Sequence[int]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.block: Module = copy.deepcopy(block).requires_grad_(True)
+        self._template = [copy.deepcopy(block).to("meta")]  # in a list, so that it is no part of the state
+        self._skeletons: dict[str, nn.Module] = {}
+        self.other_kernels = nn.ParameterDict()
+        for name, parameter in self._convolutions():
+            for size in kernels:
+                if size != parameter.shape[-1]:
+                    self.other_kernels[_key(name, size)] = nn.Parameter(resize_kernel(parameter.detach(), size))
+
+    def _convolutions(self) -> list[tuple[str, nn.Parameter]]:
+        names = [f"resnets.{i}.{conv}.weight" for i in range(len(self.block.resnets)) for conv in ("conv1", "conv2")]
+        return [(name, self.block.get_parameter(name)) for name in names]
+
+    def skeleton(self, spec: Spec) -> nn.Module:
+        """The block that `spec` describes, on the meta device."""
+        key = json.dumps(spec, sort_keys=True)
+        if key not in self._skeletons:
+            if len(self._skeletons) >= SKELETONS_KEPT:
+                self._skeletons.clear()
+            self._skeletons[key] = apply_spec(copy.deepcopy(self._template[0]), spec).eval()
+        return self._skeletons[key]
+
+    def weights(self, spec: Spec) -> dict[str, torch.Tensor]:
+        """Slices of the elastic weights for a sub-block, by the names of its state dict."""
+        return {name: self._slice(name, p.shape) for name, p in self.skeleton(spec).named_parameters()}
+
+    def _slice(self, name: str, shape: torch.Size) -> torch.Tensor:
+        full = self.block.get_parameter(name)
+        if full.ndim == 4 and full.shape[-1] != shape[-1]:
+            full = self.other_kernels[_key(name, shape[-1])]
+        if full.shape == shape:
+            return full
+        if "time_emb_proj" in name and self._scale_and_shift(name):
+            half, width = full.shape[0] // 2, shape[0] // 2
+            return torch.cat([full[:width], full[half : half + width]])
+        return full[tuple(slice(size) for size in shape)]
+
+    def _scale_and_shift(self, name: str) -> bool:
+        layer = self.block.get_submodule(name.rsplit(".", 2)[0])
+        return layer.time_embedding_norm == "scale_shift"
+
+    def forward(self, spec: Spec, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run the sub-block `spec` on a border's inputs; returns the border's outputs."""
+        call = _Call(self.skeleton(spec), self.kind)
+        weights = {f"block.{name}": value for name, value in self.weights(spec).items()}
+        return torch.func.functional_call(call, weights, (tensors,))
+
+    @torch.no_grad()
+    def sort_channels(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put the groups that add most to each ResNet layer's output first; the block computes what it did before.
+
+        The importance of a group is the mean square of what it alone adds: ||conv2[:, g] * a_g||^2, where a is the input of
+        the second convolution on the given border inputs.
+        """
+        inputs: dict[int, torch.Tensor] = {}
+        handles = [
+            resnet.conv2.register_forward_hook(lambda module, args, output, i=i: inputs.update({i: args[0]}))
+            for i, resnet in enumerate(self.block.resnets)
+        ]
+        run_block(self.kind, self.block, tensors)
+        for handle in handles:
+            handle.remove()
+        for i, resnet in enumerate(self.block.resnets):
+            order = group_importance(resnet, inputs[i]).argsort(descending=True, stable=True)
+            self._permute(i, order)
+
+    def _permute(self, index: int, group_order: torch.Tensor) -> None:
+        resnet = self.block.resnets[index]
+        size = group_size(resnet)
+        order = (group_order[:, None] * size + torch.arange(size, device=group_order.device)).flatten()
+        for name, parameter in self.block.resnets[index].named_parameters():
+            if name.startswith(("conv1", "norm2")):
+                parameter.copy_(parameter[order])
+            elif name.startswith("time_emb_proj"):
+                halves = 2 if resnet.time_embedding_norm == "scale_shift" else 1
+                parameter.copy_(parameter[torch.cat([order + half * len(order) for half in range(halves)])])
+            elif name == "conv2.weight":
+                parameter.copy_(parameter[:, order])
+        for key, kernel in self.other_kernels.items():
+            if key.startswith(f"resnets-{index}-conv1-"):
+                kernel.copy_(kernel[order])
+            elif key.startswith(f"resnets-{index}-conv2-"):
+                kernel.copy_(kernel[:, order])
+
+
+class _Call(nn.Module):
+    """Gives `run_block` the form of a module, for functional_call."""
+
+    def __init__(self, block: Module, kind: str) -> None:
+        super().__init__()
+        self.block, self.kind = block, kind
+
+    def forward(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return run_block(self.kind, self.block, tensors)
+
+
+def group_importance(resnet: Module, inner: torch.Tensor) -> torch.Tensor:
+    """Mean square of what each GroupNorm group adds to a ResNet layer's output, (groups,); `inner` is conv2's input."""
+    size, conv = group_size(resnet), resnet.conv2
+    parts = zip(inner.split(size, 1), conv.weight.split(size, 1), strict=True)
+    return torch.stack([F.conv2d(a, w, padding=conv.padding).square().mean() for a, w in parts])
+
+
+def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """The centre of a kernel (out, in, k, k), or the kernel in a border of zeros, as (out, in, size, size)."""
+    margin = (size - weight.shape[-1]) // 2
+    return F.pad(weight, (margin,) * 4).clone()
+
+
+def _key(name: str, size: int) -> str:
+    return f"{name.removesuffix('.weight').replace('.', '-')}-{size}"
+
+
+def student_state(elastic_state: dict[str, torch.Tensor], block: Module, kind: str, spec: Spec) -> dict[str, Any]:
+    """Weights of the sub-block `spec` out of a stored ElasticBlock state; `block` is the teacher's block."""
+    sizes = {int(name.rsplit("-", 1)[1]) for name in elastic_state if name.startswith("other_kernels.")}
+    native = {conv.weight.shape[-1] for resnet in block.resnets for conv in (resnet.conv1, resnet.conv2)}
+    elastic = ElasticBlock(block, kind, sorted(sizes | native))
+    elastic.load_state_dict(elastic_state)
+    return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

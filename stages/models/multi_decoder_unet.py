@@ -1,0 +1,218 @@
+"""A UNet2DModel with one decoder per range of timesteps, and every block built from an architecture spec.
+
+Self-contained (torch and diffusers only): this file travels with the weights, so that
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
+
+A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...]}.
+`width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
+(its shortcut stays), false drops the attention.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+Module = Any  # a diffusers module: its layers are attributes that no type describes
+
+BLOCK_TYPES = {
+    "DownBlock2D",
+    "AttnDownBlock2D",
+    "ResnetDownsampleBlock2D",
+    "UNetMidBlock2D",
+    "UpBlock2D",
+    "AttnUpBlock2D",
+    "ResnetUpsampleBlock2D",
+}
+
+
+class Dropped(nn.Module):
+    """What is left of a dropped attention: its input."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+
+class ShortcutLayer(nn.Module):
+    """What is left of a dropped ResNet layer: its shortcut, N,C_in,H,W to N,C_out,H,W."""
+
+    def __init__(self, resnet: Module) -> None:
+        super().__init__()
+        self.conv_shortcut = resnet.conv_shortcut
+        self.output_scale_factor = resnet.output_scale_factor
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return shortcut / self.output_scale_factor
+
+
+def group_size(resnet: Module) -> int:
+    """Channels in one group of a ResNet layer's inner GroupNorm."""
+    return resnet.norm2.num_channels // resnet.norm2.num_groups
+
+
+def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
+    """Give a ResNet layer another inner width and other kernels, in place; untouched when both are as they were."""
+    inner, outer = resnet.conv1, resnet.conv2
+    same = width == inner.out_channels and kernels == [inner.kernel_size[0], outer.kernel_size[0]]
+    if same:
+        return resnet
+    groups, remainder = divmod(width, group_size(resnet))
+    if remainder or not 0 < width <= inner.out_channels:
+        raise ValueError(
+            f"architecture: width {width} is no multiple of the group size {group_size(resnet)} up to {inner.out_channels}"
+        )
+    factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
+    first, second = kernels
+    resnet.conv1 = nn.Conv2d(inner.in_channels, width, first, padding=first // 2, **factory)
+    resnet.conv2 = nn.Conv2d(width, outer.out_channels, second, padding=second // 2, **factory)
+    resnet.norm2 = nn.GroupNorm(groups, width, eps=resnet.norm2.eps, **factory)
+    if resnet.time_emb_proj is not None:
+        halves = 2 if resnet.time_embedding_norm == "scale_shift" else 1
+        resnet.time_emb_proj = nn.Linear(resnet.time_emb_proj.in_features, halves * width, **factory)
+    resnet.out_channels = width
+    return resnet
+
+
+def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
+    """Rebuild a diffusers block in place as its spec says; weights of changed layers are new."""
+    if type(block).__name__ not in BLOCK_TYPES:
+        raise ValueError(
+            f"block type {type(block).__name__} is not supported; supported are {', '.join(sorted(BLOCK_TYPES))}"
+        )
+    for index, layer in enumerate(spec["layers"]):
+        resnet = block.resnets[index]
+        block.resnets[index] = (
+            ShortcutLayer(resnet) if layer is None else resize_layer(resnet, layer["width"], layer["kernels"])
+        )
+    for index, keep in enumerate(spec["attentions"]):
+        if not keep:
+            block.attentions[index] = Dropped()
+    return block
+
+
+class Decoder(nn.Module):
+    """The up path and the output head of one stage."""
+
+    def __init__(self, unet: UNet2DModel, specs: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.up_blocks = nn.ModuleList(
+            apply_spec(block, spec) for block, spec in zip(unet.up_blocks, specs, strict=True)
+        )
+        self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
+
+    def forward(self, hidden: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor) -> torch.Tensor:
+        block: Module
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            hidden = block(hidden, skips[-count:], emb)
+            skips = skips[:-count]
+        return self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+
+
+class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
+    """Shared encoder and mid block, one decoder per stage; each sample goes to the decoder of its own timestep.
+
+    With the identity spec and a UNet2DModel's weights it returns that model's output bit for bit. Method: multi-stage framework
+    with a shared encoder (arXiv 2312.09181, section 4), blocks as found by a block-wise search (arXiv 2311.04950).
+
+    Args:
+        unet: config of the UNet2DModel whose blocks are rebuilt.
+        architecture: {"down_blocks": [spec, ...], "mid_block": spec or null, "decoders": [[spec per up block] per stage]}.
+        boundaries: K-1 ascending timesteps; the stage of t is the number of boundaries <= t.
+        sample_size, in_channels, out_channels: as in `unet`; repeated where pipelines look for them.
+
+    Raises:
+        ValueError: the spec does not fit the blocks, or there is not one decoder per stage.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        unet: dict[str, Any],
+        architecture: dict[str, Any],
+        boundaries: list[float],
+        sample_size: int | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if len(architecture["decoders"]) != len(boundaries) + 1:
+            raise ValueError(f"architecture: {len(architecture['decoders'])} decoders for {len(boundaries) + 1} stages")
+        known = inspect.signature(UNet2DModel.__init__).parameters
+        base = UNet2DModel(**{key: value for key, value in unet.items() if key in known})
+        self.base_config = base.config
+        self.conv_in, self.time_proj, self.time_embedding = base.conv_in, base.time_proj, base.time_embedding
+        self.class_embedding = base.class_embedding
+        self.decoders = nn.ModuleList(Decoder(copy.deepcopy(base), specs) for specs in architecture["decoders"])
+        self.down_blocks = nn.ModuleList(
+            apply_spec(block, spec) for block, spec in zip(base.down_blocks, architecture["down_blocks"], strict=True)
+        )
+        self.mid_block = None if base.mid_block is None else apply_spec(base.mid_block, architecture["mid_block"])
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages K."""
+        return len(self.decoders)
+
+    def stage_of(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Stage index of each timestep, same shape, int64."""
+        boundaries = torch.tensor(list(self.config.boundaries), dtype=torch.float32, device=timesteps.device)
+        return torch.bucketize(timesteps.float(), boundaries, right=True)
+
+    def embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Time embedding (N, D), plus the class embedding of a class-conditional model."""
+        emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+        if (self.class_embedding is None) != (class_labels is None):
+            raise ValueError("class_labels must be given to a class-conditional model, and to no other")
+        if self.class_embedding is None:
+            return emb
+        if self.base_config.class_embed_type == "timestep":
+            class_labels = self.time_proj(class_labels)
+        return emb + self.class_embedding(class_labels).to(self.dtype)
+
+    def encode(self, sample: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The shared part: x_t (N,C,H,W) to the mid block's output and all skip tensors."""
+        hidden = self.conv_in(2 * sample - 1 if self.base_config.center_input_sample else sample)
+        skips: tuple[torch.Tensor, ...] = (hidden,)
+        for block in self.down_blocks:
+            hidden, states = block(hidden, emb)
+            skips += states
+        return (hidden if self.mid_block is None else self.mid_block(hidden, emb)), skips
+
+    def decode(
+        self, hidden: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor, stage: torch.Tensor
+    ) -> torch.Tensor:
+        """Each sample through the decoder of its own stage; `stage` is (N,) or holds the one stage of all samples."""
+        present = stage.unique().tolist()
+        if len(present) == 1:
+            return self.decoders[present[0]](hidden, skips, emb)
+        parts, rows = [], []
+        for index in present:
+            row = (stage == index).nonzero().flatten()
+            parts.append(self.decoders[index](hidden[row], tuple(skip[row] for skip in skips), emb[row]))
+            rows.append(row)
+        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,); the same call as UNet2DModel's."""
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+        stage = self.stage_of(timesteps)
+        timesteps = timesteps.expand(sample.shape[0])
+        emb = self.embed(timesteps, class_labels)
+        output = self.decode(*self.encode(sample, emb), emb, stage)
+        if self.base_config.time_embedding_type == "fourier":
+            output = output / timesteps.reshape(-1, 1, 1, 1)
+        return UNet2DOutput(sample=output) if return_dict else (output,)

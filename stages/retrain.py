@@ -1,0 +1,60 @@
+"""Retrain the assembled student with the dynamic joint loss, distilled from the teacher."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def retrain(
+    params: dict[str, Any],
+    *,
+    threads: int,
+    data: Path,
+    teacher: Path,
+    architecture: Path,
+    search: Path,
+    output: Path,
+    log: Path,
+) -> None:
+    """Write results/student and the loss history."""
+    from safetensors.torch import load_file
+
+    from stages.datasets.prepared import PreparedData
+    from stages.device import pick_device
+    from stages.diffusion.losses import NoisyBatches
+    from stages.diffusion.process import VPProcess
+    from stages.files import read_json, sha256_file, write_json
+    from stages.models.pipelines import WEIGHTS, load_teacher, save_student
+    from stages.training.joint import JointLoss
+    from stages.training.loop import TrainSettings, train
+    from stages.training.student import build_student, inherit
+
+    settings, process = params["retrain"], VPProcess(params["diffusion"])
+    device = pick_device(params["device"], threads)
+    prepared, unet, chosen = PreparedData.load(data), load_teacher(teacher), read_json(architecture)
+    prepared.verify()
+    student = build_student(unet, chosen["unet"], chosen["boundaries"], params["seed"])
+    if settings["init"] == "inherit":
+        inherit(student, unet, lambda job: load_file(search / f"{job}.safetensors"))
+    student, unet = student.to(device), unet.to(device)
+    batches = NoisyBatches(prepared.train_images, process, settings["batch_size"], device, settings["horizontal_flip"])
+    checkpoint = output.parent / "checkpoints" / "retrain.pt"
+    made_from = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
+    result = train(
+        student,
+        JointLoss(student, unet, batches, settings, params["precision"]),
+        TrainSettings.of(settings, params["seed"]),
+        checkpoint=checkpoint,
+        fingerprint=made_from | {"params": params, "data": prepared.meta["sha256"]},
+        label="retrain",
+    )
+    if result.ema is not None:
+        student.load_state_dict(result.ema)
+    save_student(output, student.cpu(), process.scheduler(), params)
+    write_json(log, {"stage": "retrain", "history": result.history, "params": params})
+    checkpoint.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run_command(retrain)

@@ -1,0 +1,1 @@
+"""The one training loop, the joint loss and checkpoints."""

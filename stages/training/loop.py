@@ -1,0 +1,185 @@
+"""The one training loop: teacher, extractor, supernets, retraining and baselines all run here.
+
+A batch depends on (seed, step) alone, so a killed run resumes from its checkpoint and ends with the same weights.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.diffusion.seeds import generator_for
+from stages.progress import Progress
+from stages.training.checkpoint import load_checkpoint, save_checkpoint
+
+Losses = Callable[[int, torch.Generator], Iterable[tuple[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Hyperparameters of one run of the loop.
+
+    Args:
+        steps: optimiser steps.
+        learning_rate: peak of AdamW's learning rate, after a linear warm-up.
+        warmup_steps: steps of the warm-up.
+        ema_decay: decay of the exponential moving average of the weights; None keeps no average.
+        gradient_clip: largest norm of the gradient; None does not clip.
+        decay: `cosine` to zero, or `constant`, after the warm-up.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 0
+    ema_decay: float | None = None
+    gradient_clip: float | None = None
+    weight_decay: float = 0.0
+    decay: str = "cosine"
+    seed: int = 0
+    checkpoint_every: int = 1000
+
+    @classmethod
+    def of(cls, section: dict[str, Any], seed: int) -> "TrainSettings":
+        """The settings among the keys of one section of the params."""
+        known = {key: value for key, value in section.items() if key in cls.__dataclass_fields__}
+        return cls(**known, seed=seed)
+
+
+@dataclass
+class TrainResult:
+    """`history`: mean losses over each hundredth of the steps; `ema`: averaged weights by name, or None."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    ema: dict[str, torch.Tensor] | None = None
+
+
+def learning_rate_factor(step: int, settings: TrainSettings) -> float:
+    """Factor on the peak learning rate at a step: linear warm-up, then `constant` or `cosine` to zero."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.decay == "constant":
+        return 1.0
+    share = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def train(
+    model: nn.Module,
+    losses: Losses,
+    settings: TrainSettings,
+    *,
+    checkpoint: Path | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    label: str = "training",
+) -> TrainResult:
+    """Train `model` in place.
+
+    Args:
+        losses: called as losses(step, generator), yields (name, scalar loss) pairs. Each loss is backwarded before
+            the next is made, so that paths of a supernet do not hold their graphs together. Gradients add up; one
+            optimiser step follows.
+        checkpoint: file to resume from and to write to; the caller removes it once the result is stored.
+        fingerprint: what the checkpoint must have been made with (params, hashes of inputs).
+
+    Raises:
+        ValueError: a loss is not finite, or the checkpoint belongs to another run. The last checkpoint stays.
+    """
+    run = _Run(model, settings, json.dumps(fingerprint, sort_keys=True))
+    state = load_checkpoint(checkpoint, run.fingerprint) if checkpoint else None
+    if state:
+        run.restore(state)
+    progress = Progress(label, settings.steps, run.step)
+    model.train()
+    while run.step < settings.steps:
+        total = run.advance(losses)
+        progress.update(run.step, f"loss {total:.4f}")
+        if checkpoint and run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
+            save_checkpoint(checkpoint, run.state())
+    model.eval()
+    return TrainResult(evened(run.history), run.ema)
+
+
+def evened(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The records with the same names in each: a loss that was not there for a while added nothing."""
+    names = {name for record in history for name in record}
+    return [dict.fromkeys(names, 0.0) | record for record in history]
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(self, model: nn.Module, settings: TrainSettings, fingerprint: str) -> None:
+        self.model, self.settings, self.fingerprint = model, settings, fingerprint
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, settings.learning_rate, weight_decay=settings.weight_decay)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.stretch: dict[str, list[float]] = {}
+        self.ema: dict[str, torch.Tensor] | None = None
+        if settings.ema_decay is not None:
+            self.ema = {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+    def advance(self, losses: Losses) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings)
+        total = 0.0
+        for name, loss in losses(self.step, generator_for(self.settings.seed, "train", self.step)):
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"loss '{name}' is {value} at step {self.step}; lower the learning rate or clip the gradient"
+                )
+            loss.backward()
+            total += value
+            self.stretch.setdefault(name, []).append(value)
+        if self.settings.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._average()
+        self._record(total)
+        return total
+
+    def _average(self) -> None:
+        """EMA with the warm-up of Karras et al. 2022: early on, average over a tenth of the steps so far."""
+        if self.ema is None or self.settings.ema_decay is None:
+            return
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, p in self.model.state_dict().items():
+            if p.is_floating_point():
+                self.ema[name].lerp_(p, 1 - decay)
+            else:
+                self.ema[name].copy_(p)
+
+    def _record(self, total: float) -> None:
+        self.stretch.setdefault("loss", []).append(total)
+        if self.step % max(1, self.settings.steps // 100) == 0 or self.step == self.settings.steps:
+            means = {name: sum(values) / len(values) for name, values in self.stretch.items()}
+            self.history.append({"step": self.step} | means)
+            self.stretch = {}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "history": self.history,
+            "stretch": self.stretch,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            for name, value in state["ema"].items():
+                self.ema[name].copy_(value)
+        self.step, self.history, self.stretch = state["step"], state["history"], state["stretch"]

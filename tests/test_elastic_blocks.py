@@ -1,0 +1,106 @@
+"""Elastic blocks: one set of weights, every sub-block a slice of it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_unet
+
+from stages.models.borders import border_of_job, borders_of, run_block, trace
+from stages.models.elastic import ElasticBlock, student_state
+from stages.models.multi_decoder_unet import apply_spec
+from stages.models.specs import identity_spec
+from stages.search.space import BlockSpace
+
+SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
+
+
+def borders_with_tensors(unet):
+    with torch.no_grad():
+        seen = trace(unet, torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]))
+    return [
+        (border, [seen[n] for n in border.inputs], [seen[n] for n in border.outputs]) for border in borders_of(unet)
+    ]
+
+
+@pytest.fixture(params=["default", "scale_shift"])
+def net(request):
+    return tiny_unet(resnet_time_scale_shift=request.param, layers_per_block=2)
+
+
+def test_blocks_fed_with_traced_borders_give_the_traced_outputs(net):
+    for border, inputs, outputs in borders_with_tensors(net):
+        again = run_block(border.kind, net.get_submodule(border.block), inputs)
+        for got, want in zip(again, outputs, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+def test_the_largest_path_of_a_fresh_supernet_is_the_teacher_before_and_after_sorting(net):
+    for border, inputs, outputs in borders_with_tensors(net):
+        block = net.get_submodule(border.block)
+        supernet = ElasticBlock(block, border.kind, SETTINGS["kernels"])
+        for _ in range(2):
+            for got, want in zip(supernet(identity_spec(block), inputs), outputs, strict=True):
+                torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+            supernet.sort_channels(inputs)
+
+
+def test_sorting_puts_the_most_important_groups_first(net):
+    border, inputs, _ = borders_with_tensors(net)[0]
+    block = copy.deepcopy(net.get_submodule(border.block))
+    with torch.no_grad():
+        block.resnets[0].conv2.weight[:, :4] = 0
+    supernet = ElasticBlock(block, border.kind, [1, 3])
+    supernet.sort_channels(inputs)
+    weight = supernet.block.resnets[0].conv2.weight
+    assert weight[:, -4:].abs().max() == 0 and weight[:, :4].abs().max() > 0
+    assert supernet.other_kernels["resnets-0-conv2-1"][:, -4:].abs().max() == 0
+
+
+def test_an_extracted_sub_block_equals_the_supernets_path_bit_for_bit(net):
+    rng = np.random.default_rng(0)
+    for border, inputs, _ in borders_with_tensors(net):
+        block = net.get_submodule(border.block)
+        supernet, space = ElasticBlock(block, border.kind, SETTINGS["kernels"]), BlockSpace(block, SETTINGS)
+        supernet.sort_channels(inputs)
+        for spec in [space.smallest(), space.identity, *(space.draw(rng) for _ in range(5))]:
+            copied = apply_spec(copy.deepcopy(block), spec).eval()
+            copied.load_state_dict(student_state(supernet.state_dict(), block, border.kind, spec))
+            with torch.no_grad():
+                pairs = zip(supernet(spec, inputs), run_block(border.kind, copied, inputs), strict=True)
+                assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_every_path_trains_its_own_weights_only(net):
+    border, inputs, _ = borders_with_tensors(net)[0]
+    supernet = ElasticBlock(net.get_submodule(border.block), border.kind, [1, 3])
+    spec = identity_spec(supernet.block)
+    spec["layers"][0] = {"width": 8, "kernels": [1, 3]}
+    sum(out.square().sum() for out in supernet(spec, inputs)).backward()
+    assert supernet.other_kernels["resnets-0-conv1-1"].grad[:8].abs().sum() > 0
+    assert supernet.other_kernels["resnets-0-conv1-1"].grad[8:].abs().sum() == 0
+    assert supernet.block.resnets[0].conv1.weight.grad is None
+
+
+def test_the_space_holds_the_teacher_and_its_sample_is_seeded_and_without_repetition(net):
+    space = BlockSpace(net.up_blocks[0], SETTINGS)
+    one, two = (space.candidates(100, np.random.default_rng(3)) for _ in range(2))
+    assert one == two and one[0] == space.identity == identity_spec(net.up_blocks[0])
+    assert len({str(spec) for spec in one}) == len(one) == 100
+    assert space.smallest() in one
+    small = BlockSpace(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False})
+    assert len(small.candidates(100, np.random.default_rng(0))) == len(small) == 9
+
+
+def test_widths_are_whole_groups(net):
+    space = BlockSpace(net.down_blocks[0], SETTINGS | {"widths": [0.1, 0.3, 0.6]})
+    assert {layer["width"] for options in space.layers for layer in options if layer} == {4, 8, 16}
+
+
+def test_jobs_name_blocks_and_stages(net):
+    assert border_of_job(net, "up_blocks.1.stage_2")[1] == 2
+    assert border_of_job(net, "mid_block")[0].outputs == ("mid",)
+    for wrong in ("up_blocks.0", "mid_block.stage_1", "down_blocks.9"):
+        with pytest.raises(ValueError, match=r"the teacher has down_blocks\.0"):
+            border_of_job(net, wrong)

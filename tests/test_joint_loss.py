@@ -1,0 +1,80 @@
+"""The dynamic joint loss and what a student inherits."""
+
+import pytest
+import torch
+
+from stages.diffusion.losses import NoisyBatches
+from stages.diffusion.process import VPProcess
+from stages.diffusion.seeds import generator_for
+from stages.models.borders import borders_of, trace
+from stages.models.elastic import ElasticBlock
+from stages.models.specs import identity_architecture
+from stages.training.joint import JointLoss, end_to_end_share
+from stages.training.student import build_student, inherit, student_blocks
+
+SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0}
+
+
+@pytest.fixture
+def parts(unet, digits, diffusion_settings):
+    student = build_student(unet, identity_architecture(unet, 2), [400], seed=0)
+    inherit(student, unet, lambda job: supernet_state(unet, job))
+    batches = NoisyBatches(digits, VPProcess(diffusion_settings), 8, torch.device("cpu"))
+    return student, JointLoss(student, unet, batches, SETTINGS, "fp32")
+
+
+def supernet_state(unet, job):
+    name = job.split(".stage_")[0]
+    kind = {"d": "down", "m": "mid", "u": "up"}[name[0]]
+    return ElasticBlock(unet.get_submodule(name), kind, [1, 3]).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("linear", [0, 0.5, 1, 1]), ("cosine", [0, 0.5, 1, 1]), ("step", [0, 0, 1, 1]), ("constant", [0.5] * 4)],
+)
+def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
+    settings = SETTINGS | {"joint_loss": schedule}
+    assert [end_to_end_share(step, 100, settings) for step in (0, 25, 50, 99)] == pytest.approx(shares)
+
+
+def test_a_student_of_the_teachers_shape_inherits_the_teacher(parts, unet):
+    student, loss = parts
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
+    with torch.no_grad():
+        torch.testing.assert_close(student(x, t).sample, unet(x, t).sample, atol=1e-5, rtol=1e-4)
+        terms = dict(loss(0, generator_for(0, "train", 0)))
+        assert set(terms) == {"blocks"} and terms["blocks"] < 1e-8
+        ((name, value),) = loss(99, generator_for(0, "train", 99))
+        assert name == "end_to_end" and value > 0.1
+        assert set(dict(loss(25, generator_for(0, "train", 25)))) == {"blocks", "end_to_end"}
+
+
+def test_gradients_of_the_block_loss_stay_inside_the_block(parts, unet):
+    student, loss = parts
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 900, 999])
+    seen = trace(unet, x, t)
+    for border in borders_of(unet):
+        student.zero_grad()
+        for p in student.parameters():
+            p.data.add_(0.01)
+        loss.block_loss(border, seen, student.stage_of(t)).backward()
+        own = {id(p) for _, module, _ in student_blocks(student, border) for p in module.parameters()}
+        touched = {id(p) for p in student.parameters() if p.grad is not None}
+        assert touched and touched <= own
+
+
+def test_the_output_weight_is_lambda(parts):
+    student, loss = parts
+    x, t, target, taught = (
+        torch.randn(2, 1, 8, 8),
+        torch.tensor([3, 800]),
+        torch.randn(2, 1, 8, 8),
+        torch.randn(2, 1, 8, 8),
+    )
+    with torch.no_grad():
+        both = loss.output_loss(x, t, target, taught)
+        loss.settings = SETTINGS | {"output_weight": 0.0}
+        noise_only = loss.output_loss(x, t, target, taught)
+        prediction = student(x, t).sample
+    assert both - noise_only == pytest.approx(float((prediction - taught).square().mean()), rel=1e-4)

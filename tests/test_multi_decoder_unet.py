@@ -1,0 +1,140 @@
+"""The student model: what it must share with its teacher, and where its samples go."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import tiny_unet
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+
+from stages.diffusion.process import VPProcess
+from stages.models.pipelines import load_student, load_teacher, save_student
+from stages.models.specs import block_macs, identity_architecture, parameter_count
+from stages.training.student import build_student
+
+
+def student_of(unet, boundaries, architecture=None):
+    """A student with the teacher's weights wherever shapes agree."""
+    architecture = architecture or identity_architecture(unet, len(boundaries) + 1)
+    student = build_student(unet, architecture, boundaries, seed=0).eval()
+    own = student.state_dict()
+    for name, value in unet.state_dict().items():
+        decoder = name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
+        names = [f"decoders.{k}.{name}" for k in range(student.num_stages)] if decoder else [name]
+        own |= {key: value for key in names if key in own and own[key].shape == value.shape}
+    student.load_state_dict(own)
+    return student
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"time_embedding_type": "fourier"},
+        {"center_input_sample": True},
+        {"mid_block_type": None},
+        {"add_attention": False, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+        {"downsample_type": "resnet", "upsample_type": "resnet"},
+    ],
+    ids=lambda changes: next(iter(changes), "plain"),
+)
+def test_identity_spec_with_the_teachers_weights_is_the_teacher_bit_for_bit(changes):
+    unet = tiny_unet(**changes)
+    student, x = student_of(unet, [300, 700]), torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        for t in (1, 299, 300, 700, 999):
+            assert torch.equal(student(x, t).sample, unet(x, t).sample)
+
+
+def test_class_conditional_identity_is_the_teacher():
+    unet = tiny_unet(num_class_embeds=10)
+    student, x, labels = student_of(unet, [500]), torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        assert torch.equal(student(x, 7, class_labels=labels).sample, unet(x, 7, class_labels=labels).sample)
+    with pytest.raises(ValueError, match="class_labels"):
+        student(x, 7)
+
+
+def test_every_sample_of_a_mixed_batch_gets_the_decoder_of_its_own_timestep(unet):
+    student = student_of(unet, [300, 700])
+    with torch.no_grad():
+        for k, decoder in enumerate(student.decoders):
+            decoder.conv_out.bias.fill_(float(k))
+        x, t = torch.randn(7, 1, 8, 8), torch.tensor([999, 0, 300, 299, 700, 699, 5])
+        together = student(x, t).sample
+        alone = torch.cat([student(x[i : i + 1], t[i]).sample for i in range(len(t))])
+    assert student.stage_of(t).tolist() == [2, 0, 1, 0, 2, 1, 0]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    assert (together - student_of(unet, [300, 700])(x, t).sample).abs().max() > 0.9
+
+
+def test_gradients_of_a_mixed_batch_reach_only_the_decoders_in_it(unet):
+    student = student_of(unet, [300, 700])
+    student(torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 800, 900])).sample.square().mean().backward()
+    touched = [any(p.grad is not None for p in decoder.parameters()) for decoder in student.decoders]
+    assert touched == [True, False, True]
+
+
+def test_narrow_layers_kernels_and_dropped_parts_cost_what_they_should(unet):
+    architecture = identity_architecture(unet, 1)
+    block = architecture["decoders"][0][0]
+    block["layers"][0] = {"width": 8, "kernels": [1, 3]}
+    block["layers"][1] = None
+    block["attentions"] = [False, False]
+    student = student_of(unet, [], architecture)
+    built = student.decoders[0].up_blocks[0]
+    assert built.resnets[0].conv1.weight.shape == (8, 64, 1, 1)
+    assert built.resnets[0].norm2.num_groups == 1
+    assert [name for name, _ in built.resnets[1].named_parameters()] == ["conv_shortcut.weight", "conv_shortcut.bias"]
+    assert block_macs(built, 4) < block_macs(unet.up_blocks[0], 4)
+    assert parameter_count(built) < parameter_count(unet.up_blocks[0])
+    assert student(torch.randn(2, 1, 8, 8), 3).sample.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("width", [6, 0, 64])
+def test_a_width_that_breaks_groups_is_refused(unet, width):
+    architecture = identity_architecture(unet, 1)
+    architecture["down_blocks"][0]["layers"][0]["width"] = width
+    with pytest.raises(ValueError, match=f"width {width} is no multiple of the group size 4"):
+        build_student(unet, architecture, [], seed=0)
+
+
+def test_one_decoder_per_stage_is_demanded(unet):
+    with pytest.raises(ValueError, match="2 decoders for 3 stages"):
+        build_student(unet, identity_architecture(unet, 2), [100, 200], seed=0)
+
+
+def test_saved_student_is_loaded_by_diffusers_and_samples_with_its_schedulers(unet, tmp_path, diffusion_settings):
+    student = student_of(unet, [300, 700])
+    save_student(tmp_path / "student", student, VPProcess(diffusion_settings).scheduler(), {"seed": 0})
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(pipeline.unet(x, 5).sample, student(x, 5).sample)
+        assert torch.equal(load_student(tmp_path / "student")(x, 5).sample, student(x, 5).sample)
+    pipeline.set_progress_bar_config(disable=True)
+    for scheduler in (type(pipeline.scheduler), DDIMScheduler, DPMSolverMultistepScheduler):
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+        assert pipeline(batch_size=2, num_inference_steps=5, output_type="np").images.shape == (2, 8, 8, 1)
+    assert not list((tmp_path / "student").rglob("*.bin"))
+    assert json.loads((tmp_path / "student" / "params.json").read_text()) == {"seed": 0}
+
+
+def test_teacher_folders_that_cannot_be_used_are_named(unet, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json: not found"):
+        load_teacher(tmp_path)
+    unet.save_pretrained(tmp_path / "unet")
+    load_teacher(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: not found"):
+        load_teacher(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_teacher(tmp_path)
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    unsupported = copy.deepcopy(config) | {"down_block_types": ["DownBlock2D", "AttnSkipDownBlock2D"]}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(unsupported))
+    with pytest.raises(ValueError, match="block type AttnSkipDownBlock2D is not supported"):
+        load_teacher(tmp_path)
