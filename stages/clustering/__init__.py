@@ -1,0 +1,1 @@
+"""Optimal denoiser, similarity and partition of the timesteps into stages."""

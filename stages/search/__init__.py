@@ -1,0 +1,1 @@
+"""Search space, supernet training, scoring and selection."""

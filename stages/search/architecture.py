@@ -1,0 +1,67 @@
+"""From search results to an architecture: what architecture.json holds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from stages.models.borders import borders_of
+from stages.models.specs import block_macs, identity_architecture, parameter_count, shared_macs, shared_params
+from stages.search.selection import Block, Budget, Costs, select_budget, select_local, totals
+
+
+def costs_of(unet: UNet2DModel, steps: Sequence[int]) -> Costs:
+    """The teacher's costs and the shared ones; `steps` are the sampler's steps in each stage."""
+    side = unet.config["sample_size"]
+    blocks_macs = sum(block_macs(unet.get_submodule(b.block), side >> b.level) for b in borders_of(unet))
+    fixed_macs = sum(shared_macs(unet))
+    entrance, head = shared_params(unet)
+    weights = tuple(count / sum(steps) for count in steps)
+    fixed_params = entrance + head * len(steps)
+    return Costs(fixed_macs + blocks_macs, parameter_count(unet), fixed_macs, fixed_params, entrance + head, weights)
+
+
+def block_of(name: str, result: dict[str, Any]) -> Block:
+    """A search result (results/search/<name>.json) as selection takes it."""
+    identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
+    return Block(name, result["stage"], identity, tuple(result["candidates"]))
+
+
+def assemble_architecture(
+    unet: UNet2DModel, results: dict[str, dict[str, Any]], steps: Sequence[int], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Choose a spec per block and stage.
+
+    Args:
+        results: contents of results/search/*.json by job name.
+        settings: the `assemble` section of the params.
+
+    Returns:
+        rule, budget, tau, unet, identity, chosen, expected and teacher of architecture.json.
+
+    Raises:
+        ValueError: the budget cannot be met.
+    """
+    blocks, costs = [block_of(name, result) for name, result in sorted(results.items())], costs_of(unet, steps)
+    budget, tau = Budget(settings["macs"], settings["params"], settings["params_active"]), None
+    if settings["rule"] == "local":
+        chosen, tau = select_local(blocks, costs, budget, settings["tau"], settings["tau_rel"])
+    else:
+        chosen = select_budget(blocks, costs, budget)
+    return {
+        "rule": settings["rule"],
+        "tau": tau,
+        "budget": {key: settings[key] for key in ("macs", "params", "params_active")},
+        "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps)),
+        "identity": identity_architecture(unet),
+        "chosen": chosen,
+        "expected": totals(blocks, chosen, costs),
+        "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+    }
+
+
+def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:
+    """Specs by job name to the form that MultiDecoderUNet2DModel takes."""
+    decoders = [[chosen[f"up_blocks.{i}.stage_{s}"] for i in range(len(unet.up_blocks))] for s in range(stages)]
+    down = [chosen[f"down_blocks.{i}"] for i in range(len(unet.down_blocks))]
+    return {"down_blocks": down, "mid_block": chosen.get("mid_block"), "decoders": decoders}

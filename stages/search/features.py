@@ -1,0 +1,158 @@
+"""Teacher features: written once as safetensors shards, read memory-mapped and only as far as a job needs."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from stages.diffusion.images import to_network
+from stages.diffusion.process import VPProcess
+from stages.diffusion.seeds import generator_for
+from stages.files import atomic_path, read_json, sha256_file, write_json
+from stages.models.borders import trace
+from stages.progress import Progress
+
+GIB = 2**30
+
+
+class FeatureWriter:
+    """One teacher pass over (x0, t, eps) triples, t uniform within each stage and equally many triples per stage.
+
+    A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the teacher's `output` and all border tensors (see
+    `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+
+    Args:
+        settings: the `cache_features` section of the params.
+        stages: [lo, hi) of every stage.
+    """
+
+    def __init__(
+        self,
+        teacher: UNet2DModel,
+        process: VPProcess,
+        images_NHWC: Any,
+        stages: Sequence[Sequence[int]],
+        settings: dict[str, Any],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.teacher, self.process, self.images = teacher, process, torch.as_tensor(images_NHWC)
+        self.stages, self.settings, self.seed, self.device = stages, settings, seed, device
+
+    def predicted_bytes(self) -> int:
+        """Bytes of all shards, from one triple."""
+        one = self._triples(0, 0, 1)
+        per_triple = sum(tensor.numel() * tensor.element_size() for tensor in one.values())
+        return per_triple * self.settings["triples_per_stage"] * len(self.stages)
+
+    def check_room(self, folder: Path) -> None:
+        """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk."""
+        need, limit = self.predicted_bytes(), self.settings["max_gib"] * GIB
+        free = shutil.disk_usage(folder).free
+        for room, name in ((limit, "cache_features.max_gib allows"), (free, f"the disk of {folder} has")):
+            if need > room:
+                raise ValueError(
+                    f"cache_features.triples_per_stage {self.settings['triples_per_stage']}: the features take "
+                    f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_stage"
+                )
+
+    def write(self, folder: Path, params: dict[str, Any]) -> None:
+        """Write all shards and the index."""
+        total, size = self.settings["triples_per_stage"], self.settings["shard_size"]
+        progress = Progress("cache_features", total * len(self.stages))
+        hashes: dict[str, str] = {}
+        for stage in range(len(self.stages)):
+            for number in range(math.ceil(total / size)):
+                path = folder / f"stage_{stage}-shard_{number}.safetensors"
+                stop = min((number + 1) * size, total)
+                self._write_shard(path, stage, number * size, stop)
+                hashes[path.name] = sha256_file(path)
+                progress.update(stage * total + stop)
+        held_out = max(1, round(total * self.settings["held_out"]))
+        index = {
+            "stages": [list(s) for s in self.stages],
+            "triples_per_stage": total,
+            "shard_size": size,
+            "held_out": held_out,
+        }
+        write_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
+
+    def _write_shard(self, path: Path, stage: int, start: int, stop: int) -> None:
+        step = self.settings["batch_size"]
+        batches = [self._triples(stage, first, min(first + step, stop)) for first in range(start, stop, step)]
+        tensors = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        with atomic_path(path) as aside:
+            # One metadata key: safetensors writes several in an order that changes from run to run.
+            save_file(
+                tensors, aside, metadata={"triples": json.dumps({"stage": stage, "start": start, "seed": self.seed})}
+            )
+
+    @torch.no_grad()
+    def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:
+        n, generator = stop - start, generator_for(self.seed, f"features/{stage}", start)
+        x0 = to_network(self.images[torch.randint(len(self.images), (n,), generator=generator)])
+        t = self.process.draw(n, generator, *self.stages[stage])
+        eps = torch.randn(x0.shape, generator=generator)
+        x_t = self.process.noise(x0, eps, t).to(self.device)
+        seen = trace(self.teacher, x_t, t.to(self.device)) | {"x_t": x_t, "t": t}
+        return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
+
+
+class Features:
+    """Some tensors of some stages of the feature cache, memory-mapped.
+
+    Args:
+        folder: where index.json and the shards are.
+        names: the tensors to read; no other is touched.
+        stages: the stages to read; None for all.
+
+    Raises:
+        ValueError: a shard is missing or too short.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], stages: Sequence[int] | None = None) -> None:
+        index = read_json(folder / "index.json")
+        self.names = list(names)
+        self.held_out, self.per_stage, size = index["held_out"], index["triples_per_stage"], index["shard_size"]
+        self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
+        per_stage = math.ceil(self.per_stage / size)
+        files = [folder / f"stage_{stage}-shard_{i}.safetensors" for stage in self.stages for i in range(per_stage)]
+        self.shards = [self._open(file) for file in files]
+        lengths = torch.tensor([len(shard[0]) for shard in self.shards])
+        self.ends = lengths.cumsum(0)
+        if self.ends[-1] != self.per_stage * len(self.stages):
+            raise ValueError(
+                f"{folder}: {self.ends[-1]} triples where index.json says {self.per_stage * len(self.stages)}"
+            )
+
+    def _open(self, file: Path) -> list[torch.Tensor]:
+        try:
+            with safe_open(file, framework="pt") as shard:
+                return [shard.get_tensor(name) for name in self.names]
+        except Exception as error:
+            raise ValueError(f"{file}: cannot be read ({error}); delete {file.parent} and run again") from error
+
+    def rows(self, held_out: bool) -> torch.Tensor:
+        """Row numbers of the held-out or of the training triples of all opened stages."""
+        kept = self.per_stage - self.held_out
+        within = torch.arange(kept, self.per_stage) if held_out else torch.arange(kept)
+        return torch.cat([within + self.per_stage * i for i in range(len(self.stages))])
+
+    def take(self, rows: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+        """The rows of every tensor, in the order of `names`."""
+        shard_of = torch.bucketize(rows.contiguous(), self.ends, right=True)
+        pieces, positions = [], []
+        for number in shard_of.unique().tolist():
+            chosen = (shard_of == number).nonzero().flatten()
+            first = 0 if number == 0 else int(self.ends[number - 1])
+            pieces.append([tensor[rows[chosen] - first] for tensor in self.shards[number]])
+            positions.append(chosen)
+        back = torch.cat(positions).argsort()
+        return [torch.cat(column)[back].to(device) for column in zip(*pieces, strict=True)]

@@ -1,0 +1,70 @@
+"""The feature cache: what is in it, what a job reads of it, and what it refuses."""
+
+import pytest
+import torch
+
+from stages.diffusion.process import VPProcess
+from stages.models.borders import borders_of, run_block, trace
+from stages.search.features import Features, FeatureWriter
+
+SETTINGS = {"triples_per_stage": 20, "held_out": 0.25, "batch_size": 4, "shard_size": 8, "max_gib": 1.0}
+STAGES = [[0, 300], [300, 1000]]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def writer(unet, digits, diffusion_settings):
+    return FeatureWriter(unet, VPProcess(diffusion_settings), digits, STAGES, SETTINGS, 0, CPU)
+
+
+def test_cached_borders_are_the_teachers_own(writer, unet, tmp_path):
+    writer.write(tmp_path, {})
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
+        f"stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in range(3)
+    ]
+    for border in borders_of(unet):
+        cache = Features(tmp_path, ["x_t", "t", *border.inputs, *border.outputs])
+        x_t, t, *rest = cache.take(torch.tensor([25, 3, 39, 8]), CPU)
+        assert ((t >= 300) == torch.tensor([True, False, True, False])).all()
+        seen = trace(unet, x_t, t)
+        inputs, outputs = rest[: len(border.inputs)], rest[len(border.inputs) :]
+        for name, got in zip([*border.inputs, *border.outputs], rest, strict=True):
+            torch.testing.assert_close(got, seen[name], atol=1e-5, rtol=1e-4)
+        for got, want in zip(run_block(border.kind, unet.get_submodule(border.block), inputs), outputs, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_stage_job_reads_its_own_stage_and_held_out_triples_are_apart(writer, tmp_path):
+    writer.write(tmp_path, {})
+    both, second = Features(tmp_path, ["t"]), Features(tmp_path, ["t"], [1])
+    assert len(both.rows(held_out=False)) == 30 and len(both.rows(held_out=True)) == 10
+    assert not set(both.rows(True).tolist()) & set(both.rows(False).tolist())
+    assert second.take(torch.arange(20), CPU)[0].min() >= 300
+
+
+def test_writing_twice_gives_the_same_bytes(writer, tmp_path):
+    writer.write(tmp_path / "a", {})
+    writer.write(tmp_path / "b", {})
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_predicted_bytes_are_those_on_disk_and_too_many_are_refused(writer, tmp_path):
+    writer.write(tmp_path, {})
+    on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert writer.predicted_bytes() == pytest.approx(on_disk, rel=0.05)
+    writer.settings = SETTINGS | {"max_gib": 1e-6}
+    with pytest.raises(ValueError, match=r"the features take 0\.0\d+ GiB and cache_features.max_gib allows"):
+        writer.check_room(tmp_path)
+    writer.settings = SETTINGS | {"max_gib": 1e9, "triples_per_stage": 10**9}
+    with pytest.raises(ValueError, match="the disk of"):
+        writer.check_room(tmp_path)
+
+
+def test_a_truncated_shard_is_named(writer, tmp_path):
+    writer.write(tmp_path, {})
+    shard = tmp_path / "stage_1-shard_2.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    Features(tmp_path, ["t"], [0])
+    with pytest.raises(ValueError, match="stage_1-shard_2"):
+        Features(tmp_path, ["t"])
