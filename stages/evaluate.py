@@ -1,0 +1,45 @@
+"""Sample, score and time teacher and student: python -m stages.evaluate --params JSON --threads N --data PATH ..."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def evaluate(
+    params: dict[str, Any],
+    *,
+    threads: int,
+    data: Path,
+    teacher: Path,
+    student: Path,
+    architecture: Path,
+    extractor: Path,
+    output: Path,
+    samples: Path,
+) -> None:
+    """Write metrics.json and samples.npz, and print the table."""
+    from stages.datasets.prepared import PreparedData
+    from stages.device import pick_device
+    from stages.evaluation.comparison import Evaluation, check_architecture
+    from stages.evaluation.fidelity import open_extractor
+    from stages.evaluation.samples import save_samples
+    from stages.evaluation.table import format_table
+    from stages.files import read_json, write_json
+    from stages.models.pipelines import load_student, load_teacher
+
+    device = pick_device(params["device"], threads)
+    prepared = PreparedData.load(data)
+    prepared.verify()
+    plan, small = read_json(architecture), load_student(student)
+    check_architecture(small, plan, str(student))
+    features = open_extractor(params["evaluate"]["extractor"], extractor, prepared.images[0])
+    evaluation = Evaluation(params, prepared, features, plan["boundaries"], device)
+    metrics, images = evaluation.compare(load_teacher(teacher), small)
+    save_samples(samples, images)
+    write_json(output, metrics)
+    print(format_table(metrics))
+
+
+if __name__ == "__main__":
+    run_command(evaluate)

@@ -1,0 +1,135 @@
+"""Teacher and student by the same code, seeds and reference: what metrics.json holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stages.datasets.prepared import PreparedData
+from stages.diffusion.process import VPProcess
+from stages.diffusion.sampling import sample, steps_per_stage
+from stages.evaluation.cost import model_cost
+from stages.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
+from stages.evaluation.speed import measure_speed
+from stages.evaluation.table import compare
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How models are compared.
+
+    Args:
+        params: the params of the stage `evaluate`.
+        data: images to compare with; its training split is the reference.
+        extractor: features of FID, KID, precision and recall.
+        boundaries: K - 1 ascending timesteps between the student's stages.
+    """
+
+    params: dict[str, Any]
+    data: PreparedData
+    extractor: Extractor
+    boundaries: list[float]
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of one image."""
+        return self.data.channels, self.data.resolution, self.data.resolution
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """Keyword arguments of `fidelity`."""
+        settings = self.params["evaluate"]
+        keys = ("kid_subset_size", "neighbours")
+        return {key: settings[key] for key in keys} | {"seed": self.params["seed"], "device": self.device}
+
+    def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Metrics of both models, and their samples uint8 (N, H, W, C) from the same seeds with real images beside.
+
+        Raises ValueError when there are too few images to compare, before any is drawn.
+        """
+        reference, settings = self.data.train_images, self.params["evaluate"]
+        check_counts(
+            settings["samples"], len(reference), self.extractor, settings["kid_subset_size"], settings["neighbours"]
+        )
+        models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
+        steps = self.steps_per_stage()
+        speed = measure_speed(
+            models,
+            self.shape,
+            self.boundaries,
+            steps,
+            batch=settings["speed_batch"],
+            repeats=settings["speed_repeats"],
+            device=self.device,
+            precision=self.params["precision"],
+        )
+        images = {name: self.draw(model) for name, model in models.items()}
+        found = {
+            name: fidelity(images[name], reference, self.extractor, **self.scoring)
+            | model_cost(model, self.shape, self.boundaries, steps)
+            | speed[name]
+            for name, model in models.items()
+        }
+        metrics = {
+            **found,
+            "held_out": held_out_fidelity(self.data.held_out_images, reference, self.extractor, **self.scoring),
+            "ratio": compare(found["teacher"], found["student"]),
+            "protocol": self.protocol(steps),
+            "params": self.params,
+        }
+        return metrics, images | {"real": reference}
+
+    def steps_per_stage(self) -> list[int]:
+        """The sampler's network evaluations in each stage."""
+        sampling, process = self.params["sampling"], VPProcess(self.params["diffusion"])
+        return steps_per_stage(process, sampling["scheduler"], sampling["steps"], self.boundaries)
+
+    def draw(self, model: nn.Module) -> np.ndarray:
+        """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
+        sampling, settings = self.params["sampling"], self.params["evaluate"]
+        return sample(
+            model,
+            VPProcess(self.params["diffusion"]),
+            sampling["scheduler"],
+            sampling["steps"],
+            range(settings["samples"]),
+            self.params["seed"],
+            self.shape,
+            self.device,
+            settings["batch_size"],
+            self.params["precision"],
+        ).numpy()
+
+    def protocol(self, steps: list[int]) -> dict[str, Any]:
+        """What the figures depend on beside the models."""
+        sampling, settings, meta = self.params["sampling"], self.params["evaluate"], self.data.meta
+        return {
+            "samples": settings["samples"],
+            "sampler": sampling["scheduler"],
+            "steps": sampling["steps"],
+            "steps_per_stage": steps,
+            "seed": self.params["seed"],
+            "extractor": describe_extractor(self.extractor),
+            "reference": {
+                "split": "train",
+                "count": len(self.data.train_index),
+                "sha256": meta["sha256"],
+                "source": meta["source"],
+            },
+            "held_out": len(self.data.held_out_index),
+            "kid_subset_size": settings["kid_subset_size"],
+            "neighbours": settings["neighbours"],
+            "speed_batch": settings["speed_batch"],
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def check_architecture(student: Any, architecture: dict[str, Any], folder: str) -> None:
+    """Raise ValueError unless the student was built from this architecture.json."""
+    config = student.config
+    if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
+        raise ValueError(f"{folder}: not the model that architecture.json describes; run retrain again")

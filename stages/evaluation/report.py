@@ -1,0 +1,313 @@
+"""results/report.html: one self-contained page of what a run made and how it compares with the teacher."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from stages.evaluation import charts
+from stages.evaluation.table import feature_name, measured_with, table_rows
+
+PACKAGES = (
+    "stagecraft",
+    "torch",
+    "diffusers",
+    "torch-fidelity",
+    "thop",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "pillow",
+    "snakemake",
+    "dvc",
+)
+COLUMNS = 8
+
+
+def render_report(
+    metrics: dict[str, Any],
+    samples: dict[str, np.ndarray],
+    clusters: dict[str, Any],
+    architecture: dict[str, Any],
+    searches: dict[str, dict[str, Any]],
+    logs: dict[str, dict[str, Any]],
+    params: dict[str, Any],
+) -> str:
+    """The page as HTML text, the same for the same inputs and versions.
+
+    Args:
+        metrics, clusters, architecture: contents of the JSON files of those names.
+        samples: `teacher`, `student`, `real`, uint8 (N, H, W, C).
+        searches: contents of results/search/*.json by block job name.
+        logs: contents of results/logs/*.json by stage.
+        params: the params of the stage `report`; `report.images` samples are shown of each set.
+    """
+    made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params}]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2").render(
+        verdict=verdict(metrics),
+        tiles=tiles(metrics),
+        rows=table_rows(metrics),
+        measured_with=measured_with(metrics["protocol"]),
+        held_out_reason=metrics["held_out"].get("reason"),
+        pictures=pictures(samples, params["report"]["images"]),
+        stages=stage_table(clusters, architecture),
+        clusters=cluster_charts(clusters),
+        architecture=architecture_rows(architecture, searches),
+        expected=architecture["expected"],
+        rule=architecture["rule"],
+        stage_count=len(architecture["steps_per_stage"]),
+        candidates=candidate_charts(architecture, searches),
+        losses=loss_charts(logs, searches),
+        protocol=flat(metrics["protocol"]),
+        params=[(section, flat(value)) for section, value in merged_params(made_with).items()],
+        own_params=params,
+        versions=versions(),
+    )
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """The result in two sentences."""
+    ratio, teacher, student = metrics["ratio"], metrics["teacher"], metrics["student"]
+    difference = ratio["fid_difference"]
+    quality = "no worse than" if difference <= 0 else f"{difference:.4g} worse than"
+    return (
+        f"The student needs {ratio['macs']:.2f} of the teacher's MACs per sampling step and {ratio['params']:.2f} of its "
+        f"parameters, {ratio['params_active']:.2f} active at any one step. "
+        f"Its FID ({feature_name(metrics)}) is {student['fid']:.4g}, {quality} the "
+        f"teacher's {teacher['fid']:.4g} from the same seeds."
+    )
+
+
+def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The headline figures: (name, value, note)."""
+    ratio, teacher, student = metrics["ratio"], metrics["teacher"], metrics["student"]
+
+    def against(key: str) -> str:
+        return f"{charts.number(student[key])} against {charts.number(teacher[key])}"
+
+    return [
+        ("MACs per step", f"× {ratio['macs']:.2f}", against("macs")),
+        ("Parameters", f"× {ratio['params']:.2f}", against("params")),
+        ("Active parameters", f"× {ratio['params_active']:.2f}", against("params_active")),
+        (
+            f"FID difference, {feature_name(metrics)}",
+            f"{ratio['fid_difference']:+.3g}",
+            f"{student['fid']:.3g} against {teacher['fid']:.3g}",
+        ),
+        ("Images per second", f"× {ratio['images_per_second']:.2f}", against("images_per_second")),
+    ]
+
+
+def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str, str]]:
+    """Sheets of samples: (title, text alternative, data URI)."""
+    shown = {name: images[:count] for name, images in samples.items()}
+    titles = {"teacher": "Teacher", "student": "Student, same seeds", "real": "Real training images"}
+    return [
+        (title, f"{len(shown[name])} images, {title.lower()}", charts.image_grid(shown[name], COLUMNS))
+        for name, title in titles.items()
+    ]
+
+
+def stage_table(clusters: dict[str, Any], architecture: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per stage: timesteps, noise levels at its ends, the sampler's steps and its share of all timesteps."""
+    sigmas = [None, *clusters["boundaries_sigma"], None]
+    total = clusters["stages"][-1][1] - clusters["stages"][0][0]
+    return [
+        {
+            "range": f"{low:g} ≤ t < {high:g}",
+            "sigma": sigma_range(sigmas[s], sigmas[s + 1]),
+            "steps": architecture["steps_per_stage"][s],
+            "share": (high - low) / total,
+        }
+        for s, (low, high) in enumerate(clusters["stages"])
+    ]
+
+
+def sigma_range(low: float | None, high: float | None) -> str:
+    """A range of noise levels, open where an end is None."""
+    start = "" if low is None else f"{low:.3g} ≤ "
+    return f"{start}σ" + ("" if high is None else f" < {high:.3g}")
+
+
+def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
+    """Heat map, silhouette and S0/S1 curves; None for what the method did not compute."""
+    cuts = ", ".join(f"{b:g}" for b in clusters["boundaries"]) or "none"
+    matrix, silhouette, curves = clusters.get("similarity"), clusters.get("silhouette"), clusters.get("curves")
+    found: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
+    if matrix:
+        alt = f"Similarity of the optimal denoisers between timesteps; stage boundaries at {cuts}"
+        found["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
+        found["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
+    if silhouette:
+        points = sorted((float(k), value) for k, value in silhouette.items())
+        found["silhouette"] = charts.line_chart(
+            {"silhouette": points},
+            x_label="number of stages K",
+            y_label="silhouette",
+            alt="Silhouette over K: " + ", ".join(f"{k:g}: {value:.3f}" for k, value in points),
+            dots=True,
+        )
+    if curves:
+        series = {name: list(zip(curves["t"], curves[name.lower()], strict=True)) for name in ("S0", "S1")}
+        found["curves"] = charts.line_chart(
+            series,
+            x_label="timestep t",
+            y_label="share of coordinates",
+            alt=f"S0 and S1 over timesteps; stage boundaries at {cuts}",
+            marks=clusters["boundaries"],
+        )
+        found["curves_key"] = charts.key(list(series))
+    return found
+
+
+def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per block, from input to output: the teacher's block and the chosen ones, one for each stage of an up block."""
+    unet, identity = architecture["unet"], architecture["identity"]
+    rows = [
+        (f"down_blocks.{i}", spec, [chosen]) for i, (spec, chosen) in enumerate(pairs(identity, unet, "down_blocks"))
+    ]
+    if unet["mid_block"] is not None:
+        rows.append(("mid_block", identity["mid_block"], [unet["mid_block"]]))
+    for i, spec in enumerate(identity["decoders"][0]):
+        rows.append((f"up_blocks.{i}", spec, [decoder[i] for decoder in unet["decoders"]]))
+    return [block_row(name, spec, chosen, architecture["chosen"], searches) for name, spec, chosen in rows]
+
+
+def pairs(identity: dict[str, Any], unet: dict[str, Any], key: str) -> list[tuple[Any, Any]]:
+    """The teacher's and the chosen specs under one key, side by side."""
+    return list(zip(identity[key], unet[key], strict=True))
+
+
+def block_row(
+    name: str,
+    identity: dict[str, Any],
+    chosen: list[dict[str, Any]],
+    costs: dict[str, Any],
+    searches: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The teacher's block and the chosen ones with their costs."""
+    jobs = [f"{name}.stage_{s}" for s in range(len(chosen))] if name.startswith("up_") else [name]
+    search = searches[jobs[0]]
+    teacher_cost = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
+    return {
+        "name": name,
+        "teacher": {"layers": draw_layers(identity, identity), **cost_text(teacher_cost, teacher_cost)},
+        "chosen": [
+            {"layers": draw_layers(spec, identity), **cost_text(costs[job], teacher_cost)}
+            for spec, job in zip(chosen, jobs, strict=True)
+        ],
+    }
+
+
+def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, str]:
+    """MACs and parameters of a block, with the ratio to the teacher's."""
+    return {
+        key: f"{charts.number(cost[key])} (× {cost[key] / teacher[key]:.2f})"
+        if cost is not teacher
+        else charts.number(cost[key])
+        for key in ("macs", "params")
+    }
+
+
+def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers of a block for the drawing: width as a share of the teacher's, kernels, attention kept or dropped."""
+    layers = []
+    for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
+        attention = spec["attentions"][index] if index < len(spec["attentions"]) else None
+        if layer is None:
+            layers.append({"share": 0, "text": "dropped", "attention": attention})
+            continue
+        kernels = " ".join(f"{k}×{k}" for k in layer["kernels"])
+        layers.append(
+            {"share": layer["width"] / whole["width"], "text": f"{layer['width']} · {kernels}", "attention": attention}
+        )
+    return layers
+
+
+def candidate_charts(
+    architecture: dict[str, Any], searches: dict[str, dict[str, Any]]
+) -> list[tuple[str, str, Markup]]:
+    """NMSE over MACs for every searched block: (name, note, chart)."""
+    found = []
+    for name, search in sorted(searches.items()):
+        chosen, whole, candidates = architecture["chosen"][name], search["teacher_macs"], search["candidates"]
+        points = [(candidate["macs"] / whole, candidate["nmse"]) for candidate in candidates]
+        picked = (chosen["macs"] / whole, chosen["nmse"])
+        note = f"{len(points)} candidates; chosen: × {picked[0]:.2f} MACs, NMSE {picked[1]:.3g}"
+        chart = charts.candidate_chart(
+            points, picked, [spec_text(candidate["spec"]) for candidate in candidates], f"{name}: {note}"
+        )
+        found.append((name, note, chart))
+    return found
+
+
+def spec_text(spec: dict[str, Any]) -> str:
+    """A block spec in one line."""
+    layers = [
+        "dropped" if layer is None else f"{layer['width']} {'/'.join(str(k) for k in layer['kernels'])}"
+        for layer in spec["layers"]
+    ]
+    attentions = "".join("+" if kept else "-" for kept in spec["attentions"])
+    return ", ".join(layers) + (f"; attention {attentions}" if attentions else "")
+
+
+def loss_charts(
+    logs: dict[str, dict[str, Any]], searches: dict[str, dict[str, Any]]
+) -> list[tuple[str, Markup, Markup]]:
+    """Losses over steps of every training that has a history: (name, key, chart)."""
+    histories = {name: log["history"] for name, log in sorted(logs.items())}
+    histories |= {f"search {name}": search["log"] for name, search in sorted(searches.items())}
+    return [(name, *loss_chart(name, history)) for name, history in histories.items() if history]
+
+
+def loss_chart(name: str, history: list[dict[str, float]]) -> tuple[Markup, Markup]:
+    """Key and chart of one history; the total first, then its parts where there are several."""
+    names = ["loss", *sorted({key for entry in history for key in entry} - {"loss", "step"})]
+    series = {key: [(entry["step"], entry[key]) for entry in history if key in entry] for key in names}
+    series = {key: points for key, points in series.items() if points and (key == "loss" or points != series["loss"])}
+    last = ", ".join(f"{key} {points[-1][1]:.4g}" for key, points in series.items())
+    chart = charts.line_chart(series, x_label="step", y_label="loss", alt=f"{name}: {last} at the end", log=True)
+    return charts.key(list(series)), chart
+
+
+def merged_params(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """All sections of params that the artifacts were made with; plain values are gathered under `run`."""
+    merged: dict[str, Any] = {"run": {}}
+    for source in sources:
+        for section, value in source.get("params", {}).items():
+            (merged if isinstance(value, dict) else merged["run"])[section] = value
+    return dict(sorted(merged.items()))
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as sorted (dotted key, text) pairs."""
+    pairs: list[tuple[str, str]] = []
+    for key, item in sorted(value.items()):
+        if isinstance(item, dict):
+            pairs += flat(item, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, "none" if item is None else f"{item}"))
+    return pairs
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python and the main packages that are installed."""
+    found = [("Python", python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,79 @@
+"""Images per second and peak memory of teacher and student, measured in turn so that both meet the same machine."""
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from stages.device import autocast
+from stages.evaluation.cost import stage_timesteps
+
+WARM_UP = 2
+
+
+def measure_speed(
+    models: dict[str, nn.Module],
+    shape: tuple[int, int, int],
+    boundaries: Sequence[float],
+    steps: Sequence[int],
+    *,
+    batch: int,
+    repeats: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, dict[str, float | None]]:
+    """Time whole-sampler throughput from single network evaluations.
+
+    Every repeat evaluates each model once in each stage, one model after the other. The time of an evaluation is the median
+    over `repeats`, after warm-up; a batch needs the sum over stages of `steps[s]` such times. The scheduler's arithmetic,
+    the same for both models, is left out.
+
+    Args:
+        models: name -> UNet called as model(x_NCHW, t), on `device`.
+        shape: C, H, W.
+        boundaries, steps: as in `cost.model_cost`.
+
+    Returns:
+        name -> `images_per_second`, `peak_memory_mib`. The second is the model's own weights and what one evaluation of
+        `batch` images allocates beside its input; None on the CPU, where the allocator keeps no such count.
+    """
+    x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    times = stage_timesteps(boundaries)
+    seconds: dict[tuple[str, int], list[float]] = {(name, s): [] for name in models for s in range(len(times))}
+    with torch.no_grad(), autocast(device, precision):
+        for repeat in range(WARM_UP + repeats):
+            for (name, stage), taken in seconds.items():
+                elapsed = time_evaluation(models[name], x_NCHW, times[stage])
+                taken += [elapsed] if repeat >= WARM_UP else []
+        memory = {name: peak_memory(model, x_NCHW, times) for name, model in models.items()}
+    totals = {name: sum(n * median(seconds[name, s]) for s, n in enumerate(steps)) for name in models}
+    return {name: {"images_per_second": batch / totals[name], "peak_memory_mib": memory[name]} for name in models}
+
+
+def time_evaluation(model: nn.Module, x_NCHW: Tensor, timestep: float) -> float:
+    """Seconds of one network evaluation, with the device's queue empty before and after."""
+    synchronize(x_NCHW.device)
+    begun = time.perf_counter()
+    model(x_NCHW, timestep)
+    synchronize(x_NCHW.device)
+    return time.perf_counter() - begun
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a CUDA device; the CPU has no queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(model: nn.Module, x_NCHW: Tensor, timesteps: Sequence[float]) -> float | None:
+    """MiB of the model's weights and of the most that one evaluation allocates on a CUDA device; None on the CPU."""
+    if x_NCHW.device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(x_NCHW.device)
+    before = torch.cuda.memory_allocated(x_NCHW.device)
+    for timestep in timesteps:
+        model(x_NCHW, timestep)
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return (torch.cuda.max_memory_allocated(x_NCHW.device) - before + weights) / 2**20

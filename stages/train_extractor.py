@@ -1,0 +1,37 @@
+"""Train the feature extractor of FID: python -m stages.train_extractor --params JSON --threads N --data ... --output ..."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def train_extractor(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
+    """Train a small classifier on the training split and write it with its accuracies."""
+    from stages.datasets.prepared import PreparedData
+    from stages.device import pick_device
+    from stages.evaluation.extractor import save_classifier
+    from stages.evaluation.extractor import train_extractor as train
+    from stages.files import write_json
+
+    prepared = PreparedData.load(data)
+    prepared.verify()
+    labels = prepared.labels
+    checkpoint = output.parent / "checkpoints" / "train_extractor.pt"
+    trained = train(
+        prepared.train_images,
+        None if labels is None else labels[prepared.train_index],
+        (prepared.held_out_images, None if labels is None else labels[prepared.held_out_index]),
+        params["train_extractor"],
+        seed=params["seed"],
+        device=pick_device(params["device"], threads),
+        checkpoint=checkpoint,
+        fingerprint={"params": params, "data": prepared.meta["sha256"]},
+    )
+    write_json(log, {"stage": "train_extractor", "history": trained.history, "params": params})
+    save_classifier(output, trained.model, trained.description | {"params": params})
+    checkpoint.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run_command(train_extractor)

@@ -1,0 +1,108 @@
+"""What is counted: MACs, parameters and speed."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from stages.evaluation import cost, speed
+
+SHAPE = (1, 8, 8)
+
+
+def tiny_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+
+
+class TinyNet(nn.Module):
+    """A convolution and a linear layer, with the call of a UNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3, padding=1)
+        self.linear = nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.conv(x).mean(dim=(2, 3)))
+
+
+class StagedNet(nn.Module):
+    """One decoder below t = 10, a larger one from there on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 4, 1, bias=False)
+        self.decoders = nn.ModuleList([nn.Conv2d(4, 1, 1, bias=False), nn.Conv2d(4, 1, 3, padding=1, bias=False)])
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+        return self.decoders[int(t >= 10)](self.encoder(x))
+
+
+def test_macs_are_the_closed_form_of_a_small_net() -> None:
+    expected = 8 * 8 * 5 * 9 + 5 * 7
+    assert cost.count_macs(TinyNet(), SHAPE, 0) == expected
+    assert cost.count_macs_with_attention(TinyNet(), SHAPE, 0) == expected
+
+
+def test_attention_adds_its_two_products() -> None:
+    unet = tiny_unet()
+    tokens, width, layers = 4 * 4, 16, 1 + 1 + 2  # down block, mid block, up block with one layer more
+    products = 2 * tokens * tokens * width * layers
+    assert cost.count_macs_with_attention(unet, SHAPE, 0) - cost.count_macs(unet, SHAPE, 0) == products
+
+
+def test_counting_leaves_the_model_alone() -> None:
+    unet = tiny_unet()
+    before = copy.deepcopy(unet.state_dict())
+    cost.model_cost(unet, SHAPE, [], [10])
+    after = unet.state_dict()
+    assert before.keys() == after.keys()
+    assert not any("total_ops" in name for name, _ in unet.named_buffers())
+
+
+def test_macs_are_weighted_by_the_steps_of_each_stage() -> None:
+    found = cost.model_cost(StagedNet(), SHAPE, [10.0], [30, 10])
+    cheap, dear = 64 * (4 + 4), 64 * (4 + 36)
+    assert found["macs_per_stage"] == [cheap, dear]
+    assert found["macs"] == (30 * cheap + 10 * dear) / 40
+    assert (found["params"], found["params_active"]) == (4 + 4 + 36, 4 + 36)
+
+
+def test_a_model_without_decoders_has_one_stage_and_all_parameters_active() -> None:
+    found = cost.model_cost(TinyNet(), SHAPE, [10.0], [30, 10])
+    assert found["macs_per_stage"][0] == found["macs_per_stage"][1] == found["macs"]
+    assert found["params"] == found["params_active"] == 9 * 5 + 5 + 5 * 7 + 7
+
+
+def test_one_timestep_lies_in_each_stage() -> None:
+    assert cost.stage_timesteps([]) == [0]
+    assert cost.stage_timesteps([100.0, 400.0]) == [99.0, 100.0, 400.0]
+
+
+def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"encoder": 0.0, "first": 0.5, "second": 0.25}
+    monkeypatch.setattr(speed, "time_evaluation", lambda model, x, t: seconds["first" if t < 10 else "second"])
+    found = speed.measure_speed(
+        {"student": StagedNet()},
+        SHAPE,
+        [10.0],
+        [4, 8],
+        batch=16,
+        repeats=3,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    assert found == {"student": {"images_per_second": 16 / (4 * 0.5 + 8 * 0.25), "peak_memory_mib": None}}

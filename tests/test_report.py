@@ -1,0 +1,168 @@
+"""The table and the page: what they say of a run's files."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.evaluation import charts, report, table
+
+TEACHER = {"fid": 0.05, "kid": 0.001, "precision": 0.9, "recall": 0.8, "macs": 1e6, "macs_with_attention": 1.1e6}
+TEACHER |= {"params": 4e5, "params_active": 4e5, "images_per_second": 100.0, "peak_memory_mib": None}
+IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
+SMALLER = {"layers": [{"width": 16, "kernels": [3, 1]}, None], "attentions": [True, False]}
+BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
+
+
+def make_metrics(**changes: float) -> dict[str, Any]:
+    student = TEACHER | {"macs": 4.8e5, "macs_with_attention": 5e5, "params": 3.8e5, "params_active": 1.9e5} | changes
+    return {
+        "teacher": TEACHER,
+        "student": student | {"macs_per_stage": [4e5, 5e5, 5.4e5]},
+        "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92},
+        "ratio": table.compare(TEACHER, student),
+        "protocol": {
+            "samples": 2000,
+            "sampler": "ddim",
+            "steps": 50,
+            "seed": 0,
+            "extractor": {"name": "classifier", "kind": "rotation", "training_accuracy": 0.99},
+            "reference": {"split": "train", "count": 1438, "sha256": "ab" * 32},
+        },
+        "params": {"seed": 0, "sampling": {"scheduler": "ddim", "steps": 50}},
+    }
+
+
+def make_clusters() -> dict[str, Any]:
+    grid = list(range(0, 1000, 20))
+    return {
+        "method": "agglomerative",
+        "boundaries": [200, 500],
+        "boundaries_sigma": [0.7, 3.2],
+        "stages": [[0, 200], [200, 500], [500, 1000]],
+        "grid": grid,
+        "similarity": [[1 - abs(a - b) / 1000 for b in grid] for a in grid],
+        "silhouette": {"2": 0.5, "3": 0.6, "4": 0.4},
+        "curves": {"t": grid, "s0": [1 - t / 1000 for t in grid], "s1": [t / 1000 for t in grid]},
+        "params": {"seed": 0, "cluster_timesteps": {"stages": 3}},
+    }
+
+
+def make_architecture() -> dict[str, Any]:
+    chosen = {"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30}
+    return {
+        "rule": "budget",
+        "steps_per_stage": [10, 15, 25],
+        "unet": {"down_blocks": [SMALLER], "mid_block": SMALLER, "decoders": [[IDENTITY], [SMALLER], [SMALLER]]},
+        "identity": {"down_blocks": [IDENTITY], "mid_block": IDENTITY, "decoders": [[IDENTITY]]},
+        "chosen": dict.fromkeys(BLOCKS, chosen),
+        "expected": {"macs_ratio": 0.48, "params_ratio": 0.95, "params_active_ratio": 0.47},
+        "params": {"seed": 0, "assemble": {"rule": "budget"}},
+    }
+
+
+def make_search() -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    macs = random.integers(40, 220, 60).tolist()
+    candidates = [
+        {"spec": SMALLER, "macs": m, "params": m // 3, "nmse": 2 / m * float(random.uniform(1, 3))} for m in macs
+    ]
+    candidates.append({"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30})
+    history = [{"step": s, "loss": 1 / s} for s in range(2, 200, 2)]
+    return {"teacher_macs": 220, "teacher_params": 80, "candidates": candidates, "log": history, "params": {}}
+
+
+def make_page(**changes: Any) -> str:
+    random = np.random.default_rng(0)
+    samples = {name: random.integers(0, 256, (48, 8, 8, 1)).astype(np.uint8) for name in ("teacher", "student", "real")}
+    history = [{"step": s, "loss": 3 / s, "noise": 1 / s, "blocks": 2 / s} for s in range(10, 2000, 10)]
+    inputs = {
+        "metrics": make_metrics(),
+        "samples": samples,
+        "clusters": make_clusters(),
+        "architecture": make_architecture(),
+        "searches": dict.fromkeys(BLOCKS, make_search()),
+        "logs": {"retrain": {"history": history}, "train_teacher": {"history": []}},
+        "params": {"report": {"images": 48}},
+    }
+    return report.render_report(**(inputs | changes))
+
+
+def test_table_has_teacher_student_ratio_and_names_the_measure() -> None:
+    lines = table.format_table(make_metrics()).splitlines()
+    assert lines[0].split() == ["teacher", "student", "ratio", "held-out", "real"]
+    macs = next(text for text in lines if text.startswith("MACs per step (thop)"))
+    assert macs.split()[-4:] == ["480,000", "x", "0.480", "-"]
+    assert "2,000 samples each, ddim, 50 steps, seed 0; features of classifier (rotation)" in lines[-1]
+
+
+def test_table_writes_a_dash_for_what_was_not_measured() -> None:
+    metrics = make_metrics() | {"held_out": {"fid": None, "reason": "9 held-out images"}}
+    rows = {row[0]: row for row in table.table_rows(metrics)}
+    assert rows["peak memory, MiB"][1:4] == ("-", "-", "-")
+    assert rows["FID (classifier features)"][4] == "-"
+
+
+def test_page_needs_nothing_from_outside() -> None:
+    page = make_page()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page
+    assert "@import" not in page
+
+
+def test_page_is_the_same_for_the_same_files() -> None:
+    assert make_page() == make_page()
+
+
+def test_page_says_the_figures_and_every_picture_in_words() -> None:
+    page = make_page()
+    assert "0.48 of the teacher&#39;s MACs" in page
+    assert "no worse than the teacher&#39;s 0.05" in page
+    assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
+    assert all(re.search(r'aria-label="[^"]+"', chart) for chart in re.findall(r"<svg[^>]*>", page))
+
+
+def test_verdict_admits_a_worse_student() -> None:
+    found = report.verdict(make_metrics(fid=0.08))
+    assert "Its FID (classifier features) is 0.08, 0.03 worse than" in found
+
+
+def test_page_escapes_what_comes_from_files() -> None:
+    metrics = make_metrics()
+    metrics["params"]["evaluate"] = {"extractor": "<script>alert(1)</script>"}
+    assert "<script>alert" not in make_page(metrics=metrics)
+
+
+def test_page_does_without_what_a_run_did_not_compute() -> None:
+    clusters = make_clusters() | {"similarity": None, "silhouette": {}, "curves": None, "boundaries": []}
+    clusters |= {"boundaries_sigma": [], "stages": [[0, 1000]]}
+    architecture = make_architecture()
+    architecture |= {
+        "steps_per_stage": [50],
+        "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
+    }
+    page = make_page(clusters=clusters, architecture=architecture, logs={})
+    assert "Silhouette" not in page
+
+
+def test_dropped_layers_and_attention_are_drawn_as_such() -> None:
+    layers = report.draw_layers(SMALLER, IDENTITY)
+    assert layers[0] == {"share": 0.5, "text": "16 · 3×3 1×1", "attention": True}
+    assert layers[1] == {"share": 0, "text": "dropped", "attention": False}
+
+
+def test_pareto_front_keeps_what_nothing_beats() -> None:
+    points = [(1.0, 5.0), (2.0, 6.0), (3.0, 2.0), (3.0, 1.0), (4.0, 1.5)]
+    assert charts.pareto_front(points) == [(1.0, 5.0), (3.0, 1.0)]
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0], [1e-9, 1e6], [-3.0, 4.0], [0.0, 1e-12]])
+@pytest.mark.parametrize("log", [False, True])
+def test_scales_hold_their_values_and_have_ticks_inside(values: list[float], log: bool) -> None:
+    scale = charts.scale_over(values, 0, 100, log=log)
+    assert all(-1e-6 <= scale(v) <= 100 + 1e-6 for v in values)
+    assert all(-1e-6 <= scale(tick) <= 100 + 1e-6 for tick in scale.ticks())
+    assert 1 <= len(scale.ticks()) <= 10
