@@ -1,0 +1,89 @@
+"""dvc.yaml and the rules say the same: stages, commands, inputs, code files, outputs and params."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+# A stage's command makes the rule of its name, except that a rule with wildcards needs another that asks for all its files.
+TARGETS = {"search_block": "search"}
+
+Stages = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def paths(entries: list[Any]) -> set[str]:
+    """Paths of outs or metrics, which are texts or one-key mappings to options."""
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+
+def unmatched(files: set[str], listed: set[str]) -> set[str]:
+    """Files that no listed path is or contains, and listed paths that no file is or is in."""
+
+    def covers(path: str, file: str) -> bool:
+        return file == path or file.startswith(f"{path}/")
+
+    lost = {file for file in files if not any(covers(path, file) for path in listed)}
+    return lost | {path for path in listed if not any(covers(path, file) for file in files)}
+
+
+def drift(rules: dict[str, Any], stages: Stages) -> list[str]:
+    """What differs between the rules and the stages, one line each."""
+    jobs = {name: rule for name, rule in rules.items() if rule.outputs}
+    found = [f"{name}: is a rule or a stage, not both" for name in sorted(jobs.keys() ^ stages.keys())]
+    for name in sorted(jobs.keys() & stages.keys()):
+        rule, stage = jobs[name], stages[name]
+        listed_code = {path for path in stage["deps"] if path.startswith("stages/")}
+        outs = paths(stage["outs"]) | paths(stage.get("metrics", []))
+        allowed = " ".join(dict.fromkeys([TARGETS.get(name, name), name]))
+        if stage["cmd"] != f"snakemake {allowed.split()[0]} --allowed-rules {allowed}":
+            found.append(f"{name}: cmd makes something else: {stage['cmd']}")
+        found += [f"{name}: code {path} differs" for path in sorted(rule.code ^ listed_code)]
+        found += [
+            f"{name}: input {path} differs" for path in sorted(unmatched(rule.inputs, {*stage["deps"]} - listed_code))
+        ]
+        found += [f"{name}: output {path} differs" for path in sorted(unmatched(rule.outputs, outs))]
+        found += [f"{name}: params {key} differs" for key in sorted(rule.params ^ set(stage["params"]))]
+        # A kept output would be taken for the new one.
+        found += [f"{name}: {entry} persists" for entry in stage["outs"] if "persist" in str(entry)]
+    return found
+
+
+def test_stages_and_rules_agree(rules: dict[str, Any], stages: Stages) -> None:
+    assert drift(rules, stages) == []
+
+
+def test_there_is_one_rule_file_per_stage(stages: Stages) -> None:
+    files = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")}
+    assert files - {"common"} == set(stages)
+
+
+def test_metrics_are_left_to_git(stages: Stages) -> None:
+    assert stages["evaluate"]["metrics"] == [{"results/metrics.json": {"cache": False}}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda stages: stages["retrain"]["outs"].remove("results/student"), "retrain: output results/student/"),
+        (lambda stages: stages["retrain"]["deps"].remove("data/prepared"), "retrain: input data/prepared/"),
+        (lambda stages: stages["retrain"]["deps"].append("data/other"), "retrain: input data/other"),
+        (lambda stages: stages["assemble"]["deps"].remove("stages/files.py"), "assemble: code stages/files.py"),
+        (lambda stages: stages["evaluate"]["params"].remove("sampling"), "evaluate: params sampling"),
+        (lambda stages: stages.pop("report"), "report: is a rule or a stage"),
+        (lambda stages: stages["report"].update(cmd="snakemake"), "report: cmd"),
+        (lambda stages: stages["report"].update(outs=[{"results/report.html": {"persist": True}}]), "persists"),
+    ],
+)
+def test_drift_is_found(rules: dict[str, Any], stages: Stages, change: Callable[[Stages], Any], message: str) -> None:
+    changed = copy.deepcopy(stages)
+    change(changed)
+    assert any(message in line for line in drift(rules, changed)), drift(rules, changed)

@@ -1,0 +1,209 @@
+"""The job graph: what runs, what runs again, and how mistakes end. Stages are replaced by stubs that only write their outputs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import provenance
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
+BLOCKS += [f"up_blocks.{level}.stage_{stage}" for level in range(2) for stage in range(2)]
+AFTER_RETRAIN = {"retrain", "evaluate", "report"}
+
+# Stands in for stages/command.py, so that the real commands parse the real flags but compute nothing.
+STUB = """
+import json, sys
+from pathlib import Path
+from stages.real_command import build_parser
+
+def run_command(body):
+    arguments = vars(build_parser(body).parse_args())
+    print("stub", body.__name__, "of", sys.prefix)
+    if Path(f"fail-{arguments.get('name', body.__name__)}").exists():
+        sys.exit(f"error: {body.__name__}: told to fail")
+    for pattern in json.loads(Path("outputs.json").read_text())[body.__name__]:
+        path = Path(pattern.format(block=arguments.get("name")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(arguments, default=str))
+"""
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a folder, with an environment whose `python` is another one."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    """Jobs per rule that Snakemake would run, without those that only ask for files."""
+    result = run(folder, "--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr + result.stdout
+    table = re.search(r"^Job stats:\n.*\n[- ]+\n((?:.+\n)*?)total", result.stdout + result.stderr, flags=re.MULTILINE)
+    counts = dict(line.split() for line in table[1].splitlines()) if table else {}
+    return {name: int(count) for name, count in counts.items() if name not in ("all", "search")}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with stubs, whose smoke preset has run on a folder of images."""
+    folder = tmp_path_factory.mktemp("run") / "repository"
+    for name in ("stages", "workflow", "presets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
+    (folder / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / "images" / name).write_bytes(b"unread by the stubs")
+    edit(folder / "params.yaml", "source: digits\n  path: null", "source: folder\n  path: images")
+    shards = {f"results/features/stage_{s}-shard_{i}.safetensors" for s in range(2) for i in range(2)}
+    outputs = {name: rule.outputs for name, rule in rules.items() if rule.outputs}
+    outputs["cache_features"] = shards | {"results/features/index.json"}
+    (folder / "outputs.json").write_text(json.dumps(outputs, default=sorted))
+    (folder / "stages" / "command.py").rename(folder / "stages" / "real_command.py")
+    (folder / "stages" / "command.py").write_text(STUB)
+    result = run(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The finished run, moved to another folder, as edits must not meet."""
+    return Path(shutil.copytree(finished, tmp_path / "elsewhere"))
+
+
+def test_the_whole_run_makes_every_file(finished: Path) -> None:
+    assert {path.stem for path in (finished / "results" / "search").glob("*.json")} == set(BLOCKS)
+    for name in ("results/report.html", "results/metrics.json", "results/student/unet/config.json"):
+        assert (finished / name).is_file()
+    assert all((finished / "logs" / "search_block" / f"{block}.log").is_file() for block in BLOCKS)
+
+
+def test_jobs_run_by_the_python_that_runs_snakemake(finished: Path) -> None:
+    assert f"of {sys.prefix}\n" in (finished / "logs" / "retrain" / "retrain.log").read_text()
+
+
+def test_a_stage_gets_its_params_only(finished: Path) -> None:
+    given = json.loads((finished / "results" / "architecture.json").read_text())["params"]
+    assert set(given) == {"seed", "diffusion", "sampling", "assemble"}
+
+
+def test_nothing_runs_again_in_another_folder_with_newer_code_files(copied: Path) -> None:
+    for path in copied.glob("stages/**/*.py"):
+        path.touch()
+    assert planned(copied) == {}
+
+
+def test_a_change_of_retrain_reruns_what_follows_only(copied: Path) -> None:
+    edit(copied / "params.yaml", "ramp: 0.5", "ramp: 0.6")
+    assert set(planned(copied)) == AFTER_RETRAIN
+
+
+def test_a_changed_image_reruns_everything(copied: Path) -> None:
+    (copied / "images" / "b.png").write_bytes(b"other bytes")
+    assert planned(copied) == dict.fromkeys(json.loads((copied / "outputs.json").read_text()), 1) | {"search_block": 7}
+
+
+def test_a_change_of_code_reruns_the_stages_that_import_it(copied: Path) -> None:
+    with (copied / "stages" / "training" / "joint.py").open("a") as file:
+        file.write("# changed\n")
+    assert set(planned(copied)) == AFTER_RETRAIN
+
+
+def test_one_stage_runs_alone_for_dvc(copied: Path) -> None:
+    shutil.rmtree(copied / "results" / "search")
+    assert planned(copied, "search", "--allowed-rules", "search", "search_block") == {"search_block": 7}
+
+
+def test_flags_override_nested_params(copied: Path) -> None:
+    jobs = planned(copied, "--config", "cluster_timesteps={stages: 1}", "train_teacher={attention: [true, true]}")
+    assert jobs["search_block"] == 5
+
+
+def test_a_preset_overrides_the_params(copied: Path) -> None:
+    assert planned(copied, "--configfile", "presets/digits.yaml")["search_block"] == 9
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("retrain={setps: 3}", "error: params.yaml: retrain.setps: unknown key, did you mean steps?"),
+        (
+            "prepare_data={path: nowhere}",
+            "error: prepare_data.path: nowhere: there is no such folder; correct the path",
+        ),
+        ("evaluate={extractor: net.pt}", 'error: evaluate.extractor: "net.pt" is neither classifier, '),
+    ],
+)
+def test_a_mistake_ends_in_one_line_before_any_job(copied: Path, flag: str, message: str) -> None:
+    result = run(copied, "--forceall", "--config", flag)
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in result.stderr and "Error" not in result.stderr
+    assert (copied / "results" / "report.html").is_file()
+
+
+def test_a_failed_job_is_named_with_its_error_and_log(copied: Path) -> None:
+    (copied / "fail-up_blocks.1.stage_0").touch()
+    result = run(copied, "--forcerun", "search_block", "--keep-going")
+    assert result.returncode != 0
+    assert "error: search_block: told to fail (logs/search_block/up_blocks.1.stage_0.log)" in result.stderr.splitlines()
+    assert not (copied / "results" / "search" / "up_blocks.1.stage_0.json").exists()
+
+
+def test_every_job_has_a_log_and_resources(rules: dict[str, Any]) -> None:
+    for name, rule in rules.items():
+        if rule.outputs:
+            assert [str(log).startswith(f"logs/{name}/") for log in rule.raw.log] == [True]
+            assert {"mem_mb", "runtime"} <= set(rule.raw.resources)
+
+
+def test_the_conda_environment_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "workflow" / "envs" / "stagecraft.yaml").read_text())
+    assert environment["dependencies"][-1]["pip"] == project["dependencies"]
+    assert environment["dependencies"][0] == f"python {project['requires-python']}"
+
+
+def test_code_files_follow_imports_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "__init__.py": "",
+        "report.py": "import json\ndef report():\n    from stages.inner.page import render",
+        "inner/__init__.py": "from . import sibling",
+        "inner/page.py": "import stages.far",
+        "inner/page.html.j2": "",
+        "inner/page.py~": "",
+        "inner/sibling.py": "",
+        "inner/unused.py": "",
+        "far.py": "from .inner.page import render",
+    }
+    for name, text in files.items():
+        (tmp_path / "stages" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "stages" / name).write_text(text)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    used = sorted(f"stages/{name}" for name in files if "unused" not in name and not name.endswith("~"))
+    assert provenance.code_files("report") == used
+    with pytest.raises(ValueError, match=r"stages/retrain\.py: not found"):
+        provenance.code_files("retrain")
+
+
+def test_parsing_imports_nothing_heavy() -> None:
+    check = "import sys, stages.config, stages.provenance, stages.datasets.sources; print({'torch', 'numpy'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

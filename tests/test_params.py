@@ -1,0 +1,192 @@
+"""Params are checked before anything runs, and every mistake ends in one line that says where and what to do."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.config import (
+    SCHEMA,
+    STAGE_SECTIONS,
+    block_names,
+    extractor_files,
+    load_params,
+    stage_params,
+    teacher_files,
+    typed,
+    validate_params,
+)
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    return load_params(ROOT / "presets" / "digits.yaml")
+
+
+@pytest.fixture
+def params(committed: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(committed)
+
+
+def subschemas(schema: Any, path: str = "params") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every key of the schema with what it says about it."""
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from subschemas(inner, f"{path}.{name}")
+
+
+def test_the_committed_params_are_the_digits_preset() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets" / "digits.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_valid(path: Path) -> None:
+    assert block_names(load_params(path))
+
+
+def test_the_schema_describes_and_requires_every_key() -> None:
+    for path, schema in subschemas(yaml.safe_load(SCHEMA.read_text())):
+        assert schema.get("description"), path
+        if schema.get("type") == "object":
+            assert schema["required"] == list(schema["properties"]), path
+            assert schema["additionalProperties"] is False, path
+
+
+def test_every_section_is_read_by_some_stage(committed: dict[str, Any]) -> None:
+    assert {name for sections in STAGE_SECTIONS.values() for name in sections} == set(committed)
+    assert set(stage_params(committed, "assemble")) == {"seed", "diffusion", "sampling", "assemble"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("retrain.setps", 3, "retrain.setps: unknown key, did you mean steps?"),
+        ("retrian", {}, "retrian: unknown key, did you mean retrain?"),
+        ("report.zzz", 1, "report.zzz: unknown key, use images"),
+        ("retrain", 3, "retrain: 3 is not a section of keys"),
+        ("retrain.steps", "ten", 'retrain.steps: "ten" is not a whole number'),
+        ("retrain.steps", 10.0, "retrain.steps: 10.0 is not a whole number; write 10"),
+        ("retrain.steps", True, "retrain.steps: true is not a whole number"),
+        ("retrain.steps", 0, "retrain.steps: 0 is too small, the least is 1"),
+        ("retrain.steps", [1, 2], "retrain.steps: [1, 2] is not a whole number"),
+        ("retrain.learning_rate", "1e-3", 'retrain.learning_rate: "1e-3" is not a number; write 0.001'),
+        ("retrain.learning_rate", float("nan"), "retrain.learning_rate: NaN is not a number"),
+        ("retrain.learning_rate", 0, "retrain.learning_rate: 0 is too small, it must be above 0"),
+        ("retrain.ema_decay", 1.0, "retrain.ema_decay: 1.0 is too large, it must be below 1"),
+        ("retrain.warmup_steps", 9999, "retrain.warmup_steps: 9999 is more than the 2500 steps there are"),
+        ("device", "gpu", 'device: "gpu" is unknown, use one of auto, cpu, cuda'),
+        ("seed", -1, "seed: -1 is too small"),
+        ("seed", "a\nb" * 99, "is not a whole number"),
+        ("prepare_data.channels", 2, "prepare_data.channels: 2 is unknown, use one of 1, 3, null"),
+        ("prepare_data.path", "x", 'prepare_data.path: "x" is unused by source digits; set source to folder or npz'),
+        ("prepare_data.source", "folder", "prepare_data.path: null, but source folder needs one"),
+        ("prepare_data.resolution", 9, "prepare_data.resolution: 9 pixels cannot be halved 1 time(s)"),
+        ("train_teacher.source", "path", "train_teacher.path: null, but source path needs one"),
+        ("train_teacher.attention", [True], "train_teacher.attention: 1 values for 2 levels"),
+        ("train_teacher.block_out_channels", [30, 64], "block_out_channels[0]: 30 is no multiple of norm_num_groups 8"),
+        ("train_teacher.attention_head_dim", 7, "block_out_channels[1]: 64 is no multiple of attention_head_dim 7"),
+        ("diffusion.beta_end", 0.0001, "diffusion.beta_start: 0.0001 is not below beta_end 0.0001"),
+        ("sampling.steps", 2000, "sampling.steps: 2000 is more than the 1000 timesteps"),
+        ("cluster_timesteps.stages", 101, "cluster_timesteps.stages: 101 is more than the grid of 100 noise levels"),
+        ("cluster_timesteps.grid", 1001, "cluster_timesteps.grid: 1001 is more than the 1000 timesteps"),
+        ("cluster_timesteps.image_range", [1, 0], "cluster_timesteps.image_range: [1, 0] is no range"),
+        (
+            "cluster_timesteps.image_range",
+            [0],
+            "cluster_timesteps.image_range: [0] is too short, the least length is 2",
+        ),
+        ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_stage leaves none"),
+        ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3, 5"),
+        ("search_block.widths", [0.5, 0.5], "search_block.widths: [0.5, 0.5] holds a value twice"),
+        ("assemble.tau", "much", 'assemble.tau: "much" is not allowed: Error allowed'),
+        ("evaluate.samples", 64, "evaluate.samples: 64 are too few for the extractor's 64 features; the least is 65"),
+        ("evaluate.extractor", "inception-v3-compat", "evaluate.samples: 2000 are too few for the extractor's 2048"),
+        ("evaluate.kid_subset_size", 2001, "evaluate.samples: 2000 are too few for kid_subset_size 2001"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(params: dict[str, Any], key: str, value: Any, message: str) -> None:
+    *section, name = key.split(".")
+    (params[section[0]] if section else params)[name] = value
+    with pytest.raises(ValueError) as error:
+        validate_params(params, "params.yaml")
+    assert str(error.value).startswith("params.yaml: ") and message in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_threshold_makes_three_stages(params: dict[str, Any]) -> None:
+    params["cluster_timesteps"] |= {"method": "threshold", "stages": 2}
+    with pytest.raises(ValueError, match="stages: 2, but the method threshold makes 3"):
+        validate_params(params, "params.yaml")
+
+
+def test_a_missing_key_is_described(params: dict[str, Any]) -> None:
+    del params["sampling"]["steps"]
+    with pytest.raises(ValueError, match=r"sampling.steps: missing; add it \(Network evaluations per image\)"):
+        validate_params(params, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"retrain: {", "line 1, column 11: not valid YAML"),
+        (b"", "holds null instead of sections"),
+        (b"- 1", r"holds \[1\] instead of sections"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"seed: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        (b"__use_yte__: true", "__use_yte__: unknown key"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_params(tmp_path / "params.yaml")
+    assert str(tmp_path / "params.yaml") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.yaml: not found; copy presets/digits\.yaml to it"):
+        load_params(tmp_path / "nowhere.yaml")
+
+
+def test_blocks_are_named_once_per_stage_in_the_up_path(params: dict[str, Any]) -> None:
+    params["cluster_timesteps"]["stages"] = 2
+    up = ["up_blocks.0.stage_0", "up_blocks.1.stage_0", "up_blocks.0.stage_1", "up_blocks.1.stage_1"]
+    assert block_names(params) == ["down_blocks.0", "down_blocks.1", "mid_block", *up]
+
+
+def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any], tmp_path: Path) -> None:
+    params["cluster_timesteps"]["stages"] = 1
+    params["train_teacher"] |= {"source": "path", "path": str(tmp_path)}
+    (tmp_path / "unet").mkdir()
+    config, weights = tmp_path / "unet" / "config.json", tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(ValueError, match=r"unet/config\.json not found"):
+        block_names(params)
+    config.write_text(json.dumps({"down_block_types": ["DownBlock2D"], "mid_block_type": None}))
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors not found"):
+        block_names(params)
+    weights.touch()
+    assert block_names(params) == ["down_blocks.0", "up_blocks.0.stage_0"]
+    assert teacher_files(params["train_teacher"]) == [str(config), str(weights)]
+    config.write_text("[]")
+    with pytest.raises(ValueError, match="not the config of a diffusers UNet2DModel"):
+        block_names(params)
+
+
+def test_an_extractor_file_must_exist(params: dict[str, Any], tmp_path: Path) -> None:
+    settings = params["evaluate"] | {"extractor": str(tmp_path / "net.pt")}
+    with pytest.raises(ValueError, match="is neither classifier, inception-v3-compat nor a TorchScript file"):
+        extractor_files(settings)
+    (tmp_path / "net.pt").touch()
+    assert extractor_files(settings) == [str(tmp_path / "net.pt")]
+
+
+def test_texts_of_the_command_line_get_their_types() -> None:
+    given = {"a": {"steps": "3", "path": "null", "list": ["true", "0.5"], "name": "x", "odd": "[1, 2"}, "b": 3}
+    assert typed(given) == {"a": {"steps": 3, "path": None, "list": [True, 0.5], "name": "x", "odd": "[1, 2"}, "b": 3}

@@ -1,0 +1,150 @@
+"""The whole pipeline, really run through Snakemake on the smoke preset: no stage is replaced by a stub."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = ("stages", "workflow", "presets")
+WEIGHTS = "results/student/unet/diffusion_pytorch_model.safetensors"
+
+
+def clone(folder: Path) -> Path:
+    """A copy of the code with the smoke preset as its params."""
+    for name in CODE:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "presets" / "smoke.yaml", folder / "params.yaml")
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", "snakemake", *arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = clone(tmp_path_factory.mktemp("smoke") / "one")
+    begun = time.monotonic()
+    result = snakemake(folder)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    print(f"smoke run: {time.monotonic() - begun:.0f} s")
+    (folder / "output.txt").write_text(result.stdout + result.stderr)
+    return folder
+
+
+def test_every_file_of_the_contract_is_there(finished):
+    for name in (
+        "data/prepared/images.npy",
+        "data/prepared/meta.json",
+        "results/teacher/model_index.json",
+        "results/student/model_index.json",
+        "results/clusters.json",
+        "results/search/mid_block.json",
+        "results/search/up_blocks.1.stage_1.json",
+        "results/architecture.json",
+        "results/metrics.json",
+        "results/report.html",
+        "logs/retrain/retrain.log",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+    assert not list(finished.rglob("*.tmp")) and not list((finished / "results").rglob("*.pt"))
+
+
+def test_metrics_hold_what_the_contract_says(finished):
+    metrics = json.loads((finished / "results" / "metrics.json").read_text())
+    measures = {"fid", "kid", "precision", "recall", "macs", "macs_with_attention", "params", "params_active"}
+    for model in ("teacher", "student"):
+        assert measures | {"images_per_second"} <= set(metrics[model])
+    assert {"macs", "params", "images_per_second", "fid_difference"} <= set(metrics["ratio"])
+    assert metrics["ratio"]["macs"] <= 0.7 and metrics["ratio"]["params_active"] <= 0.7
+    assert metrics["protocol"]["reference"]["split"] == "train"
+
+
+def test_expected_costs_are_the_measured_ones(finished):
+    metrics = json.loads((finished / "results" / "metrics.json").read_text())
+    architecture = json.loads((finished / "results" / "architecture.json").read_text())
+    assert architecture["teacher"]["macs"] == metrics["teacher"]["macs"]
+    for key in ("macs", "params", "params_active"):
+        assert architecture["expected"][key] == pytest.approx(metrics["student"][key], rel=1e-9), key
+
+
+def test_the_run_ends_with_the_table(finished):
+    output = (finished / "output.txt").read_text()
+    assert re.search(r"^FID \(classifier features\)\s+[\d.]+\s+[\d.]+\s+[+-][\d.]+", output, flags=re.MULTILINE)
+    assert output.rindex("images per second") > output.rindex("assemble:")
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    result = snakemake(finished)
+    assert result.returncode == 0 and "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_diffusers_alone_loads_the_student_and_samples(finished):
+    program = """
+        import sys
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, DiffusionPipeline
+        pipeline = DiffusionPipeline.from_pretrained("results/student", trust_remote_code=True)
+        pipeline.set_progress_bar_config(disable=True)
+        for scheduler in (type(pipeline.scheduler), DDIMScheduler, DPMSolverMultistepScheduler):
+            pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+            print(pipeline(batch_size=2, num_inference_steps=5, output_type="np").images.shape)
+        assert not any(name.split(".")[0] == "stages" for name in sys.modules)
+    """
+    elsewhere = finished.parent / "elsewhere"
+    shutil.copytree(finished / "results" / "student", elsewhere / "results" / "student", dirs_exist_ok=True)
+    result = run(elsewhere, sys.executable, "-c", textwrap.dedent(program))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-3:] == ["(2, 8, 8, 1)"] * 3
+
+
+def test_the_same_params_in_another_folder_give_the_same_bytes(finished, tmp_path):
+    other = clone(tmp_path / "two")
+    result = snakemake(other, "results/student/model_index.json")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (other / WEIGHTS).read_bytes() == (finished / WEIGHTS).read_bytes()
+    for name in ("results/clusters.json", "results/architecture.json", "results/search/mid_block.json"):
+        assert (other / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_killed_retraining_resumes_to_the_same_bytes(finished, tmp_path):
+    other = Path(shutil.copytree(finished, tmp_path / "killed"))
+    shutil.rmtree(other / "results" / "student")
+    command = [sys.executable, "-m", "stages.retrain", "--threads", "2", "--data", "data/prepared"]
+    command += ["--teacher", "results/teacher", "--architecture", "results/architecture.json"]
+    command += ["--search", "results/search", "--output", "results/student", "--log", "results/logs/retrain.json"]
+    command += ["--params", (finished / "results" / "student" / "params.json").read_text()]
+    checkpoint = other / "results" / "checkpoints" / "retrain.pt"
+    process = subprocess.Popen(command, cwd=other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    if (other / WEIGHTS).exists():
+        pytest.fail("the run ended before it could be killed")
+    result = run(other, *command)
+    assert result.returncode == 0, result.stderr
+    assert (other / WEIGHTS).read_bytes() == (finished / WEIGHTS).read_bytes() and not checkpoint.exists()
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(finished):
+    page = (finished / "results" / "report.html").read_text()
+    assert "data:image/png;base64," in page and "classifier" in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
+
+
+def test_prepared_images_are_the_digits(finished):
+    assert np.load(finished / "data" / "prepared" / "images.npy").shape == (1797, 8, 8, 1)

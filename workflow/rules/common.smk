@@ -1,0 +1,99 @@
+# Helpers of the rules. They run at every parse, also on every node of a cluster, so they must stay light: no torch, no NumPy.
+
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+# The code beside this workflow, wherever a package of the same name is installed.
+sys.path.insert(0, str(Path(workflow.basedir).parent))
+
+from snakemake.utils import update_config
+
+from stages import config as settings
+from stages import provenance
+from stages.datasets.sources import source_fingerprint
+
+
+def use_own_python():
+    """Let `python` in shell commands be the one that runs Snakemake, in an activated environment or not."""
+    folder = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
+        os.environ.update(PATH=os.pathsep.join([folder, os.environ.get("PATH", "")]))
+
+
+def check(function, *arguments):
+    """Call function; a mistake of the user ends the run in one line before any job starts."""
+    try:
+        return function(*arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def check_params_file(path):
+    """End the run when the params file is not valid, before Snakemake reads it in its own way."""
+    check(settings.load_params, path)
+
+
+def check_params(params):
+    """End the run when the params, with those of --configfile and --config laid over them, are not valid."""
+    update_config(params, settings.typed(dict(workflow.config_settings.config)))
+    files = [os.path.relpath(file) for file in workflow.configfiles]
+    check(settings.validate_params, params, " + ".join(files))
+
+
+def find_code(stage):
+    """The code files that a stage runs."""
+    return check(provenance.code_files, stage)
+
+
+def find_teacher():
+    """The files of a teacher given in the params; none when it is trained here."""
+    return check(settings.teacher_files, config["train_teacher"])
+
+
+def find_extractor():
+    """The TorchScript file given in the params; none for the other extractors."""
+    return check(settings.extractor_files, config["evaluate"])
+
+
+def select_params(stage):
+    """The params of a stage as one JSON text, so that a change of any of them is seen; a function, as braces are wildcards."""
+    text = json.dumps(settings.stage_params(config, stage), sort_keys=True)
+    return lambda wildcards: text
+
+
+def fingerprint_source():
+    """What changes when the source images do."""
+    return check(source_fingerprint, config["prepare_data"])
+
+
+def name_blocks():
+    """Names of the block searches."""
+    return check(settings.block_names, config)
+
+
+def name_shards():
+    """Files of the cached features, stage by stage."""
+    sizes = config["cache_features"]
+    return expand(
+        "results/features/stage_{stage}-shard_{shard}.safetensors",
+        stage=range(config["cluster_timesteps"]["stages"]),
+        shard=range(math.ceil(sizes["triples_per_stage"] / sizes["shard_size"])),
+    )
+
+
+def count_gpus():
+    """GPUs of a job that can use one."""
+    return 0 if config["device"] == "cpu" else 1
+
+
+def show_errors(snakemake_logs):
+    """Repeat the last line of each failed job's log, as Snakemake has printed a screenful since."""
+    text = "".join(Path(path).read_text() for path in snakemake_logs)
+    for path in map(Path, re.findall(r"^ *log: (\S+) \(check log file", text, flags=re.MULTILINE)):
+        lines = path.read_text().rstrip().splitlines() if path.is_file() else []
+        print(lines[-1] if lines else "error: failed without a message", f"({path})", file=sys.stderr)

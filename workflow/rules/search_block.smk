@@ -1,0 +1,35 @@
+BLOCKS = name_blocks()
+
+
+rule search_block:
+    input:
+        teacher=rules.train_teacher.output.model,
+        features=rules.cache_features.output,
+        code=find_code("search_block"),
+    output:
+        report="results/search/{block}.json",
+        weights="results/search/{block}.safetensors",
+    log:
+        "logs/search_block/{block}.log",
+    wildcard_constraints:
+        block="|".join(map(re.escape, BLOCKS)),
+    conda:
+        "../envs/stagecraft.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=480,
+        gpu=count_gpus(),
+    params:
+        config=select_params("search_block"),
+    shell:
+        "python -m stages.search_block --params {params.config:q} --threads {threads} "
+        "--name {wildcards.block:q} --teacher results/teacher --features results/features "
+        "--output {output.report:q} --weights {output.weights:q} "
+        "2>&1 | tee {log:q}"
+
+
+rule search:
+    input:
+        reports=expand(rules.search_block.output.report, block=BLOCKS),
+        weights=expand(rules.search_block.output.weights, block=BLOCKS),
