@@ -1,7 +1,6 @@
 """The whole pipeline, really run through Snakemake on the smoke preset: no stage is replaced by a stub."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,38 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run
 
-ROOT = Path(__file__).parents[1]
-CODE = ("stages", "workflow", "presets")
 WEIGHTS = "results/student/unet/diffusion_pytorch_model.safetensors"
-
-
-def clone(folder: Path) -> Path:
-    """A copy of the code with the smoke preset as its params."""
-    for name in CODE:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "presets" / "smoke.yaml", folder / "params.yaml")
-    return folder
-
-
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(folder, sys.executable, "-m", "snakemake", *arguments)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = clone(tmp_path_factory.mktemp("smoke") / "one")
-    begun = time.monotonic()
-    result = snakemake(folder)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    print(f"smoke run: {time.monotonic() - begun:.0f} s")
-    (folder / "output.txt").write_text(result.stdout + result.stderr)
-    return folder
 
 
 def test_every_file_of_the_contract_is_there(finished):
@@ -89,7 +59,7 @@ def test_the_run_ends_with_the_table(finished):
 
 
 def test_a_second_run_has_nothing_to_do(finished):
-    result = snakemake(finished)
+    result = run(finished, "snakemake")
     assert result.returncode == 0 and "Nothing to be done" in result.stdout + result.stderr
 
 
@@ -109,15 +79,6 @@ def test_diffusers_alone_loads_the_student_and_samples(finished):
     result = run(elsewhere, sys.executable, "-c", textwrap.dedent(program))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-3:] == ["(2, 8, 8, 1)"] * 3
-
-
-def test_the_same_params_in_another_folder_give_the_same_bytes(finished, tmp_path):
-    other = clone(tmp_path / "two")
-    result = snakemake(other, "results/student/model_index.json")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert (other / WEIGHTS).read_bytes() == (finished / WEIGHTS).read_bytes()
-    for name in ("results/clusters.json", "results/architecture.json", "results/search/mid_block.json"):
-        assert (other / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 def test_a_killed_retraining_resumes_to_the_same_bytes(finished, tmp_path):
@@ -148,3 +109,26 @@ def test_the_report_is_one_page_that_needs_nothing_else(finished):
 
 def test_prepared_images_are_the_digits(finished):
     assert np.load(finished / "data" / "prepared" / "images.npy").shape == (1797, 8, 8, 1)
+
+
+def test_a_budget_that_cannot_be_met_ends_in_one_line_with_the_least_that_can(finished, tmp_path):
+    other = Path(shutil.copytree(finished, tmp_path / "budget", symlinks=True))
+    before = (other / "results" / "architecture.json").read_bytes()
+    params = (other / "params.yaml").read_text()
+    (other / "params.yaml").write_text(params.replace("  macs: 0.7", "  macs: 0.01"))
+    command = ["snakemake", "assemble", "--allowed-rules", "assemble"]
+    result = run(other, *command)
+    assert result.returncode != 0
+    message = re.search(
+        r"^error: assemble: .*assemble\.macs 0\.01 \(least that can be met: ([\d.]+)\).*$",
+        result.stdout + result.stderr,
+        flags=re.MULTILINE,
+    )
+    assert message and "Traceback" not in result.stdout + result.stderr
+    assert not list((other / "results").rglob("*.tmp"))
+    least = float(message[1])
+    assert 0.01 < least < 0.7
+    (other / "params.yaml").write_text(params.replace("  macs: 0.7", f"  macs: {least}"))
+    result = run(other, *command)
+    assert result.returncode == 0, result.stderr
+    assert (other / "results" / "architecture.json").read_bytes() != before

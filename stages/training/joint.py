@@ -58,14 +58,20 @@ class JointLoss:
         x_t, t, target = self.batches(generator)
         share = end_to_end_share(step, self.settings["steps"], self.settings)
         with autocast(x_t.device, self.precision):
-            with torch.no_grad():
-                seen = trace(self.teacher, x_t, t)
-            stage = self.student.stage_of(t)
+            seen = self.teach(x_t, t, share)
             if share < 1:
+                stage = self.student.stage_of(t)
                 losses = [self.block_loss(border, seen, stage) for border in self.borders]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
-                yield "end_to_end", share * self.output_loss(x_t, t, target, seen["output"])
+                yield "end_to_end", share * self.output_loss(x_t, t, target, seen.get("output"))
+
+    @torch.no_grad()
+    def teach(self, x_t: torch.Tensor, t: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+        """What the losses at this share need of the teacher: all borders, its output alone, or nothing."""
+        if share < 1:
+            return trace(self.teacher, x_t, t)
+        return {"output": self.teacher(x_t, t).sample} if self.settings["output_weight"] else {}
 
     def block_loss(self, border: Border, seen: dict[str, torch.Tensor], stage: torch.Tensor) -> torch.Tensor:
         """NMSE of the student's blocks at one border; a decoder's block counts by the samples of its stage."""
@@ -81,10 +87,9 @@ class JointLoss:
         return total
 
     def output_loss(
-        self, x_t: torch.Tensor, t: torch.Tensor, target: torch.Tensor, teacher: torch.Tensor
+        self, x_t: torch.Tensor, t: torch.Tensor, target: torch.Tensor, taught: torch.Tensor | None
     ) -> torch.Tensor:
-        """L_noise + lambda L_output."""
+        """L_noise + lambda L_output; `taught` is the teacher's prediction, not needed when lambda is 0."""
         prediction = self.student(x_t, t).sample.float()
-        loss = F.mse_loss(prediction, target)
-        weight = self.settings["output_weight"]
-        return loss + weight * F.mse_loss(prediction, teacher.float()) if weight else loss
+        loss, weight = F.mse_loss(prediction, target), self.settings["output_weight"]
+        return loss + weight * F.mse_loss(prediction, taught.float()) if weight and taught is not None else loss
