@@ -15,6 +15,7 @@ INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolat
 
 run: $(STAMP)
 	$(BIN)/snakemake
+	@$(BIN)/python -m stages.evaluation.table results/metrics.json
 
 test: $(STAMP)
 	$(BIN)/ruff check .

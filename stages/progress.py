@@ -5,7 +5,8 @@ import time
 
 
 class Progress:
-    """Reports `done` of `total` with the rate and the time left; at most one line in `every` seconds when not on a terminal.
+    """Reports `done` of `total` with the rate and the time left; one line in `every` seconds, and one at the end, when not
+    on a terminal.
 
     Args:
         label: what is being done.
@@ -29,9 +30,9 @@ class Progress:
                 self.bar.close()
             return
         now = time.monotonic()
-        if now - self.last >= self.every or (done >= self.total and now - self.begun >= self.every):
+        if now - self.last >= self.every or done >= self.total:
             self.last = now
-            rate = (done - self.first) / (now - self.begun)
+            rate = (done - self.first) / max(now - self.begun, 1e-3)
             left = (self.total - done) / rate if rate else 0
             print(
                 f"{self.label}: {done}/{self.total} {note} {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True

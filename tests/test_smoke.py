@@ -53,9 +53,9 @@ def test_expected_costs_are_the_measured_ones(finished):
 
 
 def test_the_run_ends_with_the_table(finished):
-    output = (finished / "output.txt").read_text()
+    output = (finished / "output.txt").read_text()[-2500:]
     assert re.search(r"^FID \(classifier features\)\s+[\d.]+\s+[\d.]+\s+[+-][\d.]+", output, flags=re.MULTILINE)
-    assert output.rindex("images per second") > output.rindex("assemble:")
+    assert output.rindex("images per second") > output.rindex("Elapsed time")
 
 
 def test_a_second_run_has_nothing_to_do(finished):
@@ -82,7 +82,7 @@ def test_diffusers_alone_loads_the_student_and_samples(finished):
 
 
 def test_a_killed_retraining_resumes_to_the_same_bytes(finished, tmp_path):
-    other = Path(shutil.copytree(finished, tmp_path / "killed"))
+    other = Path(shutil.copytree(finished, tmp_path / "killed", symlinks=True))
     shutil.rmtree(other / "results" / "student")
     command = [sys.executable, "-m", "stages.retrain", "--threads", "2", "--data", "data/prepared"]
     command += ["--teacher", "results/teacher", "--architecture", "results/architecture.json"]
