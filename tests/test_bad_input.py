@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import clone, run, tiny_unet
+from helpers import clone, run, tiny_unet
 from PIL import Image
 
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
+from helpers import tiny_unet
 
 from stages.models.borders import border_of_job, borders_of, run_block, trace
 from stages.models.elastic import ElasticBlock, student_state

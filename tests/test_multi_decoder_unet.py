@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_unet
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from helpers import tiny_unet
 
 from stages.diffusion.process import VPProcess
 from stages.models.pipelines import load_student, load_teacher, save_student

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from helpers import ROOT, run
 
 # `make` has run when the clone is finished; `make test` is what runs this file.
 RUN_ELSEWHERE = {"make", "make test"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run
+from helpers import run
 
 WEIGHTS = "results/student/unet/diffusion_pytorch_model.safetensors"
 

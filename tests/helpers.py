@@ -1,0 +1,55 @@
+"""A small UNet, and clones of the repository to run commands in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny_unet(**changes):
+    """A UNet2DModel of two levels with attention, random weights that are not at their initial zeros."""
+    import torch
+    from diffusers import UNet2DModel
+
+    settings = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    }
+    torch.manual_seed(0)
+    unet = UNet2DModel(**settings | changes).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return unet
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, with the environment active and without this process's thread settings."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_"))}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def clone(folder: Path) -> Path:
+    """A clone of the repository as it is in the working tree, with the smoke preset as its params and this environment."""
+    listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -qm smoke"):
+        assert run(folder, "git", *command.split()).returncode == 0
+    return folder
