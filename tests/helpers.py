@@ -1,4 +1,4 @@
-"""A small UNet, and clones of the repository to run commands in."""
+"""Params of prepare_data, a small UNet, and clones of the repository to run commands in."""
 
 import os
 import shutil
@@ -7,6 +7,21 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+
+
+PREPARE_DATA = {
+    "source": "folder",
+    "path": None,
+    "resolution": None,
+    "resize": "crop",
+    "channels": None,
+    "held_out": 0.2,
+}
+
+
+def settings(**changes):
+    """The `prepare_data` section for a folder of images, with changes."""
+    return PREPARE_DATA | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
 
 
 def tiny_unet(**changes):

@@ -4,28 +4,15 @@ import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import settings
 from PIL import Image
 
 from stages.datasets.prepared import PreparedData, save
 from stages.datasets.sources import load_source, source_fingerprint
 from stages.datasets.splits import split
-
-DEFAULTS = {
-    "source": "folder",
-    "path": None,
-    "resolution": None,
-    "resize": "crop",
-    "channels": None,
-    "held_out": 0.2,
-}
-
-
-def settings(**changes):
-    return DEFAULTS | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
 
 
 def grey(side=8, seed=0, dtype=np.uint8):

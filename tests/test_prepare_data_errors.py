@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import settings
 from PIL import Image
 
 from stages.datasets.prepared import PreparedData, save
@@ -14,18 +15,6 @@ from stages.datasets.sources import load_source, source_fingerprint
 from stages.datasets.splits import split
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULTS = {
-    "source": "folder",
-    "path": None,
-    "resolution": None,
-    "resize": "crop",
-    "channels": None,
-    "held_out": 0.2,
-}
-
-
-def settings(**changes):
-    return DEFAULTS | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
 
 
 def refusal(function, *arguments):
