@@ -13,15 +13,16 @@ def cache_features(
     from stages.datasets.prepared import PreparedData
     from stages.device import pick_device
     from stages.diffusion.process import VPProcess
-    from stages.files import read_json
+    from stages.files import read_checked_json
     from stages.models.pipelines import load_teacher
     from stages.search.features import FeatureWriter
 
     device = pick_device(params["device"], threads)
     images = PreparedData.load(data).train_images
-    process, stages = VPProcess(params["diffusion"]), read_json(clusters)["stages"]
+    process, plan = VPProcess(params["diffusion"]), read_checked_json(clusters, "cluster_timesteps")
+    process.check_stages(plan, clusters)
     unet = load_teacher(teacher).to(device)
-    writer = FeatureWriter(unet, process, images, stages, params["cache_features"], params["seed"], device)
+    writer = FeatureWriter(unet, process, images, plan["stages"], params["cache_features"], params["seed"], device)
     output.mkdir(parents=True, exist_ok=True)
     writer.check_room(output)
     writer.write(output, params)

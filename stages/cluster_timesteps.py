@@ -11,12 +11,12 @@ def cluster_timesteps(params: dict[str, Any], *, threads: int, data: Path, outpu
     from stages.clustering.stages import cluster
     from stages.datasets.prepared import PreparedData
     from stages.diffusion.process import VPProcess
-    from stages.files import write_json
+    from stages.files import write_checked_json
 
     prepared = PreparedData.load(data)
     process = VPProcess(params["diffusion"])
     clusters = cluster(prepared.train_images, process, params["cluster_timesteps"], params["seed"])
-    write_json(output, clusters | {"params": params})
+    write_checked_json(output, clusters | {"params": params})
     print(f"cluster_timesteps: {clusters['method']}, boundaries {clusters['boundaries']}")
 
 

@@ -25,19 +25,18 @@ def evaluate(
     from stages.evaluation.fidelity import open_extractor
     from stages.evaluation.samples import save_samples
     from stages.evaluation.table import format_table
-    from stages.files import read_json, write_json
+    from stages.files import read_checked_json, sha256_file, write_checked_json
     from stages.models.pipelines import load_student, load_teacher
 
     device = pick_device(params["device"], threads)
     prepared = PreparedData.load(data)
-    prepared.verify()
-    plan, small = read_json(architecture), load_student(student)
+    plan, small = read_checked_json(architecture, "assemble"), load_student(student)
     check_architecture(small, plan, str(student))
     features = open_extractor(params["evaluate"]["extractor"], extractor, prepared.images[0])
     evaluation = Evaluation(params, prepared, features, plan["boundaries"], device)
     metrics, images = evaluation.compare(load_teacher(teacher), small)
     save_samples(samples, images)
-    write_json(output, metrics)
+    write_checked_json(output, metrics | {"samples_sha256": sha256_file(samples)})
     print(format_table(metrics))
 
 

@@ -1,4 +1,4 @@
-"""Files written aside and renamed, so that a killed job leaves the old file or none, never half of one."""
+"""Files written aside and renamed, so that a killed job leaves the old file or none, and checked when they are read."""
 
 import hashlib
 import json
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+CONTENT_HASH = "content_sha256"
 
 
 @contextmanager
@@ -56,15 +58,69 @@ def write_json(path: Path, data: Any) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a file that is no JSON is a ValueError naming it."""
+def read_json(path: Path, remedy: str = "replace it") -> dict[str, Any]:
+    """Read a JSON object; anything else is a ValueError that names the file and ends in `remedy`."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: missing; {remedy}")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {remedy}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds no JSON object; {remedy}")
+    return data
+
+
+def write_checked_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` with the hash of its own content, for `read_checked_json`."""
+    write_json(path, data | {CONTENT_HASH: sha256_content(data)})
+
+
+def read_checked_json(path: Path, stage: str) -> dict[str, Any]:
+    """Read what `stage` wrote with `write_checked_json`; ValueError, with the command that mends it, when it was altered."""
+    data = read_json(path, run_again(stage, path))
+    check_content(path, data, stage)
+    return data
+
+
+def check_content(path: Path, data: dict[str, Any], stage: str) -> None:
+    """Take the hash of its own content out of `data`; ValueError unless it is that of the rest."""
+    said = data.pop(CONTENT_HASH, None)
+    check_same_hash(path, sha256_content(data), said, f"its {CONTENT_HASH}", run_again(stage, path))
+
+
+def check_file(path: Path, sha256: str, where: Path | str, stage: str) -> None:
+    """Raise ValueError unless a file that `stage` wrote is there and has the hash that `where` says."""
+    remedy = run_again(stage, path)
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; {remedy}")
+    check_same_hash(path, sha256_file(path), sha256, where, remedy)
+
+
+def check_same_hash(path: Path, found: str, said: Any, where: Path | str, remedy: str) -> None:
+    """Raise ValueError with both hashes unless they are the same."""
+    if found != said:
+        raise ValueError(f"{path}: sha256 {found[:12]}..., but {where} says {str(said)[:12]}...; {remedy}")
+
+
+def run_again(stage: str, path: Path) -> str:
+    """What to do about a damaged output of `stage`; each block has a search job of its own, which its file names."""
+    return f"run {stage} again (snakemake --forcerun {path if stage == 'search_block' else stage})"
+
+
+def sha256_content(data: dict[str, Any]) -> str:
+    """Hex SHA-256 of what a JSON object says, however it is laid out."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tensor(tensor: Any) -> str:
+    """Hex SHA-256 of a contiguous CPU tensor: data type, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.numpy())
+    return digest.hexdigest()

@@ -21,15 +21,17 @@ def report(
     """Write the page."""
     from stages.evaluation.report import render_report
     from stages.evaluation.samples import load_samples
-    from stages.files import atomic_path, read_json
+    from stages.files import atomic_path, check_file, read_checked_json
 
+    measured = read_checked_json(metrics, "evaluate")
+    check_file(samples, measured["samples_sha256"], metrics, "evaluate")
     page = render_report(
-        read_json(metrics),
+        measured,
         load_samples(samples),
-        read_json(clusters),
-        read_json(architecture),
-        {path.stem: read_json(path) for path in search},
-        {path.stem: read_json(path) for path in logs},
+        read_checked_json(clusters, "cluster_timesteps"),
+        read_checked_json(architecture, "assemble"),
+        {path.stem: read_checked_json(path, "search_block") for path in search},
+        {path.stem: read_checked_json(path, path.stem) for path in logs},
         params,
     )
     with atomic_path(output) as aside:

@@ -24,18 +24,21 @@ def retrain(
     from stages.device import pick_device
     from stages.diffusion.losses import NoisyBatches
     from stages.diffusion.process import VPProcess
-    from stages.files import read_json, sha256_file, write_json
+    from stages.files import check_file, read_checked_json, sha256_file, write_checked_json
     from stages.models.pipelines import WEIGHTS, load_teacher, save_student
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
-    from stages.training.student import build_student, inherit
+    from stages.training.student import build_student, check_teacher, inherit
 
     settings, process = params["retrain"], VPProcess(params["diffusion"])
     device = pick_device(params["device"], threads)
-    prepared, unet, chosen = PreparedData.load(data), load_teacher(teacher), read_json(architecture)
-    prepared.verify()
+    prepared, unet = PreparedData.load(data), load_teacher(teacher)
+    chosen = read_checked_json(architecture, "assemble")
+    check_teacher(unet, chosen, architecture)
     student = build_student(unet, chosen["unet"], chosen["boundaries"], params["seed"])
     if settings["init"] == "inherit":
+        for job, sha256 in chosen["supernets"].items():
+            check_file(search / f"{job}.safetensors", sha256, architecture, "search_block")
         inherit(student, unet, lambda job: load_file(search / f"{job}.safetensors"))
     student, unet = student.to(device), unet.to(device)
     batches = NoisyBatches(prepared.train_images, process, settings["batch_size"], device, settings["horizontal_flip"])
@@ -52,7 +55,7 @@ def retrain(
     if result.ema is not None:
         student.load_state_dict(result.ema)
     save_student(output, student.cpu(), process.scheduler(), params)
-    write_json(log, {"stage": "retrain", "history": result.history, "params": params})
+    write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)
 
 

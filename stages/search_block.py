@@ -14,7 +14,7 @@ def search_block(
     from safetensors.torch import save_file
 
     from stages.device import pick_device
-    from stages.files import atomic_path, sha256_file, write_json
+    from stages.files import atomic_path, sha256_file, write_checked_json
     from stages.models.borders import border_of_job
     from stages.models.elastic import ElasticBlock
     from stages.models.pipelines import load_teacher
@@ -58,7 +58,7 @@ def search_block(
     }
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in supernet.state_dict().items()}, aside)
-    write_json(output, report)
+    write_checked_json(output, report | {"weights_sha256": sha256_file(weights)})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -12,10 +12,9 @@ def train_extractor(params: dict[str, Any], *, threads: int, data: Path, output:
     from stages.device import pick_device
     from stages.evaluation.extractor import save_classifier
     from stages.evaluation.extractor import train_extractor as train
-    from stages.files import write_json
+    from stages.files import write_checked_json
 
     prepared = PreparedData.load(data)
-    prepared.verify()
     labels = prepared.labels
     checkpoint = output.parent / "checkpoints" / "train_extractor.pt"
     trained = train(
@@ -28,7 +27,7 @@ def train_extractor(params: dict[str, Any], *, threads: int, data: Path, output:
         checkpoint=checkpoint,
         fingerprint={"params": params, "data": prepared.meta["sha256"]},
     )
-    write_json(log, {"stage": "train_extractor", "history": trained.history, "params": params})
+    write_checked_json(log, {"stage": "train_extractor", "history": trained.history, "params": params})
     save_classifier(output, trained.model, trained.description | {"params": params})
     checkpoint.unlink(missing_ok=True)
 

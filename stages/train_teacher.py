@@ -12,22 +12,21 @@ def train_teacher(params: dict[str, Any], *, threads: int, data: Path, output: P
     from stages.device import pick_device
     from stages.diffusion.losses import NoisyBatches
     from stages.diffusion.process import VPProcess
-    from stages.files import write_json
-    from stages.models.pipelines import check_fits, load_teacher, read_scheduler_config, save_teacher
+    from stages.files import write_checked_json
+    from stages.models.pipelines import check_fits, load_given_teacher, read_scheduler_config, save_teacher
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
 
     settings, process = params["train_teacher"], VPProcess(params["diffusion"])
     prepared = PreparedData.load(data)
     if settings["source"] == "path":
-        teacher = load_teacher(Path(settings["path"]))
+        teacher = load_given_teacher(Path(settings["path"]))
         check_fits(teacher, settings["path"], prepared.resolution, prepared.channels)
         process.check_same_as(read_scheduler_config(Path(settings["path"])), settings["path"])
         save_teacher(output, teacher, process.scheduler(), params)
-        write_json(log, {"stage": "train_teacher", "history": [], "params": params})
+        write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
         return
 
-    prepared.verify()
     device = pick_device(params["device"], threads)
     teacher = build_teacher(settings, prepared.resolution, prepared.channels, params["seed"]).to(device)
     batches = NoisyBatches(prepared.train_images, process, settings["batch_size"], device, settings["horizontal_flip"])
@@ -43,7 +42,7 @@ def train_teacher(params: dict[str, Any], *, threads: int, data: Path, output: P
     assert result.ema is not None
     teacher.load_state_dict(result.ema)
     save_teacher(output, teacher, process.scheduler(), params)
-    write_json(log, {"stage": "train_teacher", "history": result.history, "params": params})
+    write_checked_json(log, {"stage": "train_teacher", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -255,7 +255,6 @@ def test_split_depends_on_the_seed_alone():
 
 def test_prepared_data_comes_back_as_saved(tmp_path, digits):
     data = PreparedData.load(prepare(tmp_path / "prepared", digits))
-    data.verify()
     assert (data.resolution, data.channels, data.meta["count"]) == (8, 1, 1797)
     assert np.array_equal(data.images, digits.images) and np.array_equal(data.labels, digits.labels)
     assert np.array_equal(data.train_images, digits.images[data.train_index])

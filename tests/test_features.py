@@ -1,5 +1,7 @@
 """The feature cache: what is in it, what a job reads of it, and what it refuses."""
 
+import json
+
 import pytest
 import torch
 
@@ -68,3 +70,23 @@ def test_a_truncated_shard_is_named(writer, tmp_path):
     Features(tmp_path, ["t"], [0])
     with pytest.raises(ValueError, match="stage_1-shard_2"):
         Features(tmp_path, ["t"])
+
+
+def flip(shard, name):
+    """Change one bit in the middle of a tensor of a shard."""
+    content = bytearray(shard.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    start, stop = json.loads(content[8 : 8 + size])[name]["data_offsets"]
+    content[8 + size + (start + stop) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_by_the_jobs_that_read_it_and_by_no_other(writer, tmp_path):
+    writer.write(tmp_path, {})
+    flip(tmp_path / "stage_1-shard_2.safetensors", "mid")
+    Features(tmp_path, ["mid"], [0])
+    Features(tmp_path, ["emb", "skip.0"])
+    with pytest.raises(
+        ValueError, match=r"stage_1-shard_2\.safetensors: sha256 .*index\.json for mid says .*--forcerun"
+    ):
+        Features(tmp_path, ["emb", "mid"])

@@ -94,7 +94,7 @@ def test_any_other_file_is_refused_as_extractor(tmp_path: Path) -> None:
     path = tmp_path / "extractor.safetensors"
     path.write_text("no weights")
     with pytest.raises(ValueError, match="not an extractor"):
-        ex.describe_classifier(path)
+        ex.read_classifier(path)
 
 
 def test_equal_sets_are_at_distance_zero_and_noise_is_not(classifier: fi.Extractor) -> None:

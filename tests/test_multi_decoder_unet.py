@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from helpers import tiny_unet
 
 from stages.diffusion.process import VPProcess
-from stages.models.pipelines import load_student, load_teacher, save_student
+from stages.models.pipelines import load_given_teacher, load_student, save_student
 from stages.models.specs import block_macs, identity_architecture, parameter_count
 from stages.training.student import build_student
 
@@ -124,17 +124,17 @@ def test_saved_student_is_loaded_by_diffusers_and_samples_with_its_schedulers(un
 
 def test_teacher_folders_that_cannot_be_used_are_named(unet, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: not found"):
-        load_teacher(tmp_path)
+        load_given_teacher(tmp_path)
     unet.save_pretrained(tmp_path / "unet")
-    load_teacher(tmp_path)
+    load_given_teacher(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "weights")
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: not found"):
-        load_teacher(tmp_path)
+        load_given_teacher(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(ValueError, match="cannot be loaded"):
-        load_teacher(tmp_path)
+        load_given_teacher(tmp_path)
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     unsupported = copy.deepcopy(config) | {"down_block_types": ["DownBlock2D", "AttnSkipDownBlock2D"]}
     (tmp_path / "unet" / "config.json").write_text(json.dumps(unsupported))
     with pytest.raises(ValueError, match="block type AttnSkipDownBlock2D is not supported"):
-        load_teacher(tmp_path)
+        load_given_teacher(tmp_path)

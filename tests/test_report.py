@@ -53,10 +53,12 @@ def make_architecture() -> dict[str, Any]:
     chosen = {"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30}
     return {
         "rule": "budget",
+        "boundaries": [200, 500],
         "steps_per_stage": [10, 15, 25],
         "unet": {"down_blocks": [SMALLER], "mid_block": SMALLER, "decoders": [[IDENTITY], [SMALLER], [SMALLER]]},
         "identity": {"down_blocks": [IDENTITY], "mid_block": IDENTITY, "decoders": [[IDENTITY]]},
         "chosen": dict.fromkeys(BLOCKS, chosen),
+        "supernets": dict.fromkeys(BLOCKS, "ab" * 32),
         "expected": {"macs_ratio": 0.48, "params_ratio": 0.95, "params_active_ratio": 0.47},
         "params": {"seed": 0, "assemble": {"rule": "budget"}},
     }
@@ -70,7 +72,8 @@ def make_search() -> dict[str, Any]:
     ]
     candidates.append({"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30})
     history = [{"step": s, "loss": 1 / s} for s in range(2, 200, 2)]
-    return {"teacher_macs": 220, "teacher_params": 80, "candidates": candidates, "log": history, "params": {}}
+    found = {"candidates": candidates, "log": history, "params": {}, "weights_sha256": "ab" * 32}
+    return found | {"teacher_macs": 220, "teacher_params": 80}
 
 
 def make_page(**changes: Any) -> str:
@@ -141,6 +144,7 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
     clusters |= {"boundaries_sigma": [], "stages": [[0, 1000]]}
     architecture = make_architecture()
     architecture |= {
+        "boundaries": [],
         "steps_per_stage": [50],
         "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
     }

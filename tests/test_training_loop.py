@@ -55,11 +55,18 @@ def test_a_checkpoint_of_other_params_is_refused(tmp_path):
         run(tmp_path / "c.pt", fingerprint={"a": 2})
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def flipped(content):
+    return content[:900] + bytes([content[900] ^ 1]) + content[901:]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:1000], lambda c: c[:-1], lambda c: c[:20], lambda c: b"", flipped, lambda c: c + b"x"]
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     with pytest.raises(Killed):
         run(tmp_path / "c.pt", killed_at=8)
-    (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"c\.pt: unreadable checkpoint"):
+    (tmp_path / "c.pt").write_bytes(damage((tmp_path / "c.pt").read_bytes()))
+    with pytest.raises(ValueError, match=r"c\.pt: damaged checkpoint"):
         run(tmp_path / "c.pt")
 
 

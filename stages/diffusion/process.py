@@ -3,9 +3,13 @@
 Nothing outside this file knows which process runs.
 """
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from stages.files import run_again
 
 PROCESS_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 # Clipping x0 to the images' range helps DDPM's noisy steps and biases DDIM's, which keep the old eps beside the clipped x0.
@@ -75,6 +79,15 @@ class VPProcess:
                     f"{folder}/scheduler/scheduler_config.json: {key} is {theirs!r} but params say diffusion.{key}: "
                     f"{self.config[key]!r}; set diffusion.{key} to the teacher's value"
                 )
+
+    def check_stages(self, clusters: dict[str, Any], path: Path) -> None:
+        """Raise a ValueError unless the stages of clusters.json, at `path`, divide the timesteps of this process."""
+        edges = [0, *clusters["boundaries"], self.timesteps]
+        if edges != sorted({*edges}) or clusters["stages"] != [list(pair) for pair in itertools.pairwise(edges)]:
+            raise ValueError(
+                f"{path}: the stages {clusters['stages']} with boundaries {clusters['boundaries']} do not divide the "
+                f"{self.timesteps} timesteps; {run_again('cluster_timesteps', path)}"
+            )
 
     def _per_sample(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (-1,) + (1,) * (like.ndim - 1)

@@ -1,6 +1,7 @@
 """Teacher and student by the same code, seeds and reference: what metrics.json holds."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from stages.evaluation.cost import model_cost
 from stages.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
 from stages.evaluation.speed import measure_speed
 from stages.evaluation.table import compare
+from stages.files import run_again
 
 
 @dataclass(frozen=True)
@@ -132,4 +134,5 @@ def check_architecture(student: Any, architecture: dict[str, Any], folder: str) 
     """Raise ValueError unless the student was built from this architecture.json."""
     config = student.config
     if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
-        raise ValueError(f"{folder}: not the model that architecture.json describes; run retrain again")
+        remedy = run_again("retrain", Path(folder))
+        raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")

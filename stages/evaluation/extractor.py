@@ -13,20 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from stages.files import atomic_path
+from stages.files import (
+    CONTENT_HASH,
+    atomic_path,
+    check_content,
+    check_same_hash,
+    run_again,
+    sha256_content,
+    sha256_tensor,
+)
 from stages.training.loop import TrainSettings, train
 
+STAGE = "train_extractor"
 CLASSIFIER, ROTATION = "classifier", "rotation"
 GRID = 2
 QUARTER_TURNS = 4
 # One metadata key only: safetensors writes several keys in an order that changes from process to process.
 METADATA_KEY = "extractor"
+WEIGHTS_HASH = "weights_sha256"
 
 
 @dataclass(frozen=True)
@@ -232,26 +242,37 @@ def to_tensor(images: np.ndarray) -> Tensor:
 
 
 def save_classifier(path: Path, model: Classifier, description: dict[str, Any]) -> None:
-    """Write weights and description as one safetensors file, the same bytes for the same model."""
+    """Write weights, their hashes and a description as one safetensors file, the same bytes for the same model."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    content = description | {WEIGHTS_HASH: hash_weights(weights)}
+    text = json.dumps(content | {CONTENT_HASH: sha256_content(content)}, sort_keys=True)
     with atomic_path(path) as aside:
-        save_file(weights, aside, metadata={METADATA_KEY: json.dumps(description, sort_keys=True)})
+        save_file(weights, aside, metadata={METADATA_KEY: text})
 
 
-def describe_classifier(path: Path) -> dict[str, Any]:
-    """The description saved with a classifier; ValueError when `path` is no such file."""
+def read_classifier(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and weights of a saved classifier; ValueError when `path` is no such file or was altered."""
+    remedy = run_again(STAGE, path)
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()[METADATA_KEY])
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not an extractor written by train_extractor; delete it and run again") from error
+            description, weights = json.loads(file.metadata()[METADATA_KEY]), load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path}: not an extractor written by {STAGE} ({error}); {remedy}") from error
+    check_content(path, description, STAGE)
+    check_same_hash(path, hash_weights(weights), description.pop(WEIGHTS_HASH), f"its {WEIGHTS_HASH}", remedy)
+    return description, weights
+
+
+def hash_weights(weights: dict[str, Tensor]) -> str:
+    """One hash of all weights with their names."""
+    return sha256_content({name: sha256_tensor(value) for name, value in weights.items()})
 
 
 def load_classifier(path: Path) -> Classifier:
     """Rebuild a saved classifier, in eval mode on the CPU."""
-    description = describe_classifier(path)
+    description, weights = read_classifier(path)
     model = Classifier(Shape(**{name: description[name] for name in Shape.__dataclass_fields__}))
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from stages.evaluation.extractor import CLASSIFIER, describe_classifier, to_tensor
+from stages.evaluation.extractor import CLASSIFIER, read_classifier, to_tensor
 from stages.files import sha256_file
 
 INCEPTION = "inception-v3-compat"
@@ -65,7 +65,7 @@ def open_extractor(choice: str, classifier: Path, image: np.ndarray) -> Extracto
     (N, F). `image` uint8 (H, W, C) is one image of the data. Raises ValueError when weights are missing or do not fit.
     """
     if choice == CLASSIFIER:
-        description = describe_classifier(classifier)
+        description, _ = read_classifier(classifier)
         return Extractor(CLASSIFIER, classifier, description["channels"], description["features"], description)
     if choice == INCEPTION:
         return Extractor(INCEPTION, inception_weights(), 3, INCEPTION_FEATURES, {"kind": INCEPTION})

@@ -46,7 +46,11 @@ def render_report(
         searches: contents of results/search/*.json by block job name.
         logs: contents of results/logs/*.json by stage.
         params: the params of the stage `report`; `report.images` samples are shown of each set.
+
+    Raises:
+        ValueError: the architecture was made from other clusters or searches.
     """
+    check_same_run(clusters, architecture, searches)
     made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params}]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -75,6 +79,14 @@ def render_report(
         own_params=params,
         versions=versions(),
     )
+
+
+def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless an architecture was made from these clusters and searches."""
+    found = {name: search["weights_sha256"] for name, search in searches.items()}
+    if architecture["boundaries"] != clusters["boundaries"] or architecture["supernets"] != found:
+        remedy = "run assemble again (snakemake --forcerun assemble)"
+        raise ValueError(f"architecture.json: made from other clusters.json or search results; {remedy}")
 
 
 def verdict(metrics: dict[str, Any]) -> str:

@@ -9,55 +9,93 @@ from typing import Any
 import diffusers
 from diffusers import DDPMPipeline, UNet2DModel
 
-from stages.files import atomic_folder, read_json, write_json
+from stages.files import (
+    atomic_folder,
+    check_file,
+    read_checked_json,
+    read_json,
+    sha256_file,
+    write_checked_json,
+    write_json,
+)
 from stages.models import multi_decoder_unet
 from stages.models.multi_decoder_unet import BLOCK_TYPES, MultiDecoderUNet2DModel
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+HASHES = "sha256.json"
+# What UNet2DModel can do and the search cannot.
+UNSUPPORTED = ("num_class_embeds", "class_embed_type")
 
 
 def load_teacher(folder: Path) -> UNet2DModel:
-    """The UNet of a teacher's pipeline folder, in eval mode on the CPU.
-
-    Raises:
-        ValueError: the folder has no config or weights, its UNet is no UNet2DModel, or has blocks that cannot be searched.
-    """
-    config = read_unet_config(folder)
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(
-            f"{folder}/unet/config.json: _class_name is {config['_class_name']!r}; the teacher must be a UNet2DModel"
-        )
-    types = {*config["down_block_types"], *config["up_block_types"]}
-    if types - BLOCK_TYPES:
-        raise ValueError(
-            f"{folder}/unet/config.json: block type {sorted(types - BLOCK_TYPES)[0]} is not supported; "
-            f"supported are {', '.join(sorted(BLOCK_TYPES))}"
-        )
+    """The UNet of a folder written by `save_teacher`, in eval mode on the CPU; ValueError when a file is not as written."""
+    check_hashes(folder, "train_teacher")
     return _load(UNet2DModel, folder)
 
 
 def load_student(folder: Path) -> MultiDecoderUNet2DModel:
-    """The multi-decoder UNet of a student's pipeline folder, in eval mode on the CPU. Raises ValueError as `load_teacher`."""
-    read_unet_config(folder)
+    """The same of a folder written by `save_student`."""
+    check_hashes(folder, "retrain")
     return _load(MultiDecoderUNet2DModel, folder)
 
 
-def read_unet_config(folder: Path) -> dict[str, Any]:
-    """unet/config.json of a pipeline folder, after checking that the folder is complete."""
-    for name, hint in (
-        ("config.json", "a diffusers pipeline folder with unet/config.json"),
-        (WEIGHTS, "safetensors weights"),
-    ):
-        if not (Path(folder) / "unet" / name).is_file():
-            raise ValueError(f"{folder}/unet/{name}: not found; give {hint}")
-    return read_json(Path(folder) / "unet" / "config.json")
+def load_given_teacher(folder: Path) -> UNet2DModel:
+    """The UNet of a pipeline folder from elsewhere, in eval mode on the CPU.
+
+    Raises:
+        ValueError: the folder has no config or weights, its UNet is no UNet2DModel, has blocks that cannot be searched, or
+            has weights that are missing, of another shape or not finite.
+    """
+    check_config(Path(folder) / "unet" / "config.json")
+    weights = Path(folder) / "unet" / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"{weights}: not found; give safetensors weights")
+    if weights.with_name(f"{WEIGHTS}.index.json").exists():
+        raise ValueError(f"{weights}.index.json: weights in several files are not supported; save them as {WEIGHTS}")
+    unet = _load(UNet2DModel, folder)
+    for name, value in unet.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{weights}: {name} holds values that are not finite; give another teacher")
+    return unet
+
+
+def check_config(path: Path) -> None:
+    """Raise ValueError unless unet/config.json describes a UNet2DModel whose blocks can be searched."""
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; give a diffusers pipeline folder with unet/config.json")
+    config = read_json(path, "give another teacher")
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise ValueError(f"{path}: _class_name is {config['_class_name']!r}; the teacher must be a UNet2DModel")
+    for key in ("down_block_types", "up_block_types"):
+        for kind in block_types(path, config, key):
+            if kind not in BLOCK_TYPES:
+                known = ", ".join(sorted(BLOCK_TYPES))
+                raise ValueError(f"{path}: block type {kind} is not supported; supported are {known}")
+    for key in UNSUPPORTED:
+        if config.get(key) is not None:
+            raise ValueError(f"{path}: {key} is {config[key]!r}, but class-conditional teachers are not supported")
+
+
+def block_types(path: Path, config: dict[str, Any], key: str) -> list[str]:
+    """The block types under one key of a UNet's config; ValueError when they are not there."""
+    types = config.get(key)
+    if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
+        raise ValueError(f"{path}: {key} is no list of names; give a diffusers UNet2DModel")
+    return types
 
 
 def _load(kind: Any, folder: Path) -> Any:
     try:
-        model = kind.from_pretrained(str(folder), subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False)
+        model, report = kind.from_pretrained(
+            str(folder), subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
     except Exception as error:
         raise ValueError(f"{folder}/unet: cannot be loaded as {kind.__name__} ({error})") from error
+    for problem, names in (("lacks", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
+        if names:
+            raise ValueError(
+                f"{folder}/unet/{WEIGHTS}: {problem} {min(names)}, by its config.json; give another teacher"
+            )
     return model.eval()
 
 
@@ -67,6 +105,7 @@ def save_teacher(folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[s
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(aside, safe_serialization=True)
         forget_origin(aside / "unet" / "config.json")
         write_json(aside / "params.json", params)
+        write_hashes(aside)
 
 
 def save_student(folder: Path, unet: MultiDecoderUNet2DModel, scheduler: Any, params: dict[str, Any]) -> None:
@@ -85,6 +124,19 @@ def save_student(folder: Path, unet: MultiDecoderUNet2DModel, scheduler: Any, pa
         }
         write_json(aside / "model_index.json", index)
         write_json(aside / "params.json", params)
+        write_hashes(aside)
+
+
+def write_hashes(folder: Path) -> None:
+    """Write sha256.json with the hash of every file of a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    write_checked_json(folder / HASHES, {file.relative_to(folder).as_posix(): sha256_file(file) for file in files})
+
+
+def check_hashes(folder: Path, stage: str) -> None:
+    """Raise ValueError unless every file that `stage` wrote into a folder is as sha256.json says."""
+    for name, sha256 in read_checked_json(folder / HASHES, stage).items():
+        check_file(folder / name, sha256, folder / HASHES, stage)
 
 
 def forget_origin(config: Path) -> None:
@@ -97,7 +149,7 @@ def forget_origin(config: Path) -> None:
 def read_scheduler_config(folder: Path) -> dict[str, Any]:
     """scheduler/scheduler_config.json of a pipeline folder; empty when the folder has none."""
     path = Path(folder) / "scheduler" / "scheduler_config.json"
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, "give another teacher") if path.is_file() else {}
 
 
 def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int) -> None:

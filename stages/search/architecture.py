@@ -6,7 +6,14 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from stages.models.borders import borders_of
-from stages.models.specs import block_macs, identity_architecture, parameter_count, shared_macs, shared_params
+from stages.models.specs import (
+    block_macs,
+    identity_architecture,
+    identity_spec,
+    parameter_count,
+    shared_macs,
+    shared_params,
+)
 from stages.search.selection import Block, Budget, Costs, select_budget, select_local, totals
 
 
@@ -37,11 +44,13 @@ def assemble_architecture(
         settings: the `assemble` section of the params.
 
     Returns:
-        rule, budget, tau, unet, identity, chosen, expected and teacher of architecture.json.
+        rule, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
+        architecture.json.
 
     Raises:
-        ValueError: the budget cannot be met.
+        ValueError: the budget cannot be met, or the results are those of other blocks or stages.
     """
+    check_results(unet, results, len(steps))
     blocks, costs = [block_of(name, result) for name, result in sorted(results.items())], costs_of(unet, steps)
     budget, tau = Budget(settings["macs"], settings["params"], settings["params_active"]), None
     if settings["rule"] == "local":
@@ -55,9 +64,27 @@ def assemble_architecture(
         "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps)),
         "identity": identity_architecture(unet),
         "chosen": chosen,
+        "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
     }
+
+
+def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages: int) -> None:
+    """Raise ValueError unless there is one result per block of the teacher, and per stage in the decoder."""
+    identities: dict[str, Any] = {}
+    for border in borders_of(unet):
+        spec = identity_spec(unet.get_submodule(border.block))
+        suffixes = [f".stage_{s}" for s in range(stages)] if border.kind == "up" else [""]
+        identities |= {f"{border.block}{suffix}": spec for suffix in suffixes}
+    remedy = "run search_block again (snakemake --forcerun search_block)"
+    if results.keys() != identities.keys():
+        name = min(results.keys() ^ identities.keys())
+        problem = "missing" if name in identities else "names no block"
+        raise ValueError(f"{name}.json: {problem}, as the teacher and {stages} stage(s) go; {remedy}")
+    for name, spec in identities.items():
+        if results[name]["identity"] != spec:
+            raise ValueError(f"{name}.json: describes another teacher's block; {remedy}")
 
 
 def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stages.diffusion.images import to_network
 from stages.diffusion.process import VPProcess
 from stages.diffusion.seeds import generator_for
-from stages.files import atomic_path, read_json, sha256_file, write_json
+from stages.files import atomic_path, check_same_hash, read_checked_json, run_again, sha256_tensor, write_checked_json
 from stages.models.borders import trace
 from stages.progress import Progress
 
@@ -67,13 +67,13 @@ class FeatureWriter:
         """Write all shards and the index."""
         total, size = self.settings["triples_per_stage"], self.settings["shard_size"]
         progress = Progress("cache_features", total * len(self.stages))
-        hashes: dict[str, str] = {}
+        hashes: dict[str, dict[str, str]] = {}
         for stage in range(len(self.stages)):
             for number in range(math.ceil(total / size)):
                 path = folder / f"stage_{stage}-shard_{number}.safetensors"
                 stop = min((number + 1) * size, total)
                 self._write_shard(path, stage, number * size, stop)
-                hashes[path.name] = sha256_file(path)
+                hashes[path.name] = hash_tensors(path)
                 progress.update(stage * total + stop)
         held_out = max(1, round(total * self.settings["held_out"]))
         index = {
@@ -82,7 +82,7 @@ class FeatureWriter:
             "shard_size": size,
             "held_out": held_out,
         }
-        write_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
+        write_checked_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
 
     def _write_shard(self, path: Path, stage: int, start: int, stop: int) -> None:
         step = self.settings["batch_size"]
@@ -105,6 +105,12 @@ class FeatureWriter:
         return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
 
 
+def hash_tensors(shard: Path) -> dict[str, str]:
+    """SHA-256 of every tensor of a shard, by name: a job checks those that it reads and no other."""
+    with safe_open(shard, framework="pt") as file:
+        return {name: sha256_tensor(file.get_tensor(name)) for name in sorted(file.keys())}
+
+
 class Features:
     """Some tensors of some stages of the feature cache, memory-mapped.
 
@@ -114,30 +120,30 @@ class Features:
         stages: the stages to read; None for all.
 
     Raises:
-        ValueError: a shard is missing or too short.
+        ValueError: index.json or one of these tensors is missing or not as it was written.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], stages: Sequence[int] | None = None) -> None:
-        index = read_json(folder / "index.json")
+        index = read_checked_json(folder / "index.json", "cache_features")
         self.names = list(names)
         self.held_out, self.per_stage, size = index["held_out"], index["triples_per_stage"], index["shard_size"]
         self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
         per_stage = math.ceil(self.per_stage / size)
         files = [folder / f"stage_{stage}-shard_{i}.safetensors" for stage in self.stages for i in range(per_stage)]
-        self.shards = [self._open(file) for file in files]
-        lengths = torch.tensor([len(shard[0]) for shard in self.shards])
-        self.ends = lengths.cumsum(0)
-        if self.ends[-1] != self.per_stage * len(self.stages):
-            raise ValueError(
-                f"{folder}: {self.ends[-1]} triples where index.json says {self.per_stage * len(self.stages)}"
-            )
+        self.shards = [self._open(file, index["sha256"].get(file.name, {})) for file in files]
+        self.ends = torch.tensor([len(shard[0]) for shard in self.shards]).cumsum(0)
 
-    def _open(self, file: Path) -> list[torch.Tensor]:
+    def _open(self, file: Path, hashes: dict[str, str]) -> list[torch.Tensor]:
+        remedy = run_again("cache_features", file)
         try:
             with safe_open(file, framework="pt") as shard:
-                return [shard.get_tensor(name) for name in self.names]
+                tensors = [shard.get_tensor(name) for name in self.names]
         except Exception as error:
-            raise ValueError(f"{file}: cannot be read ({error}); delete {file.parent} and run again") from error
+            raise ValueError(f"{file}: cannot be read ({error}); {remedy}") from error
+        for name, tensor in zip(self.names, tensors, strict=True):
+            said = hashes.get(name)
+            check_same_hash(file, sha256_tensor(tensor), said, f"{file.parent}/index.json for {name}", remedy)
+        return tensors
 
     def rows(self, held_out: bool) -> torch.Tensor:
         """Row numbers of the held-out or of the training triples of all opened stages."""

@@ -1,14 +1,17 @@
 """The student before retraining: built from an architecture, with the weights that it inherits."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 
+from stages.files import run_again
 from stages.models.borders import Border, borders_of
 from stages.models.elastic import student_state
 from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel
+from stages.models.specs import identity_architecture
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
 
@@ -27,6 +30,12 @@ def build_student(
         in_channels=teacher.config["in_channels"],
         out_channels=teacher.config["out_channels"],
     )
+
+
+def check_teacher(teacher: UNet2DModel, architecture: dict[str, Any], path: Path) -> None:
+    """Raise ValueError unless an architecture.json, read from `path`, was made for this teacher."""
+    if architecture["identity"] != identity_architecture(teacher):
+        raise ValueError(f"{path}: describes another teacher; {run_again('assemble', path)}")
 
 
 def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Supernet) -> None:

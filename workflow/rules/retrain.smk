@@ -13,6 +13,7 @@ rule retrain:
             "results/student/unet/multi_decoder_unet.py",
             "results/student/scheduler/scheduler_config.json",
             "results/student/params.json",
+            "results/student/sha256.json",
         ],
         history="results/logs/retrain.json",
     log:

@@ -10,6 +10,7 @@ rule train_teacher:
             "results/teacher/unet/diffusion_pytorch_model.safetensors",
             "results/teacher/scheduler/scheduler_config.json",
             "results/teacher/params.json",
+            "results/teacher/sha256.json",
         ],
         history="results/logs/train_teacher.json",
     log:
