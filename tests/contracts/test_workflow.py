@@ -1,11 +1,16 @@
 """The job graph: what runs, what runs again, and how mistakes end. Stages are replaced by stubs that only write their outputs."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,7 @@ AFTER_RETRAIN = {"retrain", "evaluate", "report"}
 
 # Stands in for stages/command.py, so that the real commands parse the real flags but compute nothing.
 STUB = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from stages.real_command import build_parser
 
@@ -31,6 +36,8 @@ def run_command(body):
     print("stub", body.__name__, "of", sys.prefix)
     if Path(f"fail-{arguments.get('name', body.__name__)}").exists():
         sys.exit(f"error: {body.__name__}: told to fail")
+    if Path(f"kill-{arguments.get('name', body.__name__)}").exists():
+        os.kill(os.getpid(), 9)
     for pattern in json.loads(Path("outputs.json").read_text())[body.__name__]:
         path = Path(pattern.format(block=arguments.get("name")))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,12 +166,51 @@ def test_a_mistake_ends_in_one_line_before_any_job(copied: Path, flag: str, mess
     assert (copied / "results" / "report.html").is_file()
 
 
-def test_a_failed_job_is_named_with_its_error_and_log(copied: Path) -> None:
+def test_failed_jobs_are_named_with_their_blocks_errors_and_logs(copied: Path) -> None:
     (copied / "fail-up_blocks.1.stage_0").touch()
+    (copied / "kill-mid_block").touch()
     result = run(copied, "--forcerun", "search_block", "--keep-going")
     assert result.returncode != 0
-    assert "error: search_block: told to fail (logs/search_block/up_blocks.1.stage_0.log)" in result.stderr.splitlines()
-    assert not (copied / "results" / "search" / "up_blocks.1.stage_0.json").exists()
+    killed = "killed, perhaps out of memory: lower batch_size, or let a cluster give more with"
+    assert {
+        "error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/up_blocks.1.stage_0.log)",
+        f"error: search_block mid_block: {killed} --set-resources search_block:mem_mb=16000 (logs/search_block/mid_block.log)",
+    } == {line for line in result.stderr.splitlines() if line.startswith("error: ")}
+    for block in ("up_blocks.1.stage_0", "mid_block"):
+        assert not (copied / "results" / "search" / f"{block}.json").exists()
+
+
+def on_a_terminal(folder: Path, *arguments: str) -> str:
+    """What Snakemake writes when it runs on a terminal of 100 columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    environment = {**os.environ, "PATH": "/usr/bin:/bin", "TERM": "xterm"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    written = b""
+    # The end of a terminal is an error on Linux.
+    with contextlib.suppress(OSError):
+        while piece := os.read(master, 65536):
+            written += piece
+    os.close(master)
+    process.wait()
+    return written.decode()
+
+
+def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_logs(copied: Path) -> None:
+    (copied / "fail-up_blocks.1.stage_0").touch()
+    shown = on_a_terminal(copied, "--forcerun", "search_block", "--keep-going")
+    assert re.search(r"0 of 12 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
+    assert shown.count("error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/") == 2
+    assert "stub search_block" not in shown and "rule search_block:" not in shown
+    assert "stub search_block" in (copied / "logs" / "search_block" / "mid_block.log").read_text()
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor stays hidden"
+    assert "Complete log(s)" in shown[shown.rindex("\x1b[?25h") :]
+
+
+def test_a_terminal_says_when_there_is_nothing_to_do(copied: Path) -> None:
+    assert "Nothing to be done" in on_a_terminal(copied)
 
 
 def test_every_job_has_a_log_and_resources(rules: dict[str, Any]) -> None:

@@ -10,11 +10,16 @@ from pathlib import Path
 # The code beside this workflow, wherever a package of the same name is installed.
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
+from snakemake.logging import logger
 from snakemake.utils import update_config
 
 from stages import config as settings
-from stages import provenance
+from stages import console, provenance
 from stages.datasets.sources import source_fingerprint
+
+jobs = console.Jobs()
+logger.addHandler(jobs)
+screens = []
 
 
 def use_own_python():
@@ -91,9 +96,20 @@ def count_gpus():
     return 0 if config["device"] == "cpu" else 1
 
 
-def show_errors(snakemake_logs):
-    """Repeat the last line of each failed job's log, as Snakemake has printed a screenful since."""
-    text = "".join(Path(path).read_text() for path in snakemake_logs)
-    for path in map(Path, re.findall(r"^ *log: (\S+) \(check log file", text, flags=re.MULTILINE)):
-        lines = path.read_text().rstrip().splitlines() if path.is_file() else []
-        print(lines[-1] if lines else "error: failed without a message", f"({path})", file=sys.stderr)
+def open_screen():
+    """On a terminal, show how far the jobs are; their output, which would run through it, is in their logs."""
+    if sys.stderr.isatty():
+        shell.prefix("set -euo pipefail; exec > /dev/null 2>&1; ")
+        screens.append(console.Screen(jobs, logger))
+
+
+def close_screen():
+    """Leave the terminal to Snakemake's last words."""
+    for screen in screens:
+        screen.stop()
+
+
+def show_errors():
+    """Repeat why each failed job failed, as Snakemake has printed a screenful since."""
+    for line in jobs.failures:
+        print(line, file=sys.stderr)
