@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from stages.lifeline import end_with_parent
+
 
 def run_command(body: Callable[..., None]) -> None:
     """Call `body(params, **flags)` with flags read from the command line.
@@ -21,6 +23,7 @@ def run_command(body: Callable[..., None]) -> None:
     anything else is a defect and keeps its traceback.
     """
     arguments = vars(build_parser(body).parse_args())
+    end_with_parent()
     # Read by OpenMP and MKL when torch or NumPy are first imported, which `body` does.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(arguments["threads"])
     # OpenMP threads that spin for long while they wait make jobs on shared cores up to twenty times slower than in turn;

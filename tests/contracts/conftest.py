@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -38,6 +40,7 @@ def rules() -> dict[str, Rule]:
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import ResourceSettings
 
-    with contextlib.chdir(ROOT), SnakemakeApi() as api:
+    # The results of this folder are left alone, and so is the environment.
+    with contextlib.chdir(ROOT), mock.patch.dict(os.environ, STAGECRAFT_SETTLING="1"), SnakemakeApi() as api:
         workflow = api.workflow(ResourceSettings(cores=1), snakefile=ROOT / "workflow" / "Snakefile")._workflow
         return {raw.name: read_rule(raw) for raw in workflow.rules}

@@ -23,7 +23,7 @@ from stages import provenance
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.stage_{stage}" for level in range(2) for stage in range(2)]
-AFTER_RETRAIN = {"retrain", "evaluate", "report"}
+AFTER_RETRAIN = {"retrain", "evaluate", "report", "record"}
 
 # Stands in for stages/command.py, so that the real commands parse the real flags but compute nothing.
 STUB = """

@@ -14,7 +14,7 @@ from snakemake.logging import logger
 from snakemake.utils import update_config
 
 from stages import config as settings
-from stages import console, provenance
+from stages import console, lifeline, provenance
 from stages.datasets.sources import source_fingerprint
 
 jobs = console.Jobs()
@@ -27,6 +27,22 @@ def use_own_python():
     folder = str(Path(sys.executable).parent)
     if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
         os.environ.update(PATH=os.pathsep.join([folder, os.environ.get("PATH", "")]))
+
+
+def share_fate():
+    """Let jobs end with this process, and this one with a DVC or Snakemake that runs it; clear the locks of killed runs.
+
+    Returns what must be kept as long as this process lives.
+    """
+    nested = lifeline.PARENT in os.environ
+    if nested and workflow.is_main_process:
+        lifeline.end_with_parent()
+    lifeline.name_parent()
+    if nested or not workflow.is_main_process:
+        return None
+    if "DVC_STAGE" in os.environ:
+        lifeline.end_with(os.getppid())
+    return check(lifeline.clear_dead_locks, Path(".snakemake"))
 
 
 def check(function, *arguments):
