@@ -1,0 +1,199 @@
+"""Snakemake and DVC over one graph: whichever ran last, the other believes it, and no result is paired with other params."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from helpers import run
+
+IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+AFTER_RETRAIN = {"retrain", "evaluate", "report"}
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    path = folder / "params.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def ok(folder: Path, *command: str) -> str:
+    """What a command printed; it must succeed."""
+    result = run(folder, *command)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def snakemake(folder: Path) -> set[str]:
+    """The rules that `snakemake` runs."""
+    printed = ok(folder, "snakemake")
+    return set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) - {"all", "search"}
+
+
+def repro(folder: Path) -> tuple[set[str], set[str]]:
+    """The stages that `dvc repro` runs, and those that it takes from the cache."""
+    printed = ok(folder, "dvc", "repro")
+    return set(re.findall(r"Running stage '(\w+)'", printed)), set(re.findall(r"Stage '(\w+)' is cached", printed))
+
+
+def commit(folder: Path, message: str) -> None:
+    ok(folder, "git", "add", "-A")
+    ok(folder, "git", *IDENTITY, "commit", "-qm", message)
+
+
+def check_pairing(folder: Path) -> None:
+    """All results carry the params of params.yaml, and dvc.lock describes them."""
+    import yaml
+
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    results = {*folder.glob("results/**/*.json")} - {folder / "results" / "record.json"}
+    for path in [*results, folder / "data" / "prepared" / "meta.json"]:
+        content = json.loads(path.read_text())
+        carried = content if path.name == "params.json" else content.get("params", {})
+        assert carried == {section: params[section] for section in carried}, path
+    assert json.loads(ok(folder, "dvc", "status", "--json").splitlines()[-1]) == {}
+
+
+@pytest.fixture
+def recorded(finished: Path, tmp_path: Path) -> Path:
+    """A finished run under version control: params.yaml, dvc.lock and the metrics are committed."""
+    folder = Path(shutil.copytree(finished, tmp_path / "one", symlinks=True))
+    ok(folder, "git", "config", "core.fileMode", "false")
+    commit(folder, "first run")
+    return folder
+
+
+def test_dvc_believes_a_run_of_snakemake(recorded):
+    assert json.loads((recorded / "results" / "record.json").read_text())["committed"]
+    assert repro(recorded) == (set(), set())
+    assert snakemake(recorded) == set()
+
+
+def test_snakemake_believes_dvc_and_old_results_come_from_the_cache(recorded):
+    edit(recorded, "ramp: 0.5", "ramp: 0.6")
+    assert repro(recorded) == (AFTER_RETRAIN, set())
+    assert snakemake(recorded) == {"record"}
+    check_pairing(recorded)
+    edit(recorded, "ramp: 0.6", "ramp: 0.5")
+    assert repro(recorded) == (set(), AFTER_RETRAIN)
+    assert snakemake(recorded) == {"record"}
+    check_pairing(recorded)
+    assert snakemake(recorded) == set()
+
+
+def test_a_clone_pulls_the_results_and_makes_only_what_depends_on_a_changed_param(recorded, tmp_path):
+    ok(recorded, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    commit(recorded, "a remote")
+    ok(recorded, "dvc", "push")
+    other = tmp_path / "other"
+    ok(tmp_path, "git", "clone", "-q", str(recorded), str(other))
+    ok(other, "dvc", "pull")
+    assert snakemake(other) == {"record"}
+    edit(other, "candidates: 20", "candidates: 19")
+    printed = ok(other, "dvc", "repro")
+    ran = set(re.findall(r"Running stage '(\w+)'", printed))
+    assert ran == {"search_block", "assemble", "retrain", "evaluate", "report"}
+    assert side_by_side(printed) >= 2
+    check_pairing(other)
+
+
+def side_by_side(printed: str) -> int:
+    """The most block searches that Snakemake had running at once."""
+    most = running = 0
+    for line in printed.splitlines():
+        running += line.startswith(("rule search_block:", "localrule search_block:"))
+        running -= bool(re.match(r"Finished jobid: \d+ \(Rule: search_block\)", line))
+        most = max(most, running)
+    return most
+
+
+def test_an_older_commit_with_edited_params_gives_no_wrong_pairing(recorded):
+    first = ok(recorded, "git", "rev-parse", "HEAD").strip()
+    edit(recorded, "ramp: 0.5", "ramp: 0.6")
+    assert snakemake(recorded) == AFTER_RETRAIN | {"record"}
+    commit(recorded, "second run")
+    ok(recorded, "git", "checkout", "-q", first)
+    ok(recorded, "dvc", "checkout")
+    # Snakemake's notes are of the second run, with just these params.
+    edit(recorded, "ramp: 0.5", "ramp: 0.6")
+    assert snakemake(recorded) == AFTER_RETRAIN | {"record"}
+    check_pairing(recorded)
+    ok(recorded, "git", "checkout", "-qf", first)
+    ok(recorded, "dvc", "checkout")
+    edit(recorded, "ramp: 0.5", "ramp: 0.7")
+    assert repro(recorded) == (AFTER_RETRAIN, set())
+    check_pairing(recorded)
+
+
+def test_files_changed_by_hand_are_made_again(recorded):
+    clusters = recorded / "results" / "clusters.json"
+    before = clusters.read_bytes()
+    clusters.write_bytes(before.replace(b'"seed": 0', b'"seed": 1'))
+    assert "cluster_timesteps" in snakemake(recorded)
+    assert clusters.read_bytes() == before
+    check_pairing(recorded)
+
+
+def test_a_run_with_overridden_params_is_not_recorded(recorded):
+    lock = (recorded / "dvc.lock").read_bytes()
+    printed = ok(recorded, "snakemake", "--config", "report={images: 9}")
+    assert "not committed, as this run had report.images 9, not 16 as in params.yaml" in printed
+    assert (recorded / "dvc.lock").read_bytes() == lock
+    assert snakemake(recorded) == {"report", "record"}
+    check_pairing(recorded)
+
+
+def test_params_edited_while_a_run_is_going_are_not_recorded_with_it(recorded):
+    lock = (recorded / "dvc.lock").read_bytes()
+    edit(recorded, "ramp: 0.5", "ramp: 0.6")
+    process = subprocess.Popen(["snakemake"], cwd=recorded, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "rule evaluate" in line:
+            edit(recorded, "ramp: 0.6", "ramp: 0.4")
+            break
+    printed = process.communicate()[0]
+    assert process.returncode == 0 and "not committed, as this run had retrain.ramp 0.6, not 0.4" in printed
+    assert (recorded / "dvc.lock").read_bytes() == lock
+
+
+def test_code_edited_while_a_run_is_going_is_not_recorded_with_it(recorded):
+    lock = (recorded / "dvc.lock").read_bytes()
+    edit(recorded, "images: 16", "images: 9")
+    code = recorded / "stages" / "training" / "student.py"
+    code.write_text(code.read_text() + "# later\n")
+    edited = run(recorded, "snakemake", "report", "--allowed-rules", "report", "record")
+    assert edited.returncode == 0
+    result = run(recorded, "snakemake", "record", "--allowed-rules", "record")
+    assert result.returncode != 0
+    assert re.search(r"^error: record: .*code or inputs changed", result.stdout, flags=re.MULTILINE)
+    assert (recorded / "dvc.lock").read_bytes() == lock
+
+
+def test_outside_a_dvc_repository_a_run_ends_well_and_says_so(recorded):
+    shutil.rmtree(recorded / ".dvc")
+    edit(recorded, "images: 16", "images: 9")
+    assert "no DVC repository here, so nothing is committed" in ok(recorded, "snakemake")
+
+
+def test_two_queued_experiments_run_at_once(recorded):
+    for ramp in ("0.2", "0.3"):
+        ok(recorded, "dvc", "exp", "run", "--queue", "-S", f"retrain.ramp={ramp}")
+    # The workers stay and would keep a captured output open.
+    ok(recorded, "bash", "-c", "dvc queue start --jobs 2 > queue.log 2>&1")
+    seen = []
+    try:
+        while not seen or set(seen[-1]) & {"Queued", "Running"}:
+            seen.append(
+                re.findall(r"Queued|Running|Success|Failed", ok(recorded, "dvc", "queue", "status").split("Worker")[0])
+            )
+            time.sleep(1)
+    finally:
+        run(recorded, "dvc", "queue", "stop", "--kill")
+    assert seen[-1] == ["Success", "Success"], ok(recorded, "dvc", "queue", "status")
+    assert ["Running", "Running"] in seen
+    shown = ok(recorded, "dvc", "exp", "show", "--csv")
+    assert {"0.2", "0.3"} <= set(re.split("[,\n]", shown))
+    assert snakemake(recorded) == set()
