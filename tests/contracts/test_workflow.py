@@ -201,7 +201,7 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
 def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_logs(copied: Path) -> None:
     (copied / "fail-up_blocks.1.stage_0").touch()
     shown = on_a_terminal(copied, "--forcerun", "search_block", "--keep-going")
-    assert re.search(r"0 of 12 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
+    assert re.search(r"0 of 13 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
     assert shown.count("error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/") == 2
     assert "stub search_block" not in shown and "rule search_block:" not in shown
     assert "stub search_block" in (copied / "logs" / "search_block" / "mid_block.log").read_text()
