@@ -1,6 +1,7 @@
 """Params of prepare_data, a small UNet, and clones of the repository to run commands in."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,12 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def readme_blocks(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    text = (ROOT / "README.md").read_text()
+    return [block.strip() for block in re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)]
 
 
 def clone(folder: Path) -> Path:
