@@ -12,6 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 # A stage's command makes the rule of its name, except that a rule with wildcards needs another that asks for all its files.
 TARGETS = {"search_block": "search"}
+# Where the user's own files lie, which Snakemake finds through the params and DVC must be told of.
+OWN = {"prepare_data": {"data/raw"}, "train_teacher": {"data/teacher"}}
 
 Stages = dict[str, dict[str, Any]]
 
@@ -49,8 +51,10 @@ def drift(rules: dict[str, Any], stages: Stages) -> list[str]:
             found.append(f"{name}: cmd makes something else: {stage['cmd']}")
         found += [f"{name}: code {path} differs" for path in sorted(rule.code ^ listed_code)]
         found += [
-            f"{name}: input {path} differs" for path in sorted(unmatched(rule.inputs, {*stage["deps"]} - listed_code))
+            f"{name}: input {path} differs"
+            for path in sorted(unmatched(rule.inputs, {*stage["deps"]} - listed_code - OWN.get(name, set())))
         ]
+        found += [f"{name}: own files {path} are missing" for path in OWN.get(name, set()) - {*stage["deps"]}]
         found += [f"{name}: output {path} differs" for path in sorted(unmatched(rule.outputs, outs))]
         found += [f"{name}: params {key} differs" for key in sorted(rule.params ^ set(stage["params"]))]
         # A kept output would be taken for the new one.
