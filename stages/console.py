@@ -102,7 +102,7 @@ def describe_failure(job: Job, message: str, cluster_logs: list[Path], exception
     words = re.findall(r"^(?:srun|slurmstepd): .+$", cluster, flags=re.MULTILINE)
     if words and not reason:
         return f"error: {job.name}: {words[-1]} ({cluster_logs[0]})"
-    said = " ".join(message.split("sbatch call:")[0].split())
+    said = " ".join(re.split("sbatch call:|For further error details", message)[0].split())
     return f"error: {job.name}: {reason or said or 'failed without a message'} ({job.log})"
 
 

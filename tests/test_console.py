@@ -61,9 +61,9 @@ def test_a_job_that_never_began_is_explained_by_slurm(job, tmp_path):
 
 
 def test_a_refused_submission_is_told_without_the_command(job):
-    message = "SLURM sbatch failed. The error message was 'invalid partition specified: x'.\n    sbatch call:\n  sbatch"
-    line = describe_failure(job, message, [], "")
-    assert "invalid partition specified: x" in line and "sbatch call" not in line and "\n" not in line
+    said = "SLURM sbatch failed. The error message was 'invalid partition specified: x'."
+    line = describe_failure(job, f"{said}\n    sbatch call:\n  sbatch -p x\nFor further error details see", [], "")
+    assert line == f"error: search_block mid_block: {said} ({job.log})"
 
 
 def test_the_log_of_an_earlier_run_explains_nothing(job):
