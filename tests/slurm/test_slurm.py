@@ -160,7 +160,10 @@ def test_a_crashed_node_costs_no_more_than_what_ran_there(finished, cluster, uns
     jobs = cluster.jobs()
     assert names(jobs) == Counter(BLOCKS)
     assert [job["Restarts"] for job in jobs if job["JobId"] == lost["JobId"]] == ["1"]
-    assert before and before.items() <= written(unsearched).items()
+    # Slurm itself starts a job again that ends in the moment of the crash.
+    spared = set(names([job for job in jobs if job["Restarts"] == "0"]))
+    kept = {block: moment for block, moment in before.items() if block in spared}
+    assert kept and kept.items() <= written(unsearched).items()
     assert "Nothing to be done" in run(unsearched, *COMMAND, "search").stderr
     for name in SAME_BYTES:
         assert (unsearched / name).read_bytes() == (finished / name).read_bytes(), name
