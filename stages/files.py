@@ -44,6 +44,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what killed jobs were writing aside for files of this name (a pattern) in `folder`."""
+    for aside in folder.glob(f".{name}.*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
 def share(path: Path) -> None:
     """Give a file or folder the permissions that the umask asks for; safetensors writes for the owner only."""
     umask = os.umask(0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.training.checkpoint import load_checkpoint, save_checkpoint
 from stages.training.loop import TrainSettings, learning_rate_factor, train
 
 SETTINGS = TrainSettings(
@@ -48,11 +49,22 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path):
     assert result.history == resumed.history
 
 
-def test_a_checkpoint_of_other_params_is_refused(tmp_path):
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    weights, result = run(tmp_path / "c.pt")
+    again, resumed = run(tmp_path / "c.pt", killed_at=0)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert result.history == resumed.history
+
+
+def test_a_checkpoint_of_other_params_is_not_used_and_the_log_says_so(tmp_path, capsys):
     with pytest.raises(Killed):
         run(tmp_path / "c.pt", killed_at=8)
-    with pytest.raises(ValueError, match="made with other params"):
-        run(tmp_path / "c.pt", fingerprint={"a": 2})
+    weights, result = run()
+    again, restarted = run(tmp_path / "c.pt", fingerprint={"a": 2})
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert result.history == restarted.history
+    line = f"{tmp_path}/c.pt: made with other params or inputs; not used, starting from step 0"
+    assert line in capsys.readouterr().err.splitlines()
 
 
 def flipped(content):
@@ -66,8 +78,37 @@ def test_a_damaged_checkpoint_is_named(tmp_path, damage):
     with pytest.raises(Killed):
         run(tmp_path / "c.pt", killed_at=8)
     (tmp_path / "c.pt").write_bytes(damage((tmp_path / "c.pt").read_bytes()))
-    with pytest.raises(ValueError, match=r"c\.pt: damaged checkpoint"):
+    with pytest.raises(ValueError, match=r"c\.pt: damaged checkpoint.*; delete it"):
         run(tmp_path / "c.pt")
+
+
+def test_an_altered_byte_of_a_checkpoint_never_alters_the_run(tmp_path):
+    """Anywhere in the file: refused, unless the byte has no meaning, as those that align a record."""
+    save_checkpoint(tmp_path / "c.pt", {"fingerprint": "f", "weights": torch.arange(64.0), "step": 5})
+    whole, refused = (tmp_path / "c.pt").read_bytes(), 0
+    stored = torch.arange(64.0).numpy().tobytes()
+    for place in [*range(0, len(whole), 7), whole.index(stored) + 30]:
+        altered = bytearray(whole)
+        altered[place] ^= 0x40
+        (tmp_path / "c.pt").write_bytes(altered)
+        try:
+            state = load_checkpoint(tmp_path / "c.pt", "f")
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{tmp_path}/c.pt: damaged checkpoint"), place
+        else:
+            assert state["step"] == 5 and torch.equal(state["weights"], torch.arange(64.0)), place
+    assert refused > 100
+    (tmp_path / "c.pt").write_bytes(whole.replace(stored, stored[:-4] + bytes(4)))
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        load_checkpoint(tmp_path / "c.pt", "f")
+
+
+def test_what_a_killed_job_was_writing_is_cleared_away(tmp_path):
+    (tmp_path / ".c.pt.123.tmp").write_bytes(b"half")
+    (tmp_path / ".d.pt.123.tmp").write_bytes(b"of another job")
+    run(tmp_path / "c.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {"c.pt", ".d.pt.123.tmp"}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):

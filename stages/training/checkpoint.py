@@ -1,12 +1,13 @@
-"""Checkpoints of the training loop: written aside and renamed, refused when damaged or made with other params."""
+"""Checkpoints of the training loop: written aside and renamed, checked and used only by the run that they belong to."""
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.files import atomic_path, sha256_file
+from stages.files import atomic_path, remove_leftovers, sha256_file
 
 DIGEST_BYTES = 32
 PIECE = 2**20
@@ -22,18 +23,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Read a checkpoint, or None when there is none.
+    """Read a checkpoint; None when there is none, or one made with other params or inputs than `fingerprint` says.
 
     Raises:
-        ValueError: the file is damaged, or was made with other params or inputs than `fingerprint` says.
+        ValueError: the file is damaged.
     """
+    remove_leftovers(path.parent, path.name)
     if not path.exists():
         return None
     if not ends_in_own_hash(path):
         raise ValueError(f"{path}: damaged checkpoint, as its hash is another; delete it to start again")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state["fingerprint"] != fingerprint:
-        raise ValueError(f"{path}: checkpoint was made with other params or inputs; delete it to start again")
+        print(f"{path}: made with other params or inputs; not used, starting from step 0", file=sys.stderr, flush=True)
+        return None
     return state
 
 

@@ -84,7 +84,8 @@ def train(
         losses: called as losses(step, generator), yields (name, scalar loss) pairs. Each loss is backwarded before
             the next is made, so that paths of a supernet do not hold their graphs together. Gradients add up; one
             optimiser step follows.
-        checkpoint: file to resume from and to write to; the caller removes it once the result is stored.
+        checkpoint: file to resume from and to write to, also after the last step, as what follows may take long; the
+            caller removes it once the result is stored.
         fingerprint: what the checkpoint must have been made with (params, hashes of inputs).
 
     Raises:
@@ -99,7 +100,7 @@ def train(
     while run.step < settings.steps:
         total = run.advance(losses)
         progress.update(run.step, f"loss {total:.4f}")
-        if checkpoint and run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
+        if checkpoint and (run.step % settings.checkpoint_every == 0 or run.step == settings.steps):
             save_checkpoint(checkpoint, run.state())
     model.eval()
     return TrainResult(evened(run.history), run.ema)
