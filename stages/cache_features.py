@@ -13,19 +13,25 @@ def cache_features(
     from stages.datasets.prepared import PreparedData
     from stages.device import pick_device
     from stages.diffusion.process import VPProcess
-    from stages.files import read_checked_json
-    from stages.models.pipelines import load_teacher
+    from stages.files import read_checked_json, sha256_file
+    from stages.models.pipelines import WEIGHTS, load_teacher
     from stages.search.features import FeatureWriter
 
-    device = pick_device(params["device"], threads)
-    images = PreparedData.load(data).train_images
+    device, prepared = pick_device(params["device"], threads), PreparedData.load(data)
     process, plan = VPProcess(params["diffusion"]), read_checked_json(clusters, "cluster_timesteps")
     process.check_stages(plan, clusters)
     unet = load_teacher(teacher).to(device)
-    writer = FeatureWriter(unet, process, images, plan["stages"], params["cache_features"], params["seed"], device)
-    output.mkdir(parents=True, exist_ok=True)
-    writer.check_room(output)
-    writer.write(output, params)
+    writer = FeatureWriter(
+        unet, process, prepared.train_images, plan["stages"], params["cache_features"], params["seed"], device
+    )
+    pieces = writer.write(
+        output.parent / "checkpoints" / "cache_features",
+        params,
+        data=prepared.meta["sha256"],
+        teacher=sha256_file(teacher / "unet" / WEIGHTS),
+        clusters=sha256_file(clusters),
+    )
+    pieces.move(output)
 
 
 if __name__ == "__main__":

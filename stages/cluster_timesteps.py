@@ -12,11 +12,15 @@ def cluster_timesteps(params: dict[str, Any], *, threads: int, data: Path, outpu
     from stages.datasets.prepared import PreparedData
     from stages.diffusion.process import VPProcess
     from stages.files import write_checked_json
+    from stages.pieces import Pieces
 
     prepared = PreparedData.load(data)
     process = VPProcess(params["diffusion"])
-    clusters = cluster(prepared.train_images, process, params["cluster_timesteps"], params["seed"])
+    fingerprint = {"params": params, "data": prepared.meta["sha256"]}
+    pieces = Pieces(output.parent / "checkpoints" / "cluster_timesteps", fingerprint)
+    clusters = cluster(prepared.train_images, process, params["cluster_timesteps"], params["seed"], pieces)
     write_checked_json(output, clusters | {"params": params})
+    pieces.remove()
     print(f"cluster_timesteps: {clusters['method']}, boundaries {clusters['boundaries']}")
 
 

@@ -25,18 +25,23 @@ def evaluate(
     from stages.evaluation.fidelity import open_extractor
     from stages.evaluation.samples import save_samples
     from stages.evaluation.table import format_table
-    from stages.files import read_checked_json, sha256_file, write_checked_json
-    from stages.models.pipelines import load_student, load_teacher
+    from stages.files import read_checked_json, sha256_content, sha256_file, write_json
+    from stages.models.pipelines import WEIGHTS, load_student, load_teacher
+    from stages.pieces import Pieces
 
     device = pick_device(params["device"], threads)
     prepared = PreparedData.load(data)
     plan, small = read_checked_json(architecture, "assemble"), load_student(student)
     check_architecture(small, plan, str(student))
     features = open_extractor(params["evaluate"]["extractor"], extractor, prepared.images[0])
-    evaluation = Evaluation(params, prepared, features, plan["boundaries"], device)
+    made_from = {str(folder): sha256_file(folder / "unet" / WEIGHTS) for folder in (teacher, student)}
+    made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
+    pieces = Pieces(output.parent / "checkpoints" / "evaluate", {"params": params, "made_from": made_from})
+    evaluation = Evaluation(params, prepared, features, plan["boundaries"], device, pieces)
     metrics, images = evaluation.compare(load_teacher(teacher), small)
-    save_samples(samples, images)
-    write_checked_json(output, metrics | {"samples_sha256": sha256_file(samples)})
+    save_samples(samples, images, sha256_content(metrics))
+    write_json(output, metrics)
+    pieces.remove()
     print(format_table(metrics))
 
 

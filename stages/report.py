@@ -20,14 +20,14 @@ def report(
 ) -> None:
     """Write the page."""
     from stages.evaluation.report import render_report
-    from stages.evaluation.samples import load_samples
-    from stages.files import atomic_path, check_file, read_checked_json
+    from stages.evaluation.samples import check_metrics, load_samples
+    from stages.files import atomic_path, read_checked_json, read_json, run_again
 
-    measured = read_checked_json(metrics, "evaluate")
-    check_file(samples, measured["samples_sha256"], metrics, "evaluate")
+    measured, images = read_json(metrics, run_again("evaluate", metrics)), load_samples(samples)
+    check_metrics(metrics, measured, images)
     page = render_report(
         measured,
-        load_samples(samples),
+        images,
         read_checked_json(clusters, "cluster_timesteps"),
         read_checked_json(architecture, "assemble"),
         {path.stem: read_checked_json(path, "search_block") for path in search},

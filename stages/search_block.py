@@ -19,6 +19,7 @@ def search_block(
     from stages.models.elastic import ElasticBlock
     from stages.models.pipelines import load_teacher
     from stages.models.specs import block_macs, parameter_count
+    from stages.pieces import Pieces
     from stages.search.features import Features
     from stages.search.space import BlockSpace
     from stages.search.supernet import SandwichLoss, score, sort_channels
@@ -35,14 +36,16 @@ def search_block(
     supernet = ElasticBlock(block, border.kind, settings["kernels"]).to(device)
     sort_channels(supernet, cache, inputs)
     checkpoint = output.parent.parent / "checkpoints" / f"{name}.pt"
+    fingerprint = {"params": params, "features": sha256_file(features / "index.json")}
     result = train(
         supernet,
         SandwichLoss(supernet, space, cache, inputs, settings["batch_size"], params["precision"]),
         TrainSettings.of(settings, params["seed"]),
         checkpoint=checkpoint,
-        fingerprint={"params": params, "features": sha256_file(features / "index.json")},
+        fingerprint=fingerprint,
         label=f"search_block {name}",
     )
+    pieces = Pieces(checkpoint.with_suffix(""), fingerprint)
     specs = space.candidates(settings["candidates"], np.random.default_rng(params["seed"]))
     report = {
         "block": border.block,
@@ -52,7 +55,7 @@ def search_block(
         "space_size": len(space),
         "teacher_macs": block_macs(block, resolution),
         "teacher_params": parameter_count(block),
-        "candidates": score(supernet, specs, cache, inputs, resolution),
+        "candidates": score(supernet, specs, cache, inputs, resolution, pieces),
         "log": result.history,
         "params": params,
     }
@@ -60,6 +63,7 @@ def search_block(
         save_file({key: value.contiguous().cpu() for key, value in supernet.state_dict().items()}, aside)
     write_checked_json(output, report | {"weights_sha256": sha256_file(weights)})
     checkpoint.unlink(missing_ok=True)
+    pieces.remove()
 
 
 if __name__ == "__main__":

@@ -166,6 +166,6 @@ def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_samples_file_has_the_same_bytes_for_the_same_images(tmp_path: Path) -> None:
     sets = {name: bars(300, seed)[0] for seed, name in enumerate(("teacher", "student", "real"))}
     for name in ("a.npz", "b.npz"):
-        save_samples(tmp_path / name, sets)
+        save_samples(tmp_path / name, sets, "0")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert np.array_equal(load_samples(tmp_path / "a.npz")["student"], sets["student"][:256])

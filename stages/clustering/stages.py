@@ -16,17 +16,25 @@ from stages.clustering.partition import (
 )
 from stages.clustering.similarity import draw_pairs, limit_shares, similarity_matrix
 from stages.diffusion.process import VPProcess
+from stages.pieces import Pieces
 
 CURVE_POINTS = 100
 
 
-def cluster(images_NHWC: np.ndarray, process: VPProcess, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def cluster(
+    images_NHWC: np.ndarray,
+    process: VPProcess,
+    settings: dict[str, Any],
+    seed: int,
+    pieces: Pieces | None = None,
+) -> dict[str, Any]:
     """Cluster the timesteps of a process over a training set.
 
     Args:
         images_NHWC: uint8 training images.
         settings: the `cluster_timesteps` section of the params. `image_range` is the range that pixels are scaled to; the
             published boundaries hold for [0, 1].
+        pieces: as in `similarity_matrix`.
 
     Returns:
         The content of results/clusters.json, without `params`.
@@ -38,7 +46,8 @@ def cluster(images_NHWC: np.ndarray, process: VPProcess, settings: dict[str, Any
     y = images_NHWC.reshape(len(images_NHWC), -1).astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
     denoiser, rng = OptimalDenoiser(y), np.random.default_rng(seed)
     grid = np.unique(np.linspace(0, process.timesteps - 1, settings["grid"]).round().astype(int))
-    similarity = similarity_matrix(denoiser, *draw_pairs(y, settings["draws"], rng), sigmas_at(process, grid))
+    x0, eps = draw_pairs(y, settings["draws"], rng)
+    similarity = similarity_matrix(denoiser, x0, eps, sigmas_at(process, grid), pieces)
     shares = draw_shares(denoiser, y, process, settings, rng) if settings["method"] == "threshold" else None
     boundaries = choose_boundaries(process, settings, grid, similarity, shares)
     edges = [0, *boundaries, process.timesteps]

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from stages.device import autocast
 from stages.diffusion.images import to_uint8
 from stages.diffusion.process import VPProcess
 from stages.diffusion.seeds import generator_for
+from stages.pieces import Pieces, find_array, keep_array
 from stages.progress import Progress
 
 
@@ -23,6 +25,9 @@ def sample(
     device: torch.device,
     batch_size: int,
     precision: str = "fp32",
+    *,
+    label: str = "samples",
+    pieces: Pieces | None = None,
 ) -> torch.Tensor:
     """Draw one image per index.
 
@@ -32,21 +37,25 @@ def sample(
         steps: number of network evaluations per image (NFE).
         indices: sample i starts from, and is stepped with, a generator of its own made from (seed, i).
         shape: C, H, W.
+        label: what is drawn; names its batches among the pieces.
+        pieces: batches drawn by a run that was killed, and where to keep those of this one.
 
     Returns:
         uint8 tensor N,H,W,C on the CPU, in the order of `indices`.
     """
-    progress = Progress("sampling", len(indices))
-    images = []
-    for start in range(0, len(indices), batch_size):
-        chunk = indices[start : start + batch_size]
-        generators = [generator_for(seed, "sample", i) for i in chunk]
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    names = [f"{label}-{number:05}.npy" for number in range(len(batches))]
+    drawn = {name: images for name in names if (images := find_array(pieces, name)) is not None}
+    progress = Progress(f"sampling {label}", len(indices), sum(map(len, drawn.values())))
+    for name, batch in zip(names, batches, strict=True):
+        if name in drawn:
+            continue
+        generators = [generator_for(seed, "sample", i) for i in batch]
         with torch.no_grad(), autocast(device, precision):
-            images.append(
-                to_uint8(_sample_batch(model, process.scheduler(scheduler), steps, generators, shape, device)).cpu()
-            )
-        progress.update(start + len(chunk))
-    return torch.cat(images)
+            x_NCHW = _sample_batch(model, process.scheduler(scheduler), steps, generators, shape, device)
+        drawn[name] = keep_array(pieces, name, to_uint8(x_NCHW).cpu().numpy())
+        progress.update(sum(map(len, drawn.values())))
+    return torch.from_numpy(np.concatenate([drawn[name] for name in names]))
 
 
 def _sample_batch(

@@ -16,6 +16,7 @@ from stages.evaluation.fidelity import Extractor, check_counts, describe_extract
 from stages.evaluation.speed import measure_speed
 from stages.evaluation.table import compare
 from stages.files import run_again
+from stages.pieces import Pieces, kept_record
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Evaluation:
         data: images to compare with; its training split is the reference.
         extractor: features of FID, KID, precision and recall.
         boundaries: K - 1 ascending timesteps between the student's stages.
+        pieces: samples and scores of a run that was killed, and where to keep those of this one.
     """
 
     params: dict[str, Any]
@@ -34,6 +36,7 @@ class Evaluation:
     extractor: Extractor
     boundaries: list[float]
     device: torch.device
+    pieces: Pieces | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,26 +61,15 @@ class Evaluation:
         )
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         steps = self.steps_per_stage()
-        speed = measure_speed(
-            models,
-            self.shape,
-            self.boundaries,
-            steps,
-            batch=settings["speed_batch"],
-            repeats=settings["speed_repeats"],
-            device=self.device,
-            precision=self.params["precision"],
-        )
-        images = {name: self.draw(model) for name, model in models.items()}
+        speed = kept_record(self.pieces, "speed.json", lambda: self.measure_speed(models, steps))
+        images = {name: self.draw(name, model) for name, model in models.items()}
         found = {
-            name: fidelity(images[name], reference, self.extractor, **self.scoring)
-            | model_cost(model, self.shape, self.boundaries, steps)
-            | speed[name]
+            name: self.score(name, images[name]) | model_cost(model, self.shape, self.boundaries, steps) | speed[name]
             for name, model in models.items()
         }
         metrics = {
             **found,
-            "held_out": held_out_fidelity(self.data.held_out_images, reference, self.extractor, **self.scoring),
+            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
             "ratio": compare(found["teacher"], found["student"]),
             "protocol": self.protocol(steps),
             "params": self.params,
@@ -89,7 +81,33 @@ class Evaluation:
         sampling, process = self.params["sampling"], VPProcess(self.params["diffusion"])
         return steps_per_stage(process, sampling["scheduler"], sampling["steps"], self.boundaries)
 
-    def draw(self, model: nn.Module) -> np.ndarray:
+    def measure_speed(self, models: dict[str, nn.Module], steps: list[int]) -> dict[str, dict[str, float | None]]:
+        """Images per second and peak memory of each model, in turn."""
+        settings = self.params["evaluate"]
+        return measure_speed(
+            models,
+            self.shape,
+            self.boundaries,
+            steps,
+            batch=settings["speed_batch"],
+            repeats=settings["speed_repeats"],
+            device=self.device,
+            precision=self.params["precision"],
+        )
+
+    def score(self, name: str, images: np.ndarray) -> dict[str, float]:
+        """FID, KID, precision and recall of a model's images."""
+        reference = self.data.train_images
+        return kept_record(
+            self.pieces, f"{name}.json", lambda: fidelity(images, reference, self.extractor, **self.scoring)
+        )
+
+    def score_held_out(self) -> dict[str, Any]:
+        """The same of the held-out real images."""
+        held_out, reference = self.data.held_out_images, self.data.train_images
+        return held_out_fidelity(held_out, reference, self.extractor, **self.scoring)
+
+    def draw(self, name: str, model: nn.Module) -> np.ndarray:
         """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
         sampling, settings = self.params["sampling"], self.params["evaluate"]
         return sample(
@@ -103,6 +121,8 @@ class Evaluation:
             self.device,
             settings["batch_size"],
             self.params["precision"],
+            label=name,
+            pieces=self.pieces,
         ).numpy()
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stages.diffusion.process import VPProcess
 from stages.diffusion.seeds import generator_for
 from stages.files import atomic_path, check_same_hash, read_checked_json, run_again, sha256_tensor, write_checked_json
 from stages.models.borders import trace
+from stages.pieces import Pieces
 from stages.progress import Progress
 
 GIB = 2**30
@@ -53,9 +54,10 @@ class FeatureWriter:
         return per_triple * self.settings["triples_per_stage"] * len(self.stages)
 
     def check_room(self, folder: Path) -> None:
-        """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk."""
+        """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
         need, limit = self.predicted_bytes(), self.settings["max_gib"] * GIB
-        free = shutil.disk_usage(folder).free
+        made = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        free = shutil.disk_usage(folder).free + made
         for room, name in ((limit, "cache_features.max_gib allows"), (free, f"the disk of {folder} has")):
             if need > room:
                 raise ValueError(
@@ -63,17 +65,26 @@ class FeatureWriter:
                     f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_stage"
                 )
 
-    def write(self, folder: Path, params: dict[str, Any]) -> None:
-        """Write all shards and the index."""
+    def write(self, folder: Path, params: dict[str, Any], **inputs: str) -> Pieces:
+        """Write the shards that `folder` does not hold yet, then the index.
+
+        Args:
+            params: what the index says the shards were made with.
+            inputs: hashes of what they were made from; shards made with other params or inputs are made anew.
+        """
         total, size = self.settings["triples_per_stage"], self.settings["shard_size"]
+        pieces = Pieces(folder, {"params": params, "inputs": inputs})
+        folder.mkdir(parents=True, exist_ok=True)
+        self.check_room(folder)
         progress = Progress("cache_features", total * len(self.stages))
         hashes: dict[str, dict[str, str]] = {}
         for stage in range(len(self.stages)):
             for number in range(math.ceil(total / size)):
-                path = folder / f"stage_{stage}-shard_{number}.safetensors"
-                stop = min((number + 1) * size, total)
-                self._write_shard(path, stage, number * size, stop)
-                hashes[path.name] = hash_tensors(path)
+                name, stop = f"stage_{stage}-shard_{number}.safetensors", min((number + 1) * size, total)
+                if not pieces.has(name):
+                    self._write_shard(pieces.path(name), stage, number * size, stop)
+                    pieces.add(name)
+                hashes[name] = hash_tensors(pieces.path(name))
                 progress.update(stage * total + stop)
         held_out = max(1, round(total * self.settings["held_out"]))
         index = {
@@ -83,6 +94,8 @@ class FeatureWriter:
             "held_out": held_out,
         }
         write_checked_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
+        pieces.add("index.json")
+        return pieces
 
     def _write_shard(self, path: Path, stage: int, start: int, stop: int) -> None:
         step = self.settings["batch_size"]

@@ -1,6 +1,8 @@
 """Supernet training of one block by imitation of the teacher's features, and the scoring of its sub-blocks."""
 
+import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,12 @@ from stages.device import autocast
 from stages.diffusion.losses import nmse
 from stages.models.elastic import ElasticBlock
 from stages.models.specs import Spec, block_macs, parameter_count
+from stages.pieces import Pieces, kept_record
 from stages.search.features import Features
 from stages.search.space import BlockSpace
 
 SCORING_BATCH = 256
+KEPT_SCORES = 50  # specs scored between two pieces
 SORTING_TRIPLES = 256
 
 
@@ -59,12 +63,18 @@ def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> No
 
 @torch.no_grad()
 def score(
-    supernet: ElasticBlock, specs: list[Spec], features: Features, inputs: int, resolution: int
+    supernet: ElasticBlock,
+    specs: list[Spec],
+    features: Features,
+    inputs: int,
+    resolution: int,
+    pieces: Pieces | None = None,
 ) -> list[dict[str, Any]]:
     """NMSE on the held-out triples, MACs and parameters of every spec.
 
     Args:
         resolution: side in pixels at which the block's layers run.
+        pieces: specs scored by a run that was killed, and where to keep those of this one.
 
     Returns:
         [{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`.
@@ -72,16 +82,20 @@ def score(
     device = next(supernet.parameters()).device
     batches = [features.take(rows, device) for rows in features.rows(held_out=True).split(SCORING_BATCH)]
     sizes = torch.tensor([float(len(batch[0])) for batch in batches])
-    scored = []
-    for spec in specs:
+
+    def score_one(spec: Spec) -> dict[str, Any]:
         errors = torch.stack([nmse(supernet(spec, batch[:inputs]), batch[inputs:]).cpu() for batch in batches])
         skeleton = supernet.skeleton(spec)
-        scored.append(
-            {
-                "spec": spec,
-                "nmse": float((errors * sizes).sum() / sizes.sum()),
-                "macs": block_macs(skeleton, resolution),
-                "params": parameter_count(skeleton),
-            }
-        )
-    return scored
+        return {
+            "spec": spec,
+            "nmse": float((errors * sizes).sum() / sizes.sum()),
+            "macs": block_macs(skeleton, resolution),
+            "params": parameter_count(skeleton),
+        }
+
+    def score_some(start: int) -> list[dict[str, Any]]:
+        return [score_one(spec) for spec in specs[start : start + KEPT_SCORES]]
+
+    starts = range(0, len(specs), KEPT_SCORES)
+    scored = [kept_record(pieces, f"scores-{start:05}.json", partial(score_some, start)) for start in starts]
+    return list(itertools.chain.from_iterable(scored))
