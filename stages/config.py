@@ -17,6 +17,7 @@ Problem = tuple[str, str]  # key, what is wrong and what to do
 SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "params.schema.yaml"
 DIGITS_RESOLUTION = 8  # pixels
 INCEPTION_FEATURES = 2048
+MAX_SHARDS = 10_000  # per stage
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("seed", "prepare_data"),
@@ -40,12 +41,12 @@ def load_params(path: Path | str) -> Params:
 
 
 def read_params(path: Path) -> Params:
-    """Read a YAML mapping with the safe loader; ValueError, with the line, when it is none."""
+    """Read a YAML mapping; ValueError, with the line, when it is none or would not be read as it is written."""
     try:
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: not found; copy presets/digits.yaml to it") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
@@ -53,6 +54,27 @@ def read_params(path: Path) -> Params:
     if not isinstance(params, dict):
         raise ValueError(f"{path}: holds {show(params)} instead of sections; copy presets/digits.yaml to it")
     return params
+
+
+class PlainLoader(yaml.SafeLoader):
+    """The safe loader without what hides values: keys given twice, of which the last would win, and aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node that is no alias; a few aliases can stand for more values than memory holds."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor} is an alias; write the value out"
+            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Construct a mapping whose keys differ."""
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def typed(value: Any) -> Any:
@@ -63,7 +85,7 @@ def typed(value: Any) -> Any:
         return [typed(item) for item in value]
     try:
         return yaml.safe_load(value) if isinstance(value, str) else value
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return value
 
 
@@ -255,7 +277,7 @@ def cross_problems(params: Params) -> Iterator[Problem]:
 
 
 def path_problems(params: Params) -> Iterator[Problem]:
-    """A source that needs a path, or a path that its source would ignore."""
+    """A source that needs a path, a path that its source would ignore, names that cannot be shown or used."""
     for section, pathless in (("prepare_data", "digits"), ("train_teacher", "train")):
         source, path = params[section]["source"], params[section]["path"]
         if source == pathless and path is not None:
@@ -266,6 +288,13 @@ def path_problems(params: Params) -> Iterator[Problem]:
             )
         if source != pathless and path is None:
             yield f"{section}.path", f"null, but source {source} needs one; set it"
+    for section, key in (("prepare_data", "path"), ("train_teacher", "path"), ("evaluate", "extractor")):
+        path = params[section][key] or ""
+        if not path.isprintable():
+            yield f"{section}.{key}", f"{path!r} holds a character that cannot be printed; rename the file or folder"
+        # Among a rule's inputs, where these two go, Snakemake takes {name} for a wildcard.
+        if section != "prepare_data" and {"{", "}"} & {*path}:
+            yield f"{section}.{key}", f"{show(path)} holds a brace, a wildcard to Snakemake; rename the file or folder"
 
 
 def diffusion_problems(params: Params) -> Iterator[Problem]:
@@ -339,8 +368,13 @@ def training_problems(params: Params) -> Iterator[Problem]:
 
 
 def feature_problems(settings: Params) -> Iterator[Problem]:
-    """A held-out share that leaves one side without triples."""
+    """A held-out share that leaves one side without triples, more files than a folder should hold."""
     count, share = settings["triples_per_stage"], settings["held_out"]
+    if count > MAX_SHARDS * settings["shard_size"]:
+        yield (
+            "cache_features.shard_size",
+            f"{settings['shard_size']} of {count} triples_per_stage gives more than {MAX_SHARDS} files a stage; raise it",
+        )
     if not 1 <= round(count * share) < count:
         yield (
             "cache_features.held_out",

@@ -132,16 +132,29 @@ def load_npz(settings: dict[str, Any]) -> Images:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays that matter from an npz archive; nothing in it is unpickled."""
-    import numpy as np
-
+    """Read the arrays that matter from an npz archive; nothing in it is unpickled or unpacked to a file."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not an npz archive, or a damaged one; write it with numpy.savez")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in ("images", "arr_0", "labels") if name in archive}
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            wanted = [name for name in ("images", "arr_0", "labels") if f"{name}.npy" in members]
+            return {name: read_member(archive, f"{name}.npy") for name in wanted}
     except Exception as error:  # damaged archives raise OSError, BadZipFile, zlib.error, ValueError, ...
         raise ValueError(f"{path}: cannot be read ({one_line(error)}); write it anew with numpy.savez") from error
+
+
+def read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """Read one array that fills its member of an npz archive."""
+    import numpy as np
+
+    if archive.namelist().count(member) > 1:
+        raise ValueError(f"{member} is there more than once")
+    with archive.open(member) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{member} holds more than the {array.shape} that its header says")
+    return array
 
 
 def npz_labels(path: Path, labels: np.ndarray | None, count: int) -> tuple[np.ndarray | None, list[str] | None]:
@@ -206,20 +219,35 @@ def decompression_bomb_warning() -> type[Warning]:
 def image_files(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
     """Return (posix path relative to `folder`, entry) of the image files below it, sorted by the path."""
     found = []
-    pending = [("", str(folder))]
+    pending = [("", str(folder), {os.path.realpath(folder)})]
     while pending:
-        prefix, current = pending.pop()
+        prefix, current, above = pending.pop()
         with os.scandir(current) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    pending.append((f"{prefix}{entry.name}/", entry.path))
+                    pending.append((f"{prefix}{entry.name}/", entry.path, above | {checked_folder(entry.path, above)}))
                 elif entry.name.lower().endswith(SUFFIXES):
-                    found.append((prefix + entry.name, entry))
+                    found.append((prefix + entry.name, checked_file(entry)))
     if not found:
         raise ValueError(f"{folder}: holds no images; put PNG, JPEG or WebP files there or correct prepare_data.path")
     return sorted(found, key=lambda item: item[0])
+
+
+def checked_folder(path: str, above: set[str]) -> str:
+    """Return the real path of a folder that is not among those it lies in, as a link back would be read without end."""
+    real = os.path.realpath(path)
+    if real in above:
+        raise ValueError(f"{path}: is a link to a folder that it lies in; remove it")
+    return real
+
+
+def checked_file(entry: os.DirEntry[str]) -> os.DirEntry[str]:
+    """Return an entry that is a file; opening a pipe would wait for ever."""
+    if not entry.is_file():
+        raise ValueError(f"{entry.path}: is no file, or a link to none; remove it")
+    return entry
 
 
 def folder_labels(folder: Path, names: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:

@@ -12,6 +12,17 @@ import torch
 from stages.files import run_again
 
 PROCESS_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+# What diffusers takes for keys that a scheduler_config.json does not hold.
+DIFFUSERS_DEFAULTS = dict(zip(PROCESS_KEYS, (1000, "linear", 0.0001, 0.02, "epsilon"), strict=True))
+# Schedulers of the discrete VP process, all of whose noise levels follow from PROCESS_KEYS when the other keys have these values.
+VP_SCHEDULERS = (
+    "DDPM DDIM DDIMInverse PNDM DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep EulerDiscrete"
+)
+VP_VALUES = {
+    "_class_name": (None, *(f"{name}Scheduler" for name in VP_SCHEDULERS.split())),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (None, False),
+}
 # Clipping x0 to the images' range helps DDPM's noisy steps and biases DDIM's, which keep the old eps beside the clipped x0.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {"clip_sample": True}),
@@ -70,13 +81,21 @@ class VPProcess:
         scheduler, extra = SCHEDULERS[name]
         return getattr(diffusers, scheduler).from_config(self.config | extra)
 
-    def check_same_as(self, scheduler_config: dict[str, Any], folder: str) -> None:
-        """Raise a ValueError when a teacher's own scheduler config states another process than the params do."""
+    def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:
+        """Raise a ValueError when a teacher's own scheduler config, if it has one, states another process than the params do."""
+        if scheduler_config is None:
+            return
+        path = f"{folder}/scheduler/scheduler_config.json"
+        for key, known in VP_VALUES.items():
+            if scheduler_config.get(key) not in known:
+                raise ValueError(
+                    f"{path}: {key} is {scheduler_config[key]!r}, no process of diffusion.process: vp; give another teacher"
+                )
         for key in PROCESS_KEYS:
-            theirs = scheduler_config.get(key, self.config[key])
+            theirs = scheduler_config.get(key, DIFFUSERS_DEFAULTS[key])
             if theirs != self.config[key]:
                 raise ValueError(
-                    f"{folder}/scheduler/scheduler_config.json: {key} is {theirs!r} but params say diffusion.{key}: "
+                    f"{path}: {key} is {theirs!r} but params say diffusion.{key}: "
                     f"{self.config[key]!r}; set diffusion.{key} to the teacher's value"
                 )
 

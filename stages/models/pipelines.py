@@ -146,10 +146,10 @@ def forget_origin(config: Path) -> None:
     write_json(config, settings)
 
 
-def read_scheduler_config(folder: Path) -> dict[str, Any]:
-    """scheduler/scheduler_config.json of a pipeline folder; empty when the folder has none."""
+def read_scheduler_config(folder: Path) -> dict[str, Any] | None:
+    """scheduler/scheduler_config.json of a pipeline folder; None when the folder has none."""
     path = Path(folder) / "scheduler" / "scheduler_config.json"
-    return read_json(path, "give another teacher") if path.is_file() else {}
+    return read_json(path, "give another teacher") if path.is_file() else None
 
 
 def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int) -> None:

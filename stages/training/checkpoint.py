@@ -33,7 +33,10 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     if not ends_in_own_hash(path):
         raise ValueError(f"{path}: damaged checkpoint, as its hash is another; delete it to start again")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start again") from error
     if state["fingerprint"] != fingerprint:
         print(f"{path}: made with other params or inputs; not used, starting from step 0", file=sys.stderr, flush=True)
         return None
