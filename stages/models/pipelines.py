@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import diffusers
@@ -90,7 +91,7 @@ def _load(kind: Any, folder: Path) -> Any:
             str(folder), subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except Exception as error:
-        raise ValueError(f"{folder}/unet: cannot be loaded as {kind.__name__} ({error})") from error
+        raise ValueError(f"{folder}/unet: cannot be loaded as {kind.__name__} ({shorten(str(error), 300)})") from error
     for problem, names in (("lacks", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
         if names:
             raise ValueError(
