@@ -187,8 +187,7 @@ def test_exchanged_shards_are_named(folder, monkeypatch):
     refused(monkeypatch, "search_block", SHARDS[0])
 
 
-@pytest.mark.parametrize("keep", ["weights", "name"])
-def test_exchanged_supernets_are_named(folder, monkeypatch, keep):
+def test_exchanged_supernets_are_named(folder, monkeypatch):
     first, second = (Path(f"results/search/up_blocks.0.stage_{s}.safetensors") for s in (0, 1))
     first.write_bytes(second.read_bytes())
     refused(monkeypatch, "retrain", str(first))
