@@ -23,8 +23,8 @@ def report(
     from stages.evaluation.samples import check_metrics, load_samples
     from stages.files import atomic_path, read_checked_json, read_json, run_again
 
-    measured, images = read_json(metrics, run_again("evaluate", metrics)), load_samples(samples)
-    check_metrics(metrics, measured, images)
+    measured, (images, sha256) = read_json(metrics, run_again("evaluate", metrics)), load_samples(samples)
+    check_metrics(metrics, measured, sha256)
     page = render_report(
         measured,
         images,

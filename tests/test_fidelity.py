@@ -168,4 +168,4 @@ def test_samples_file_has_the_same_bytes_for_the_same_images(tmp_path: Path) -> 
     for name in ("a.npz", "b.npz"):
         save_samples(tmp_path / name, sets, "0")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert np.array_equal(load_samples(tmp_path / "a.npz")["student"], sets["student"][:256])
+    assert np.array_equal(load_samples(tmp_path / "a.npz")[0]["student"], sets["student"][:256])

@@ -22,16 +22,15 @@ def save_samples(path: Path, sets: dict[str, np.ndarray], metrics_sha256: str) -
         np.savez_compressed(file, allow_pickle=False, metrics_sha256=np.array(metrics_sha256), **kept)
 
 
-def load_samples(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_samples` wrote; ValueError when it is damaged, which the checksums of the npz tell."""
+def load_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The sets and the hash that `save_samples` wrote; ValueError when they are damaged, as the checksums of the npz tell."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in (*NAMES, "metrics_sha256")}
+            return {name: file[name] for name in NAMES}, str(file["metrics_sha256"])
     except Exception as error:
         raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {run_again('evaluate', path)}") from error
 
 
-def check_metrics(path: Path, metrics: dict[str, Any], samples: dict[str, np.ndarray]) -> None:
-    """Raise ValueError unless metrics.json, at `path`, is as it was written beside these samples."""
-    said = str(samples["metrics_sha256"])
-    check_same_hash(path, sha256_content(metrics), said, "samples.npz", run_again("evaluate", path))
+def check_metrics(path: Path, metrics: dict[str, Any], sha256: str) -> None:
+    """Raise ValueError unless metrics.json, at `path`, has the hash that is kept with the samples."""
+    check_same_hash(path, sha256_content(metrics), sha256, "samples.npz", run_again("evaluate", path))
