@@ -63,6 +63,8 @@ def check_params(params):
     """End the run when the params, with those of --configfile and --config laid over them, are not valid."""
     update_config(params, settings.typed(dict(workflow.config_settings.config)))
     files = [os.path.relpath(file) for file in workflow.configfiles]
+    for file in files:
+        check(settings.read_params, Path(file))
     check(settings.validate_params, params, " + ".join(files))
 
 
