@@ -1,6 +1,6 @@
 """One command line for all stages: flags from the signature, errors in one line.
 
-python -m stages.<stage> --params '<JSON>' --threads N --<input or output> PATH ...
+python -m stages.<stage> --params '<JSON>' --threads N [--processes N] --<input or output> PATH ...
 """
 
 import argparse
@@ -8,11 +8,16 @@ import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from stages import gpus, launch, processes
 from stages.lifeline import end_with_parent
+
+# Stages whose work several processes can share.
+SHARED = ("train_teacher", "retrain", "evaluate")
 
 
 def run_command(body: Callable[..., None]) -> None:
@@ -20,26 +25,59 @@ def run_command(body: Callable[..., None]) -> None:
 
     The keyword-only parameters of `body` become flags: `data: Path` is `--data PATH`, `search: list[Path]` is
     `--search PATH ...`, and so on for `str` and `int`. A ValueError or OSError ends in one line on stderr and exit code 1;
-    anything else is a defect and keeps its traceback.
+    anything else is a defect and keeps its traceback. With `--processes` above 1 the command starts itself so many times,
+    and each shares the work and the threads.
     """
     arguments = vars(build_parser(body).parse_args())
     end_with_parent()
-    # Read by OpenMP and MKL when torch or NumPy are first imported, which `body` does.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(arguments["threads"])
+    started_alone = processes.FAILURES not in os.environ
+    count, device = arguments.pop("processes", 1), arguments["params"].get("device", "cpu")
+    arguments["threads"] = max(1, arguments["threads"] // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    set_threads(arguments["threads"])
+    try:
+        if count > 1 and not processes.is_worker():
+            launch.launch(body.__name__, sys.argv[1:], count, device)
+        elif processes.is_worker():
+            launch.end_with_launcher()
+            body(arguments.pop("params"), **arguments)
+            processes.leave()
+        else:
+            gpus.claim_gpus(device, 1)
+            body(arguments.pop("params"), **arguments)
+    except Exception as error:
+        line = explain(error)
+        if started_alone and line is None:
+            raise
+        message = traceback.format_exc() if line is None else f"error: {body.__name__}: {line}"
+        if started_alone:
+            sys.exit(message)
+        launch.leave_word(message)
+        # Without the usual clean-up, in which a process may wait for others that wait for it.
+        os._exit(1)
+
+
+def explain(error: Exception) -> str | None:
+    """One line for what a user can change; None for a defect of the program."""
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split())
+    return None
+
+
+def set_threads(threads: int) -> None:
+    """Tell OpenMP and MKL, which read it when torch or NumPy are first imported, and fix what else torch reads then."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     # OpenMP threads that spin for long while they wait make jobs on shared cores up to twenty times slower than in turn;
     # threads that sleep at once halve the speed of a job that has its cores to itself.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        body(arguments.pop("params"), **arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {body.__name__}: {' '.join(str(error).split())}")
 
 
 def build_parser(body: Callable[..., None]) -> argparse.ArgumentParser:
     """Make the parser of a stage's flags from the signature of its body."""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{body.__name__}", description=inspect.getdoc(body))
     parser.add_argument("--params", type=json.loads, required=True, help="the params of this stage, as JSON")
+    if body.__name__ in SHARED:
+        parser.add_argument("--processes", type=int, default=1, help="processes that share the work, one for each GPU")
     hints = get_type_hints(body)
     for name in inspect.signature(body).parameters:
         if name != "params":

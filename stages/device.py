@@ -4,9 +4,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from stages import processes
+
 
 def pick_device(name: str, threads: int) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device, with deterministic kernels and `threads` CPU threads.
+    """`auto`, `cpu` or `cuda` to the device of this process, with deterministic kernels and `threads` CPU threads.
 
     Raises:
         ValueError: CUDA asked for and not there.
@@ -19,7 +21,7 @@ def pick_device(name: str, threads: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("params.yaml: device is 'cuda' but no CUDA device is visible; set it to 'auto' or 'cpu'")
-    return torch.device(name)
+    return processes.join(name) if processes.count() > 1 else torch.device(name)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

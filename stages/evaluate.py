@@ -28,6 +28,7 @@ def evaluate(
     from stages.files import read_checked_json, sha256_content, sha256_file, write_json
     from stages.models.pipelines import WEIGHTS, load_student, load_teacher
     from stages.pieces import Pieces
+    from stages.processes import is_main
 
     device = pick_device(params["device"], threads)
     prepared = PreparedData.load(data)
@@ -36,9 +37,13 @@ def evaluate(
     features = open_extractor(params["evaluate"]["extractor"], extractor, prepared.images[0])
     made_from = {str(folder): sha256_file(folder / "unet" / WEIGHTS) for folder in (teacher, student)}
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
-    pieces = Pieces(output.parent / "checkpoints" / "evaluate", {"params": params, "made_from": made_from})
+    fingerprint = {"params": params, "made_from": made_from}
+    pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     evaluation = Evaluation(params, prepared, features, plan["boundaries"], device, pieces)
-    metrics, images = evaluation.compare(load_teacher(teacher), small)
+    found = evaluation.compare(load_teacher(teacher), small)
+    if found is None or pieces is None:
+        return
+    metrics, images = found
     save_samples(samples, images, sha256_content(metrics))
     write_json(output, metrics)
     pieces.remove()

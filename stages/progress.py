@@ -3,10 +3,12 @@
 import sys
 import time
 
+from stages.processes import is_main
+
 
 class Progress:
     """Reports `done` of `total` with the rate and the time left; one line in `every` seconds, and one at the end, when not
-    on a terminal.
+    on a terminal. Of several processes, rank 0 reports.
 
     Args:
         label: what is being done.
@@ -19,7 +21,8 @@ class Progress:
 
         self.label, self.total, self.first, self.every = label, total, start, every
         self.begun = self.last = time.monotonic()
-        self.bar = tqdm(total=total, initial=start, desc=label, leave=False) if sys.stderr.isatty() else None
+        on_terminal = sys.stderr.isatty() and is_main()
+        self.bar = tqdm(total=total, initial=start, desc=label, leave=False) if on_terminal else None
 
     def update(self, done: int, note: str = "") -> None:
         """Say that `done` steps are finished."""
@@ -30,7 +33,7 @@ class Progress:
                 self.bar.close()
             return
         now = time.monotonic()
-        if now - self.last >= self.every or done >= self.total:
+        if is_main() and (now - self.last >= self.every or done >= self.total):
             self.last = now
             rate = (done - self.first) / max(now - self.begun, 1e-3)
             left = (self.total - done) / rate if rate else 0

@@ -26,6 +26,7 @@ def retrain(
     from stages.diffusion.process import VPProcess
     from stages.files import check_file, read_checked_json, sha256_file, write_checked_json
     from stages.models.pipelines import WEIGHTS, load_teacher, save_student
+    from stages.processes import is_main
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
     from stages.training.student import build_student, check_teacher, inherit
@@ -52,6 +53,8 @@ def retrain(
         fingerprint=made_from | {"params": params, "data": prepared.meta["sha256"]},
         label="retrain",
     )
+    if not is_main():
+        return
     if result.ema is not None:
         student.load_state_dict(result.ema)
     save_student(output, student.cpu(), process.scheduler(), params)

@@ -14,12 +14,15 @@ def train_teacher(params: dict[str, Any], *, threads: int, data: Path, output: P
     from stages.diffusion.process import VPProcess
     from stages.files import write_checked_json
     from stages.models.pipelines import check_fits, load_given_teacher, read_scheduler_config, save_teacher
+    from stages.processes import is_main
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
 
     settings, process = params["train_teacher"], VPProcess(params["diffusion"])
     prepared = PreparedData.load(data)
     if settings["source"] == "path":
+        if not is_main():
+            return
         teacher = load_given_teacher(Path(settings["path"]))
         check_fits(teacher, settings["path"], prepared.resolution, prepared.channels)
         process.check_same_as(read_scheduler_config(Path(settings["path"])), settings["path"])
@@ -39,6 +42,8 @@ def train_teacher(params: dict[str, Any], *, threads: int, data: Path, output: P
         fingerprint={"params": params, "data": prepared.meta["sha256"]},
         label="train_teacher",
     )
+    if not is_main():
+        return
     assert result.ema is not None
     teacher.load_state_dict(result.ema)
     save_teacher(output, teacher, process.scheduler(), params)

@@ -1,6 +1,6 @@
 """Losses of diffusion training and of imitation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from stages.diffusion.images import to_network
 from stages.diffusion.process import VPProcess
+from stages.processes import add_up, count
 
 
 class NoisyBatches:
@@ -16,11 +17,16 @@ class NoisyBatches:
     Args:
         images_NHWC: uint8 training images.
         flip: mirror each image left to right with probability one half.
+
+    Raises:
+        ValueError: a process would get no sample.
     """
 
     def __init__(
         self, images_NHWC: Any, process: VPProcess, batch_size: int, device: torch.device, flip: bool = False
     ) -> None:
+        if batch_size < count():
+            raise ValueError(f"batch_size: {batch_size} is less than the {count()} processes that share it; raise it")
         self.x0 = torch.as_tensor(images_NHWC)
         self.process, self.batch_size, self.device, self.flip = process, batch_size, device, flip
 
@@ -37,9 +43,26 @@ class NoisyBatches:
         return self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t)
 
 
-def nmse(outputs: Iterable[torch.Tensor], targets: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Sum over tensors of MSE(output, target) / Var(target); a scalar."""
-    terms = [
-        F.mse_loss(out.float(), ref.float()) / ref.float().var() for out, ref in zip(outputs, targets, strict=True)
-    ]
+def nmse(
+    outputs: Iterable[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    variances: Iterable[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Sum over tensors of MSE(output, target) / Var(target); a scalar.
+
+    Args:
+        variances: those of the targets over a batch of which the targets are only a part.
+    """
+    found = [ref.float().var() for ref in targets] if variances is None else variances
+    terms = [F.mse_loss(out.float(), ref.float()) / var for out, ref, var in zip(outputs, targets, found, strict=True)]
     return torch.stack(terms).sum()
+
+
+def joint_variances(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Unbiased variance of every tensor together with its counterparts on all other processes, some of them empty."""
+    sums = [
+        torch.stack([x.new_tensor(x.numel(), dtype=torch.float64), x.sum(), x.square().sum()])
+        for x in (tensor.detach().double() for tensor in tensors)
+    ]
+    totals = add_up(torch.stack(sums))
+    return [((squares - total**2 / n) / (n - 1)).float() for n, total, squares in totals]

@@ -1,5 +1,6 @@
 """The one sampler of all evaluation: sample i is drawn from its own generator, whatever the batch it is in."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from stages.diffusion.images import to_uint8
 from stages.diffusion.process import VPProcess
 from stages.diffusion.seeds import generator_for
 from stages.pieces import Pieces, find_array, keep_array
+from stages.processes import count, from_main, is_main, rank, to_main
 from stages.progress import Progress
 
 
@@ -41,21 +43,28 @@ def sample(
         pieces: batches drawn by a run that was killed, and where to keep those of this one.
 
     Returns:
-        uint8 tensor N,H,W,C on the CPU, in the order of `indices`.
+        uint8 tensor N,H,W,C on the CPU, in the order of `indices`. Of several processes each draws whole batches; rank 0 returns
+        the images of all, the others none.
     """
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     names = [f"{label}-{number:05}.npy" for number in range(len(batches))]
     drawn = {name: images for name in names if (images := find_array(pieces, name)) is not None}
+    missing = from_main([number for number, name in enumerate(names) if name not in drawn])
     progress = Progress(f"sampling {label}", len(indices), sum(map(len, drawn.values())))
-    for name, batch in zip(names, batches, strict=True):
-        if name in drawn:
-            continue
-        generators = [generator_for(seed, "sample", i) for i in batch]
+
+    def draw(number: int) -> np.ndarray:
+        generators = [generator_for(seed, "sample", i) for i in batches[number]]
         with torch.no_grad(), autocast(device, precision):
             x_NCHW = _sample_batch(model, process.scheduler(scheduler), steps, generators, shape, device)
-        drawn[name] = keep_array(pieces, name, to_uint8(x_NCHW).cpu().numpy())
+        return to_uint8(x_NCHW).cpu().numpy()
+
+    for first in range(0, len(missing), count()):
+        mine = missing[first : first + count()][rank() : rank() + 1]
+        for number, images in itertools.chain.from_iterable(to_main([(number, draw(number)) for number in mine])):
+            drawn[names[number]] = keep_array(pieces, names[number], images)
         progress.update(sum(map(len, drawn.values())))
-    return torch.from_numpy(np.concatenate([drawn[name] for name in names]))
+    none = np.empty((0, *shape[1:], shape[0]), np.uint8)
+    return torch.from_numpy(np.concatenate([drawn[name] for name in names] if is_main() else [none]))
 
 
 def _sample_batch(

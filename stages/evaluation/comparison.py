@@ -1,6 +1,7 @@
 """Teacher and student by the same code, seeds and reference: what metrics.json holds."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stages.evaluation.speed import measure_speed
 from stages.evaluation.table import compare
 from stages.files import run_again
 from stages.pieces import Pieces, kept_record
+from stages.processes import from_main, is_main
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class Evaluation:
         keys = ("kid_subset_size", "neighbours")
         return {key: settings[key] for key in keys} | {"seed": self.params["seed"], "device": self.device}
 
-    def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Metrics of both models, and their samples uint8 (N, H, W, C) from the same seeds with real images beside.
+
+        Of several processes all draw samples; rank 0 does the rest, the others return None.
 
         Raises ValueError when there are too few images to compare, before any is drawn.
         """
@@ -61,8 +65,10 @@ class Evaluation:
         )
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         steps = self.steps_per_stage()
-        speed = kept_record(self.pieces, "speed.json", lambda: self.measure_speed(models, steps))
+        speed = from_main(self.measure_speed(models, steps) if is_main() else None)
         images = {name: self.draw(name, model) for name, model in models.items()}
+        if not is_main():
+            return None
         found = {
             name: self.score(name, images[name]) | model_cost(model, self.shape, self.boundaries, steps) | speed[name]
             for name, model in models.items()
@@ -84,16 +90,10 @@ class Evaluation:
     def measure_speed(self, models: dict[str, nn.Module], steps: list[int]) -> dict[str, dict[str, float | None]]:
         """Images per second and peak memory of each model, in turn."""
         settings = self.params["evaluate"]
-        return measure_speed(
-            models,
-            self.shape,
-            self.boundaries,
-            steps,
-            batch=settings["speed_batch"],
-            repeats=settings["speed_repeats"],
-            device=self.device,
-            precision=self.params["precision"],
-        )
+        how = {"batch": settings["speed_batch"], "repeats": settings["speed_repeats"]}
+        how |= {"device": self.device, "precision": self.params["precision"]}
+        measure = partial(measure_speed, models, self.shape, self.boundaries, steps, **how)
+        return kept_record(self.pieces, "speed.json", measure)
 
     def score(self, name: str, images: np.ndarray) -> dict[str, float]:
         """FID, KID, precision and recall of a model's images."""

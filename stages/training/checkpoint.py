@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from stages.files import atomic_path, remove_leftovers, sha256_file
+from stages.processes import is_main
 
 DIGEST_BYTES = 32
 PIECE = 2**20
@@ -28,7 +29,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is damaged.
     """
-    remove_leftovers(path.parent, path.name)
+    if is_main():
+        remove_leftovers(path.parent, path.name)
     if not path.exists():
         return None
     if not ends_in_own_hash(path):
@@ -38,7 +40,10 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     except Exception as error:
         raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start again") from error
     if state["fingerprint"] != fingerprint:
-        print(f"{path}: made with other params or inputs; not used, starting from step 0", file=sys.stderr, flush=True)
+        if is_main():
+            print(
+                f"{path}: made with other params or inputs; not used, starting from step 0", file=sys.stderr, flush=True
+            )
         return None
     return state
 

@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from stages.device import autocast
-from stages.diffusion.losses import NoisyBatches, nmse
+from stages.diffusion.losses import NoisyBatches, joint_variances, nmse
 from stages.models.borders import Border, borders_of, run_block, trace
 from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
+from stages.processes import count, own_rows
 from stages.training.student import student_blocks
+
+Spread = dict[tuple[str, int | None], torch.Tensor]
 
 SCHEDULES = {
     "linear": lambda share: share,
@@ -56,15 +59,18 @@ class JointLoss:
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         x_t, t, target = self.batches(generator)
+        rows, total, stage = own_rows(len(t)), len(t), self.student.stage_of(t)
+        x_t, t, target = x_t[rows], t[rows], target[rows]
         share = end_to_end_share(step, self.settings["steps"], self.settings)
         with autocast(x_t.device, self.precision):
             seen = self.teach(x_t, t, share)
             if share < 1:
-                stage = self.student.stage_of(t)
-                losses = [self.block_loss(border, seen, stage) for border in self.borders]
+                spread = self.spread(seen, stage[rows], stage.unique().tolist()) if count() > 1 else None
+                losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
-                yield "end_to_end", share * self.output_loss(x_t, t, target, seen.get("output"))
+                loss = share * self.output_loss(x_t, t, target, seen.get("output"))
+                yield "end_to_end", loss * (len(t) / total)
 
     @torch.no_grad()
     def teach(self, x_t: torch.Tensor, t: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
@@ -73,18 +79,47 @@ class JointLoss:
             return trace(self.teacher, x_t, t)
         return {"output": self.teacher(x_t, t).sample} if self.settings["output_weight"] else {}
 
-    def block_loss(self, border: Border, seen: dict[str, torch.Tensor], stage: torch.Tensor) -> torch.Tensor:
-        """NMSE of the student's blocks at one border; a decoder's block counts by the samples of its stage."""
+    def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: list[int]) -> Spread:
+        """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
+        parts: dict[tuple[str, int | None], torch.Tensor] = {}
+        for border in self.borders:
+            for name in border.outputs:
+                if border.kind == "up":
+                    parts.update({(name, index): seen[name][stage == index] for index in present})
+                else:
+                    parts[name, None] = seen[name]
+        return dict(zip(parts, joint_variances([*parts.values()]), strict=True))
+
+    def block_loss(
+        self,
+        border: Border,
+        seen: dict[str, torch.Tensor],
+        stage: torch.Tensor,
+        total: int | None = None,
+        spread: Spread | None = None,
+    ) -> torch.Tensor:
+        """NMSE of the student's blocks at one border; a decoder's block counts by the samples of its stage.
+
+        Args:
+            total, spread: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
+        """
+        total = total or len(stage)
         inputs, outputs = [seen[name] for name in border.inputs], [seen[name] for name in border.outputs]
         blocks = student_blocks(self.student, border)
+
+        def variances(index: int | None) -> list[torch.Tensor] | None:
+            return None if spread is None else [spread[name, index] for name in border.outputs]
+
         if border.kind != "up":
-            return nmse(run_block(border.kind, blocks[0][1], inputs), outputs)
-        total = torch.zeros((), device=stage.device)
+            loss = nmse(run_block(border.kind, blocks[0][1], inputs), outputs, variances(None))
+            return loss * (len(stage) / total)
+        loss = torch.zeros((), device=stage.device)
         for index in stage.unique().tolist():
             rows = (stage == index).nonzero().flatten()
             predicted = run_block("up", blocks[index][1], [tensor[rows] for tensor in inputs])
-            total = total + nmse(predicted, [tensor[rows] for tensor in outputs]) * len(rows) / len(stage)
-        return total
+            taught = [tensor[rows] for tensor in outputs]
+            loss = loss + nmse(predicted, taught, variances(index)) * len(rows) / total
+        return loss
 
     def output_loss(
         self, x_t: torch.Tensor, t: torch.Tensor, target: torch.Tensor, taught: torch.Tensor | None

@@ -1,6 +1,7 @@
 """The one training loop: teacher, extractor, supernets, retraining and baselines all run here.
 
-A batch depends on (seed, step) alone, so a killed run resumes from its checkpoint and ends with the same weights.
+A batch depends on (seed, step) alone, so a killed run resumes from its checkpoint and ends with the same weights. Several
+processes (stages.processes) take a share of each batch and add up their gradients, so they follow the curve of one.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from stages.diffusion.seeds import generator_for
+from stages.processes import add_up, count, from_main, is_main, rank
 from stages.progress import Progress
 from stages.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -82,8 +84,8 @@ def train(
 
     Args:
         losses: called as losses(step, generator), yields (name, scalar loss) pairs. Each loss is backwarded before
-            the next is made, so that paths of a supernet do not hold their graphs together. Gradients add up; one
-            optimiser step follows.
+            the next is made, so that paths of a supernet do not hold their graphs together. Gradients add up, over the
+            pairs and over the processes; one optimiser step follows.
         checkpoint: file to resume from and to write to, also after the last step, as what follows may take long; the
             caller removes it once the result is stored.
         fingerprint: what the checkpoint must have been made with (params, hashes of inputs).
@@ -95,12 +97,16 @@ def train(
     state = load_checkpoint(checkpoint, run.fingerprint) if checkpoint else None
     if state:
         run.restore(state)
+    if from_main(run.step) != run.step:
+        raise ValueError(
+            f"{checkpoint}: process {rank()} finds step {run.step} and not that of process 0; share the folder"
+        )
     progress = Progress(label, settings.steps, run.step)
     model.train()
     while run.step < settings.steps:
         total = run.advance(losses)
         progress.update(run.step, f"loss {total:.4f}")
-        if checkpoint and (run.step % settings.checkpoint_every == 0 or run.step == settings.steps):
+        if checkpoint and is_main() and (run.step % settings.checkpoint_every == 0 or run.step == settings.steps):
             save_checkpoint(checkpoint, run.state())
     model.eval()
     return TrainResult(evened(run.history), run.ema)
@@ -129,14 +135,16 @@ class _Run:
     def advance(self, losses: Losses) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings)
-        total = 0.0
+        found = []
         for name, loss in losses(self.step, generator_for(self.settings.seed, "train", self.step)):
-            value = loss.item()
+            loss.backward()
+            found.append((name, loss.item()))
+        total = 0.0
+        for name, value in self._combine(found) if count() > 1 else found:
             if not math.isfinite(value):
                 raise ValueError(
                     f"loss '{name}' is {value} at step {self.step}; lower the learning rate or clip the gradient"
                 )
-            loss.backward()
             total += value
             self.stretch.setdefault(name, []).append(value)
         if self.settings.gradient_clip is not None:
@@ -147,6 +155,18 @@ class _Run:
         self._average()
         self._record(total)
         return total
+
+    def _combine(self, found: list[tuple[str, float]]) -> list[tuple[str, float]]:
+        """Add up losses and gradients over the processes; a weight without a gradient on any of them keeps none."""
+        flags = [float(p.grad is not None) for p in self.weights]
+        numbers = torch.tensor([*flags, *(value for _, value in found)], dtype=torch.float64)
+        sums = add_up(numbers.to(self.weights[0].device)).tolist()
+        reached = [p for p, flag in zip(self.weights, sums, strict=False) if flag]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in reached]
+        flat = add_up(torch.cat([gradient.flatten() for gradient in gradients]))
+        for p, piece in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
+            p.grad = piece.view_as(p)
+        return [(name, value) for (name, _), value in zip(found, sums[len(flags) :], strict=True)]
 
     def _average(self) -> None:
         """EMA with the warm-up of Karras et al. 2022: early on, average over a tenth of the steps so far."""

@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 
 from stages.device import autocast
 from stages.diffusion.losses import NoisyBatches
+from stages.processes import own_rows
 
 
 def build_teacher(settings: dict[str, Any], resolution: int, channels: int, seed: int) -> UNet2DModel:
@@ -40,6 +41,7 @@ class DenoisingLoss:
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         x_t, t, target = self.batches(generator)
+        rows = own_rows(len(t))
         with autocast(self.batches.device, self.precision):
-            prediction = self.model(x_t, t).sample
-        yield "noise", F.mse_loss(prediction.float(), target)
+            prediction = self.model(x_t[rows], t[rows]).sample
+        yield "noise", F.mse_loss(prediction.float(), target[rows]) * (len(prediction) / len(t))

@@ -147,6 +147,15 @@ def test_a_preset_overrides_the_params(copied: Path) -> None:
     assert planned(copied, "--configfile", "presets/digits.yaml")["search_block"] == 9
 
 
+def test_processes_follow_the_gpus_of_a_job_and_rerun_nothing(copied: Path) -> None:
+    more = ["--set-resources", "retrain:gpu=4", "train_teacher:processes=2"]
+    assert planned(copied, *more) == {}
+    edit(copied / "params.yaml", "ramp: 0.5", "ramp: 0.6")
+    assert run(copied, "retrain", *more).returncode == 0
+    assert json.loads((copied / "results" / "student" / "params.json").read_text())["processes"] == 4
+    assert json.loads((copied / "results" / "teacher" / "params.json").read_text())["processes"] == 1
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

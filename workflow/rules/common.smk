@@ -114,6 +114,11 @@ def count_gpus():
     return 0 if config["device"] == "cpu" else 1
 
 
+def count_processes(wildcards, rulename):
+    """One process for each GPU of the job, of which --set-resources may give more."""
+    return max(1, int(workflow.get_rule(rulename).resources["gpu"].value))
+
+
 def open_screen():
     """On a terminal, show how far the jobs are; their output, which would run through it, is in their logs."""
     if sys.stderr.isatty():

@@ -19,10 +19,11 @@ rule evaluate:
         mem_mb=16000,
         runtime=1440,
         gpu=count_gpus(),
+        processes=count_processes,
     params:
         config=select_params("evaluate"),
     shell:
-        "python -m stages.evaluate --params {params.config:q} --threads {threads} "
+        "python -m stages.evaluate --params {params.config:q} --threads {threads} --processes {resources.processes} "
         "--data data/prepared --teacher results/teacher --student results/student --architecture {input.architecture:q} "
         "--extractor {input.extractor:q} --output {output.metrics:q} --samples {output.samples:q} "
         "2>&1 | tee {log:q}"

@@ -25,10 +25,11 @@ rule retrain:
         mem_mb=16000,
         runtime=1440,
         gpu=count_gpus(),
+        processes=count_processes,
     params:
         config=select_params("retrain"),
     shell:
-        "python -m stages.retrain --params {params.config:q} --threads {threads} "
+        "python -m stages.retrain --params {params.config:q} --threads {threads} --processes {resources.processes} "
         "--data data/prepared --teacher results/teacher --architecture {input.architecture:q} --search results/search "
         "--output results/student --log {output.history:q} "
         "2>&1 | tee {log:q}"

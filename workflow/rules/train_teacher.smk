@@ -22,9 +22,10 @@ rule train_teacher:
         mem_mb=16000,
         runtime=1440,
         gpu=count_gpus(),
+        processes=count_processes,
     params:
         config=select_params("train_teacher"),
     shell:
-        "python -m stages.train_teacher --params {params.config:q} --threads {threads} "
+        "python -m stages.train_teacher --params {params.config:q} --threads {threads} --processes {resources.processes} "
         "--data data/prepared --output results/teacher --log {output.history:q} "
         "2>&1 | tee {log:q}"
