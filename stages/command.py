@@ -18,15 +18,28 @@ from stages.lifeline import end_with_parent
 
 # Stages whose work several processes can share.
 SHARED = ("train_teacher", "retrain", "evaluate")
+# What takes less memory in each stage.
+REMEDIES = {
+    "prepare_data": "lower prepare_data.resolution",
+    "train_teacher": "lower train_teacher.batch_size",
+    "train_extractor": "lower train_extractor.batch_size",
+    "cluster_timesteps": "lower cluster_timesteps.draws",
+    "cache_features": "lower cache_features.batch_size or cache_features.shard_size",
+    "search_block": "lower search_block.batch_size",
+    "retrain": "lower retrain.batch_size",
+    "evaluate": "lower evaluate.batch_size or evaluate.speed_batch",
+}
+# What torch says in a plain RuntimeError when memory runs out.
+ALLOCATORS = ("DefaultCPUAllocator: ", "std::bad_alloc", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def run_command(body: Callable[..., None]) -> None:
     """Call `body(params, **flags)` with flags read from the command line.
 
     The keyword-only parameters of `body` become flags: `data: Path` is `--data PATH`, `search: list[Path]` is
-    `--search PATH ...`, and so on for `str` and `int`. A ValueError or OSError ends in one line on stderr and exit code 1;
-    anything else is a defect and keeps its traceback. With `--processes` above 1 the command starts itself so many times,
-    and each shares the work and the threads.
+    `--search PATH ...`, and so on for `str` and `int`. A ValueError, an OSError or a lack of memory ends in one line on stderr
+    and exit code 1; anything else is a defect and keeps its traceback. With `--processes` above 1 the command starts itself so
+    many times, and each shares the work and the threads.
     """
     arguments = vars(build_parser(body).parse_args())
     end_with_parent()
@@ -45,7 +58,7 @@ def run_command(body: Callable[..., None]) -> None:
             gpus.claim_gpus(device, 1)
             body(arguments.pop("params"), **arguments)
     except Exception as error:
-        line = explain(error)
+        line = explain(body.__name__, error)
         if started_alone and line is None:
             raise
         message = traceback.format_exc() if line is None else f"error: {body.__name__}: {line}"
@@ -56,11 +69,20 @@ def run_command(body: Callable[..., None]) -> None:
         os._exit(1)
 
 
-def explain(error: Exception) -> str | None:
+def explain(stage: str, error: Exception) -> str | None:
     """One line for what a user can change; None for a defect of the program."""
+    if ran_out_of_memory(error):
+        reason = " ".join(str(error).split())[:200] or "no more could be allocated"
+        return f"out of memory; {REMEDIES.get(stage, 'give the job more (mem_mb)')} ({reason})"
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split())
     return None
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy, torch or a library of CUDA could not allocate memory; torch need not be imported."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATORS))
 
 
 def set_threads(threads: int) -> None:

@@ -19,9 +19,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield aside
-        share(aside)
-        os.replace(aside, path)
+        with named_in_failures(path, aside):
+            yield aside
+            share(aside)
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -33,15 +34,45 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
-        yield aside
-        for file in aside.rglob("*"):
-            share(file)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(aside, path)
+        with named_in_failures(path, aside):
+            aside.mkdir()
+            yield aside
+            for file in aside.rglob("*"):
+                share(file)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def named_in_failures(path: Path, aside: Path) -> Iterator[None]:
+    """Turn what is raised when `aside` cannot be written into an OSError that names `path`.
+
+    A full disk leaves Python's own writers without the name of a file, and torch and safetensors without an OSError.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = write_failure(error, aside)
+        if reason is None:
+            raise
+        raise OSError(
+            f"{path}: cannot be written ({reason}), and is as it was before; free space or allow writing, then run again"
+        ) from error
+
+
+def write_failure(error: Exception, aside: Path) -> str | None:
+    """Why a file at or in `aside` could not be written; None when the error says something else."""
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    of_torch = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    of_safetensors = type(error).__name__ == "SafetensorError"
+    if of_torch or of_safetensors or isinstance(error, OSError):
+        known = cause.filename if isinstance(cause, OSError) else None
+        if known is None or Path(known).is_relative_to(aside):
+            return getattr(cause, "strerror", None) or str(cause)
+    return None
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

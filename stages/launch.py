@@ -92,7 +92,7 @@ def run_here(stage: str, arguments: list[str]) -> bool:
         for number, failure in error.failures.items():
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
-                hint = "; if memory ran out, lower batch_size" if name == "SIGKILL" else ""
+                hint = f"; if memory ran out, lower {stage}.batch_size" if name == "SIGKILL" else ""
                 leave_word(f"error: {stage}: process {number} was ended by {name}{hint}", moment=0)
         return True
     except SignalException as error:

@@ -1,5 +1,8 @@
 """The training loop: batches by (seed, step), resuming, refusing."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -117,7 +120,35 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tm
     def losses(step, generator):
         yield "noise", model(torch.ones(1, 4)).sum() * (float("nan") if step == 7 else 1.0)
 
-    with pytest.raises(ValueError, match="loss 'noise' is nan at step 7"):
+    with pytest.raises(ValueError, match="loss 'noise' is nan at step 7; lower learning_rate, or set precision: fp32"):
+        train(model, losses, SETTINGS, checkpoint=tmp_path / "c.pt", fingerprint={})
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 5
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_beside_a_finite_loss_ends_the_run(tmp_path, clip):
+    model, settings = fresh_model(), dataclasses.replace(SETTINGS, gradient_clip=clip)
+
+    def losses(step, generator):
+        # The derivative of a square root at 0 is infinite, and 0 times that is no number.
+        zero = model(torch.ones(1, 4)).sum() * 0
+        yield "noise", model(torch.ones(1, 4)).sum() + (zero.sqrt() if step == 7 else zero)
+
+    with pytest.raises(ValueError, match="the norm of the gradient is nan at step 7"):
+        train(model, losses, settings, checkpoint=tmp_path / "c.pt", fingerprint={})
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert state["step"] == 5 and all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_weight_that_is_not_finite_is_found_before_the_checkpoint_is_written(tmp_path):
+    model = fresh_model()
+
+    def losses(step, generator):
+        yield "noise", model[0](torch.ones(1, 4)).sum()
+        if step == 9:
+            model[1].bias.data.fill_(math.inf)
+
+    with pytest.raises(ValueError, match=r"a weight of 1\.bias is nan at step 10"):
         train(model, losses, SETTINGS, checkpoint=tmp_path / "c.pt", fingerprint={})
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 5
 

@@ -17,7 +17,9 @@ PIECE = 2**20
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers and strings, then the hash of these bytes; the old checkpoint stays until that is done."""
     with atomic_path(path) as aside:
-        torch.save(state, aside)
+        # Given the name alone, torch would not say why it cannot write.
+        with open(aside, "wb") as file:
+            torch.save(state, file)
         digest = bytes.fromhex(sha256_file(aside))
         with open(aside, "ab") as file:
             file.write(digest)

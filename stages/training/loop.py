@@ -91,7 +91,7 @@ def train(
         fingerprint: what the checkpoint must have been made with (params, hashes of inputs).
 
     Raises:
-        ValueError: a loss is not finite, or the checkpoint belongs to another run. The last checkpoint stays.
+        ValueError: a loss, the gradient or a weight is not finite, or the checkpoint is damaged. The last checkpoint stays.
     """
     run = _Run(model, settings, json.dumps(fingerprint, sort_keys=True))
     state = load_checkpoint(checkpoint, run.fingerprint) if checkpoint else None
@@ -106,8 +106,10 @@ def train(
     while run.step < settings.steps:
         total = run.advance(losses)
         progress.update(run.step, f"loss {total:.4f}")
-        if checkpoint and is_main() and (run.step % settings.checkpoint_every == 0 or run.step == settings.steps):
-            save_checkpoint(checkpoint, run.state())
+        if run.step % settings.checkpoint_every == 0 or run.step == settings.steps:
+            run.check_weights()
+            if checkpoint and is_main():
+                save_checkpoint(checkpoint, run.state())
     model.eval()
     return TrainResult(evened(run.history), run.ema)
 
@@ -141,20 +143,34 @@ class _Run:
             found.append((name, loss.item()))
         total = 0.0
         for name, value in self._combine(found) if count() > 1 else found:
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"loss '{name}' is {value} at step {self.step}; lower the learning rate or clip the gradient"
-                )
+            self._check(f"loss '{name}'", value)
             total += value
             self.stretch.setdefault(name, []).append(value)
-        if self.settings.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip)
+        self._check("the norm of the gradient", self._clip())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self._average()
         self._record(total)
         return total
+
+    def _clip(self) -> float:
+        """Clip the gradient if the settings say so; its norm before that."""
+        if self.settings.gradient_clip is not None:
+            return float(nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip))
+        return float(nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None]))
+
+    def _check(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{what} is {value} at step {self.step}; lower learning_rate, or set precision: fp32 where it is bf16; "
+                "the last good checkpoint is kept"
+            )
+
+    def check_weights(self) -> None:
+        """Raise ValueError when a weight is not finite; a loss would show it at the next step only."""
+        for name, p in self.model.state_dict().items():
+            self._check(f"a weight of {name}", 0.0 if p.isfinite().all() else math.nan)
 
     def _combine(self, found: list[tuple[str, float]]) -> list[tuple[str, float]]:
         """Add up losses and gradients over the processes; a weight without a gradient on any of them keeps none."""
