@@ -138,6 +138,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings)
         found = []
+        # Dropout draws from the global generator, and differs between the processes.
+        torch.manual_seed(generator_for(self.settings.seed, f"dropout/{rank()}", self.step).initial_seed())
         for name, loss in losses(self.step, generator_for(self.settings.seed, "train", self.step)):
             loss.backward()
             found.append((name, loss.item()))
