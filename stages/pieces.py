@@ -31,7 +31,7 @@ class Pieces:
         self.sha256: dict[str, str] = {}
         if not (folder / JOURNAL).is_file():
             return
-        journal = read_json(folder / JOURNAL)
+        journal = read_json(folder / JOURNAL, "delete it to start anew")
         if journal["fingerprint"] == fingerprint:
             self.sha256 = journal["sha256"]
             remove_leftovers(folder)

@@ -13,6 +13,7 @@ import yaml
 from helpers import run
 
 from stages.config import STAGE_SECTIONS
+from stages.evaluation.samples import load_samples
 
 FLAGS = {
     "cluster_timesteps": "--output results/clusters.json",
@@ -41,12 +42,14 @@ def kill_when(folder: Path, program: list[str], pattern: str) -> None:
 
 
 def results(folder: Path, *patterns: str) -> dict[str, object]:
-    """The bytes of files by name; of metrics.json the FIDs, as the rest depends on the clock."""
+    """The bytes of files by name; of what depends on the clock the rest: the FIDs of metrics.json, the images of samples.npz."""
     found: dict[str, object] = {}
     for path in (path for pattern in patterns for path in (folder / "results").glob(pattern)):
         found[path.name] = path.read_bytes()
         if path.name == "metrics.json":
             found[path.name] = [json.loads(path.read_text())[model]["fid"] for model in ("teacher", "student")]
+        if path.name == "samples.npz":
+            found[path.name] = [images.tobytes() for images in load_samples(path)[0].values()]
     return found
 
 
