@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from stages import gpus, launch, processes
-from stages.lifeline import end_with_parent
+from stages.lifeline import end_with, end_with_parent
 
 # Stages whose work several processes can share.
 SHARED = ("train_teacher", "retrain", "evaluate")
@@ -51,7 +51,7 @@ def run_command(body: Callable[..., None]) -> None:
         if count > 1 and not processes.is_worker():
             launch.launch(body.__name__, sys.argv[1:], count, device)
         elif processes.is_worker():
-            launch.end_with_launcher()
+            end_with(os.getppid())
             body(arguments.pop("params"), **arguments)
             processes.leave()
         else:

@@ -110,12 +110,3 @@ def first_failure(stage: str, folder: Path) -> str:
     """What went wrong first; the failures of those that lost their partner follow it."""
     words = sorted(folder.iterdir())
     return words[0].read_text(encoding="utf-8") if words else f"error: {stage}: a process ended; see the lines above"
-
-
-def end_with_launcher() -> None:
-    """Let the kernel end this process when the one that started it ends, even by SIGKILL."""
-    import ctypes
-
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
