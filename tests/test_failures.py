@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,15 @@ LIMIT = 20_000  # bytes
 BIG = torch.zeros(LIMIT)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """Files of this process end at the limit, as on a full disk."""
+    """Files of this process end at the limit, as on a full disk; so does the one that pytest may print to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def safetensors_file(path):
@@ -59,12 +62,12 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_named_with_the_path_and_the_old_file_stays(tmp_path, full_disk, name):
+def test_a_full_disk_is_named_with_the_path_and_the_old_file_stays(tmp_path, name):
     path = tmp_path / name
     old = path / "old.txt" if name == "folder" else path
     old.parent.mkdir(exist_ok=True)
     old.write_text("old")
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught, full_disk():
         WRITERS[name](path)
     line = explain("retrain", caught.value)
     assert line.startswith(f"{path}: cannot be written (")
