@@ -49,11 +49,15 @@ def tiny_unet(**changes):
     return unet
 
 
+def activated() -> dict[str, str]:
+    """The variables of a shell with the environment active, without this process's thread settings."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_"))}
+    return kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])}
+
+
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would, with the environment active and without this process's thread settings."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_"))}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    """Run a command as a user would."""
+    return subprocess.run(command, cwd=folder, env=activated(), capture_output=True, text=True, check=False)
 
 
 def readme_blocks(language: str) -> list[str]:

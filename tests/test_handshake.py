@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import readme_blocks, run
+from helpers import activated, readme_blocks, run
 
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 AFTER_RETRAIN = {"retrain", "evaluate", "report"}
@@ -149,7 +149,8 @@ def test_a_run_with_overridden_params_is_not_recorded(recorded):
 def test_params_edited_while_a_run_is_going_are_not_recorded_with_it(recorded):
     lock = (recorded / "dvc.lock").read_bytes()
     edit(recorded, "ramp: 0.5", "ramp: 0.6")
-    process = subprocess.Popen(["snakemake"], cwd=recorded, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(["snakemake"], cwd=recorded, env=activated(), **pipes)
     for line in process.stdout:
         if "rule evaluate" in line:
             edit(recorded, "ramp: 0.6", "ramp: 0.4")
