@@ -7,23 +7,43 @@ from stages.command import run_command
 
 
 def assemble(
-    params: dict[str, Any], *, threads: int, teacher: Path, clusters: Path, search: list[Path], output: Path
+    params: dict[str, Any], *, threads: int, teacher: Path, clusters: Path, search: Path, output: Path
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-    from stages.diffusion.process import VPProcess
-    from stages.diffusion.sampling import steps_per_stage
+    import torch
+
+    from stages.diffusion.process import make_process
+    from stages.diffusion.sampling import snap, steps_per_stage
     from stages.files import read_checked_json, write_checked_json
     from stages.models.pipelines import load_teacher
-    from stages.search.architecture import assemble_architecture
+    from stages.search.architecture import assemble_architecture, given_architecture
+    from stages.search.results import read_results
 
     plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params["sampling"]
-    boundaries, process, unet = plan["boundaries"], VPProcess(params["diffusion"]), load_teacher(teacher)
+    settings, boundaries = params["assemble"], plan["boundaries"]
+    process, unet = make_process(params["diffusion"]), load_teacher(teacher)
     process.check_stages(plan, clusters)
-    steps = steps_per_stage(process, sampling["scheduler"], sampling["steps"], boundaries)
-    results = {path.stem: read_checked_json(path, "search_block") for path in search}
-    architecture = assemble_architecture(unet, results, steps, params["assemble"])
-    extra = {"boundaries": boundaries, "steps_per_stage": steps, "sampler": sampling, "params": params}
-    write_checked_json(output, architecture | extra)
+    sampler = (process, sampling["scheduler"], sampling["steps"])
+    if settings["snap_boundaries"]:
+        boundaries = snap(*sampler, boundaries)
+    steps = steps_per_stage(*sampler, boundaries)
+    if params["architecture"] == "given":
+        architecture = given_architecture(unet, steps, settings)
+    else:
+        architecture = assemble_architecture(unet, read_results(search), steps, settings)
+    stages = process.edges(boundaries)
+    how = {
+        "boundaries": boundaries,
+        "boundaries_sigma": process.sigma_of(torch.tensor(boundaries)).tolist(),
+        "clustered": plan["boundaries"],
+        "snapped": settings["snap_boundaries"],
+        "stages": stages,
+        "density": [process.share(*edges) for edges in stages],
+        "steps_per_stage": steps,
+        "sampler": sampling,
+        "shared_encoder": settings["shared_encoder"],
+    }
+    write_checked_json(output, architecture | how | {"params": params})
     expected = architecture["expected"]
     print(
         f"assemble: {expected['macs_ratio']:.3f} of the teacher's MACs, {expected['params_ratio']:.3f} of its parameters "

@@ -7,27 +7,31 @@ from stages.command import run_command
 
 
 def cache_features(
-    params: dict[str, Any], *, threads: int, data: Path, teacher: Path, clusters: Path, output: Path
+    params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, clusters: Path, output: Path
 ) -> None:
-    """Write the feature shards and their index, after predicting their size."""
-    from stages.datasets.prepared import PreparedData
+    """Write the feature shards and their index, after predicting their size; the index alone when nothing is searched."""
+    if params["architecture"] == "given":
+        from stages.files import write_checked_json
+
+        write_checked_json(output / "index.json", {"stages": [], "sha256": {}, "params": params})
+        return
+
+    from stages.datasets.training import TrainingSet
     from stages.device import pick_device
-    from stages.diffusion.process import VPProcess
+    from stages.diffusion.process import make_process
     from stages.files import read_checked_json, sha256_file
     from stages.models.pipelines import WEIGHTS, load_teacher
     from stages.search.features import FeatureWriter
 
-    device, prepared = pick_device(params["device"], threads), PreparedData.load(data)
-    process, plan = VPProcess(params["diffusion"]), read_checked_json(clusters, "cluster_timesteps")
+    device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)
+    process, plan = make_process(params["diffusion"]), read_checked_json(clusters, "cluster_timesteps")
     process.check_stages(plan, clusters)
     unet = load_teacher(teacher).to(device)
-    writer = FeatureWriter(
-        unet, process, prepared.train_images, plan["stages"], params["cache_features"], params["seed"], device
-    )
+    writer = FeatureWriter(unet, process, images, plan["stages"], params["cache_features"], params["seed"], device)
     pieces = writer.write(
         output.parent / "checkpoints" / "cache_features",
         params,
-        data=prepared.meta["sha256"],
+        data=images.sha256,
         teacher=sha256_file(teacher / "unet" / WEIGHTS),
         clusters=sha256_file(clusters),
     )

@@ -6,19 +6,36 @@ from typing import Any
 from stages.command import run_command
 
 
-def cluster_timesteps(params: dict[str, Any], *, threads: int, data: Path, output: Path) -> None:
-    """Write the stage boundaries, the similarity matrix and the silhouettes."""
+def cluster_timesteps(
+    params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
+) -> None:
+    """Write the stage boundaries, their spread, the similarity matrix, the silhouettes and the curves.
+
+    The teacher is looked at by the method `gradient` only.
+    """
+    from functools import partial
+
     from stages.clustering.stages import cluster
-    from stages.datasets.prepared import PreparedData
-    from stages.diffusion.process import VPProcess
+    from stages.datasets.training import TrainingSet
+    from stages.diffusion.process import make_process
     from stages.files import write_checked_json
     from stages.pieces import Pieces
 
-    prepared = PreparedData.load(data)
-    process = VPProcess(params["diffusion"])
-    fingerprint = {"params": params, "data": prepared.meta["sha256"]}
+    settings, process = params["cluster_timesteps"], make_process(params["diffusion"])
+    images, gradients = TrainingSet.load(data, latents), None
+    fingerprint: dict[str, Any] = {"params": params, "data": images.sha256}
+    if settings["method"] == "gradient":
+        from stages.clustering.gradients import loss_gradients
+        from stages.device import pick_device
+        from stages.files import sha256_file
+        from stages.models.pipelines import WEIGHTS, load_teacher
+
+        unet = load_teacher(teacher).to(pick_device(params["device"], threads))
+        gradients = partial(loss_gradients, unet, process, images, settings["draws"])
+        fingerprint["teacher"] = sha256_file(teacher / "unet" / WEIGHTS)
     pieces = Pieces(output.parent / "checkpoints" / "cluster_timesteps", fingerprint)
-    clusters = cluster(prepared.train_images, process, params["cluster_timesteps"], params["seed"], pieces)
+    y = images.flat(settings["image_range"])
+    clusters = cluster(y, process, settings, params["seed"], gradients, pieces)
     write_checked_json(output, clusters | {"params": params})
     pieces.remove()
     print(f"cluster_timesteps: {clusters['method']}, boundaries {clusters['boundaries']}")

@@ -21,6 +21,7 @@ SHARED = ("train_teacher", "retrain", "evaluate")
 # What takes less memory in each stage.
 REMEDIES = {
     "prepare_data": "lower prepare_data.resolution",
+    "train_autoencoder": "lower train_autoencoder.batch_size",
     "train_teacher": "lower train_teacher.batch_size",
     "train_extractor": "lower train_extractor.batch_size",
     "cluster_timesteps": "lower cluster_timesteps.draws",
@@ -36,8 +37,8 @@ ALLOCATORS = ("DefaultCPUAllocator: ", "std::bad_alloc", "_STATUS_ALLOC_FAILED",
 def run_command(body: Callable[..., None]) -> None:
     """Call `body(params, **flags)` with flags read from the command line.
 
-    The keyword-only parameters of `body` become flags: `data: Path` is `--data PATH`, `search: list[Path]` is
-    `--search PATH ...`, and so on for `str` and `int`. A ValueError, an OSError or a lack of memory ends in one line on stderr
+    The keyword-only parameters of `body` become flags: `data: Path` is `--data PATH`, `logs: list[Path]` is
+    `--logs PATH ...`, `names: list[str]` is `--names [NAME ...]`, and so on for `str` and `int`. A ValueError, an OSError or a lack of memory ends in one line on stderr
     and exit code 1; anything else is a defect and keeps its traceback. With `--processes` above 1 the command starts itself so
     many times, and each shares the work and the threads.
     """
@@ -111,5 +112,7 @@ def argument_kind(hint: Any) -> dict[str, Any]:
     """The argparse keywords for one annotated parameter."""
     if hint == list[Path]:
         return {"type": Path, "nargs": "+"}
+    if hint == list[str]:
+        return {"nargs": "*"}
     assert hint in (Path, str, int), f"no command-line form for {hint}"
     return {"type": hint}

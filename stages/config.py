@@ -16,17 +16,26 @@ Problem = tuple[str, str]  # key, what is wrong and what to do
 
 SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "params.schema.yaml"
 DIGITS_RESOLUTION = 8  # pixels
+# The keys of `diffusion` and the samplers of each process.
+PROCESS_KEYS = {
+    "vp": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"),
+    "edm": ("sigma_min", "sigma_max", "sigma_data", "rho", "p_mean", "p_std"),
+}
+SAMPLERS = {"vp": ("ddim", "ddpm", "dpm_solver"), "edm": ("edm_euler", "edm_dpm_solver")}
 INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("seed", "prepare_data"),
+    "train_autoencoder": ("seed", "device", "precision", "train_autoencoder"),
+    "encode_latents": ("device",),
     "train_teacher": ("seed", "device", "precision", "diffusion", "train_teacher"),
     "train_extractor": ("seed", "device", "train_extractor"),
-    "cluster_timesteps": ("seed", "diffusion", "cluster_timesteps"),
-    "cache_features": ("seed", "device", "diffusion", "cache_features"),
+    "cluster_timesteps": ("seed", "device", "diffusion", "cluster_timesteps"),
+    "cache_features": ("seed", "device", "architecture", "diffusion", "cache_features"),
     "search_block": ("seed", "device", "precision", "search_block"),
-    "assemble": ("seed", "diffusion", "sampling", "assemble"),
+    "collect_search": ("architecture",),
+    "assemble": ("seed", "architecture", "diffusion", "sampling", "assemble"),
     "retrain": ("seed", "device", "precision", "diffusion", "retrain"),
     "evaluate": ("seed", "device", "precision", "diffusion", "sampling", "evaluate"),
     "report": ("report",),
@@ -105,10 +114,12 @@ def stage_params(params: Params, stage: str) -> Params:
 
 
 def block_names(params: Params) -> list[str]:
-    """Names of the block searches in network order, up blocks once per stage.
+    """Names of the block searches in network order, up blocks once per stage; none for a given architecture.
 
     Raises ValueError when the teacher's folder (source `path`) is incomplete.
     """
+    if params["architecture"] == "given":
+        return []
     levels, has_mid = teacher_shape(params["train_teacher"])
     down = [f"down_blocks.{i}" for i in range(levels)]
     up = [f"up_blocks.{i}.stage_{s}" for s in range(params["cluster_timesteps"]["stages"]) for i in range(levels)]
@@ -119,14 +130,21 @@ def teacher_shape(settings: Params) -> tuple[int, bool]:
     """Number of resolution levels of the teacher, and whether it has a mid block."""
     if settings["source"] == "train":
         return len(settings["block_out_channels"]), True
+    unet = read_teacher_config(settings)
+    return len(unet["down_block_types"]), unet.get("mid_block_type", "UNetMidBlock2D") is not None
+
+
+def read_teacher_config(settings: Params) -> Params:
+    """unet/config.json of a given teacher; ValueError when it is not that of a UNet2DModel."""
     config = Path(teacher_files(settings)[0])
     try:
-        unet = json.loads(config.read_text(encoding="utf-8"))
-        return len(unet["down_block_types"]), unet.get("mid_block_type", "UNetMidBlock2D") is not None
+        unet: Params = json.loads(config.read_text(encoding="utf-8"))
+        len(unet["down_block_types"]), unet.get("mid_block_type")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{config}: not the config of a diffusers UNet2DModel; give another train_teacher.path"
         ) from error
+    return unet
 
 
 def teacher_files(settings: Params) -> list[str]:
@@ -142,6 +160,36 @@ def teacher_files(settings: Params) -> list[str]:
             )
     scheduler = folder / "scheduler" / "scheduler_config.json"
     return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]
+
+
+def runs_in_latents(params: Params) -> bool:
+    """Whether the diffusion runs in the latents of an autoencoder."""
+    return bool(params["train_autoencoder"]["source"] != "none")
+
+
+def needs_own_pipeline(params: Params) -> bool:
+    """Whether the pipeline folders hold a pipeline of their own, as diffusers' DDPMPipeline would not draw what they can.
+
+    stages/models/pipelines.py decides the same by the models.
+    """
+    settings = params["train_teacher"]
+    conditional = settings["class_conditional"]
+    if settings["source"] == "path":
+        conditional = read_teacher_config(settings).get("num_class_embeds") is not None
+    return runs_in_latents(params) or params["diffusion"]["process"] == "edm" or bool(conditional)
+
+
+def autoencoder_files(settings: Params) -> list[str]:
+    """Files of an autoencoder's folder that a run reads, none but for source `path`; ValueError when one is missing."""
+    if settings["source"] != "path":
+        return []
+    files = [Path(settings["path"]) / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"train_autoencoder.path: {file} not found; give an AutoencoderKL's or VQModel's folder with safetensors weights"
+            )
+    return [str(file) for file in files]
 
 
 def extractor_files(settings: Params) -> list[str]:
@@ -266,11 +314,17 @@ def as_number(value: Any, types: str | list[str]) -> str:
 def cross_problems(params: Params) -> Iterator[Problem]:
     """Problems between values that are each fine alone."""
     yield from path_problems(params)
+    # Later checks read the keys that these find missing.
+    if found := [*process_problems(params)]:
+        yield from found
+        return
     yield from diffusion_problems(params)
+    yield from latent_problems(params)
     if params["train_teacher"]["source"] == "train":
         yield from teacher_problems(params["train_teacher"])
         yield from resolution_problems(params)
     yield from stage_problems(params)
+    yield from architecture_problems(params)
     yield from training_problems(params)
     yield from feature_problems(params["cache_features"])
     yield from evaluation_problems(params)
@@ -278,17 +332,19 @@ def cross_problems(params: Params) -> Iterator[Problem]:
 
 def path_problems(params: Params) -> Iterator[Problem]:
     """A source that needs a path, a path that its source would ignore, names that cannot be shown or used."""
-    for section, pathless in (("prepare_data", "digits"), ("train_teacher", "train")):
+    pathless = {"prepare_data": ("digits",), "train_autoencoder": ("none", "train"), "train_teacher": ("train",)}
+    for section, sources in pathless.items():
         source, path = params[section]["source"], params[section]["path"]
-        if source == pathless and path is not None:
+        if source in sources and path is not None:
             others = "folder or npz" if section == "prepare_data" else "path"
             yield (
                 f"{section}.path",
                 f"{show(path)} is unused by source {source}; set source to {others}, or path to null",
             )
-        if source != pathless and path is None:
+        if source not in sources and path is None:
             yield f"{section}.path", f"null, but source {source} needs one; set it"
-    for section, key in (("prepare_data", "path"), ("train_teacher", "path"), ("evaluate", "extractor")):
+    named = [*((section, "path") for section in pathless), ("evaluate", "extractor")]
+    for section, key in named:
         path = params[section][key] or ""
         if not path.isprintable():
             yield f"{section}.{key}", f"{path!r} holds a character that cannot be printed; rename the file or folder"
@@ -297,9 +353,81 @@ def path_problems(params: Params) -> Iterator[Problem]:
             yield f"{section}.{key}", f"{show(path)} holds a brace, a wildcard to Snakemake; rename the file or folder"
 
 
+def process_problems(params: Params) -> Iterator[Problem]:
+    """Keys of another process, missing keys of this one, a sampler of another."""
+    settings, sampler = params["diffusion"], params["sampling"]["scheduler"]
+    name = settings["process"]
+    for key in PROCESS_KEYS[name]:
+        if key not in settings:
+            described = validator().schema["properties"]["diffusion"]["properties"][key]["description"]
+            yield f"diffusion.{key}", f"missing; add it, as process {name} needs it ({described.rstrip('.')})"
+    for key in settings:
+        if key != "process" and key not in PROCESS_KEYS[name]:
+            yield f"diffusion.{key}", f"unused by process {name}; remove it"
+    if sampler not in SAMPLERS[name]:
+        yield "sampling.scheduler", f"{sampler} is no sampler of process {name}, {offer(SAMPLERS[name])}"
+
+
+def latent_problems(params: Params) -> Iterator[Problem]:
+    """Channels that groups do not divide, images mirrored as latents."""
+    settings = params["train_autoencoder"]
+    if settings["source"] == "train":
+        for level, width in enumerate(settings["block_out_channels"]):
+            if width % settings["norm_num_groups"]:
+                key = f"train_autoencoder.block_out_channels[{level}]"
+                yield (
+                    key,
+                    f"{width} is no multiple of norm_num_groups {settings['norm_num_groups']}; change one of them",
+                )
+    if settings["source"] != "none":
+        for section in ("train_teacher", "retrain"):
+            if params[section]["horizontal_flip"]:
+                yield (
+                    f"{section}.horizontal_flip",
+                    "true, but a mirrored latent is not the latent of a mirrored image; set false",
+                )
+
+
+def architecture_problems(params: Params) -> Iterator[Problem]:
+    """What a given architecture needs, and what a searched one does not take."""
+    settings, stages = params["assemble"], params["cluster_timesteps"]["stages"]
+    widths = settings["decoder_widths"]
+    if params["architecture"] == "searched":
+        if widths is not None:
+            yield (
+                "assemble.decoder_widths",
+                f"{show(widths)} is unused by a searched architecture; set null, or architecture: given",
+            )
+        if not settings["shared_encoder"]:
+            yield "assemble.shared_encoder", "false, but a search shares the encoder; set true, or architecture: given"
+    else:
+        if widths is None or len(widths) != stages:
+            yield (
+                "assemble.decoder_widths",
+                f"{show(widths)} for {stages} stages; give one share of the teacher's channels for each",
+            )
+        if params["retrain"]["init"] == "inherit":
+            yield "retrain.init", "inherit, but a given architecture has no supernets; use teacher or scratch"
+        if params["retrain"]["joint_loss"] != "none":
+            yield (
+                "retrain.joint_loss",
+                f"{params['retrain']['joint_loss']}, but blocks of given widths imitate no teacher; use none",
+            )
+    given = params["retrain"]["stage_probabilities"]
+    if isinstance(given, list) and len(given) != stages:
+        yield "retrain.stage_probabilities", f"{show(given)} for {stages} stages; give one number for each"
+
+
 def diffusion_problems(params: Params) -> Iterator[Problem]:
-    """A falling beta, more sampler steps than timesteps."""
+    """Noise levels that do not rise, more sampler steps than timesteps."""
     process, steps = params["diffusion"], params["sampling"]["steps"]
+    if process["process"] == "edm":
+        if process["sigma_min"] >= process["sigma_max"]:
+            yield (
+                "diffusion.sigma_min",
+                f"{process['sigma_min']} is not below sigma_max {process['sigma_max']}; lower it",
+            )
+        return
     if process["beta_start"] >= process["beta_end"]:
         yield "diffusion.beta_start", f"{process['beta_start']} is not below beta_end {process['beta_end']}; lower it"
     if steps > process["num_train_timesteps"]:
@@ -331,6 +459,18 @@ def resolution_problems(params: Params) -> Iterator[Problem]:
     """A resolution, where it is known before the images are read, that cannot be halved at every level."""
     data, halvings = params["prepare_data"], len(params["train_teacher"]["block_out_channels"]) - 1
     resolution = data["resolution"] or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
+    if resolution is not None and params["train_autoencoder"]["source"] == "train":
+        factor = 2 ** (len(params["train_autoencoder"]["block_out_channels"]) - 1)
+        if resolution % factor:
+            yield (
+                "prepare_data.resolution",
+                f"{resolution} pixels cannot be divided by {factor}, as the levels of train_autoencoder.block_out_channels do; "
+                f"use a multiple of {factor}",
+            )
+            return
+        resolution //= factor
+    if params["train_autoencoder"]["source"] == "path":
+        return
     if resolution is not None and resolution % 2**halvings:
         yield (
             "prepare_data.resolution",
@@ -341,27 +481,34 @@ def resolution_problems(params: Params) -> Iterator[Problem]:
 
 def stage_problems(params: Params) -> Iterator[Problem]:
     """More stages than there is something to divide."""
-    settings, timesteps = params["cluster_timesteps"], params["diffusion"]["num_train_timesteps"]
+    settings, timesteps = params["cluster_timesteps"], params["diffusion"].get("num_train_timesteps", math.inf)
     method, count, grid = settings["method"], settings["stages"], settings["grid"]
     low, high = settings["image_range"]
     if grid > timesteps:
         yield "cluster_timesteps.grid", f"{grid} is more than the {timesteps} timesteps there are; lower it"
     if method == "threshold" and count != 3:
         yield "cluster_timesteps.stages", f"{count}, but the method threshold makes 3; set 3 or take agglomerative"
-    if method == "agglomerative" and count > grid:
+    if method in ("agglomerative", "dynamic_programming", "snr", "gradient") and count > grid:
         yield (
             "cluster_timesteps.stages",
             f"{count} is more than the grid of {grid} noise levels; lower it or raise grid",
         )
     if count > timesteps:
         yield "cluster_timesteps.stages", f"{count} is more than the {timesteps} timesteps there are; lower it"
+    if method == "given" and len(settings["boundaries"] or []) != count - 1:
+        yield (
+            "cluster_timesteps.boundaries",
+            f"{show(settings['boundaries'])} for {count} stages; give {count - 1} ascending noise levels",
+        )
+    if method != "given" and settings["boundaries"] is not None:
+        yield "cluster_timesteps.boundaries", f"{show(settings['boundaries'])} is unused by method {method}; set null"
     if low >= high:
         yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
 
 
 def training_problems(params: Params) -> Iterator[Problem]:
     """A warm-up longer than the training."""
-    for section in ("train_teacher", "search_block", "retrain"):
+    for section in ("train_autoencoder", "train_teacher", "search_block", "retrain"):
         warmup, steps = params[section]["warmup_steps"], params[section]["steps"]
         if warmup > steps:
             yield f"{section}.warmup_steps", f"{warmup} is more than the {steps} steps there are; lower it"

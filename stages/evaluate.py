@@ -11,6 +11,7 @@ def evaluate(
     *,
     threads: int,
     data: Path,
+    autoencoder: Path,
     teacher: Path,
     student: Path,
     architecture: Path,
@@ -25,10 +26,12 @@ def evaluate(
     from stages.evaluation.fidelity import open_extractor
     from stages.evaluation.samples import save_samples
     from stages.evaluation.table import format_table
-    from stages.files import read_checked_json, sha256_content, sha256_file, write_json
+    from stages.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
+    from stages.models.autoencoder import open_autoencoder
     from stages.models.pipelines import WEIGHTS, load_student, load_teacher
     from stages.pieces import Pieces
     from stages.processes import is_main
+    from stages.training.student import stage_probabilities
 
     device = pick_device(params["device"], threads)
     prepared = PreparedData.load(data)
@@ -39,7 +42,12 @@ def evaluate(
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
     fingerprint = {"params": params, "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
-    evaluation = Evaluation(params, prepared, features, plan["boundaries"], device, pieces)
+    vae = open_autoencoder(autoencoder)
+    drawn = read_json(student / "params.json")["retrain"]["stage_probabilities"]
+    shares = stage_probabilities(drawn, plan["stages"]) or plan["density"]
+    evaluation = Evaluation(
+        params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces
+    )
     found = evaluation.compare(load_teacher(teacher), small)
     if found is None or pieces is None:
         return

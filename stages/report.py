@@ -14,7 +14,7 @@ def report(
     samples: Path,
     clusters: Path,
     architecture: Path,
-    search: list[Path],
+    search: Path,
     logs: list[Path],
     output: Path,
 ) -> None:
@@ -22,6 +22,7 @@ def report(
     from stages.evaluation.report import render_report
     from stages.evaluation.samples import check_metrics, load_samples
     from stages.files import atomic_path, read_checked_json, read_json, run_again
+    from stages.search.results import read_results
 
     measured, (images, sha256) = read_json(metrics, run_again("evaluate", metrics)), load_samples(samples)
     check_metrics(metrics, measured, sha256)
@@ -30,7 +31,7 @@ def report(
         images,
         read_checked_json(clusters, "cluster_timesteps"),
         read_checked_json(architecture, "assemble"),
-        {path.stem: read_checked_json(path, "search_block") for path in search},
+        read_results(search),
         {path.stem: read_checked_json(path, path.stem) for path in logs},
         params,
     )

@@ -11,6 +11,8 @@ def retrain(
     *,
     threads: int,
     data: Path,
+    latents: Path,
+    autoencoder: Path,
     teacher: Path,
     architecture: Path,
     search: Path,
@@ -20,29 +22,43 @@ def retrain(
     """Write results/student and the loss history."""
     from safetensors.torch import load_file
 
-    from stages.datasets.prepared import PreparedData
+    from stages.datasets.training import TrainingSet
     from stages.device import pick_device
     from stages.diffusion.losses import NoisyBatches
-    from stages.diffusion.process import VPProcess
+    from stages.diffusion.process import make_process
     from stages.files import check_file, read_checked_json, sha256_file, write_checked_json
-    from stages.models.pipelines import WEIGHTS, load_teacher, save_student
+    from stages.models.autoencoder import open_autoencoder
+    from stages.models.pipelines import WEIGHTS, is_class_conditional, load_teacher, save_student
     from stages.processes import is_main
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
-    from stages.training.student import build_student, check_teacher, inherit
+    from stages.training.student import build_student, check_teacher, inherit, stage_probabilities, warm_start
 
-    settings, process = params["retrain"], VPProcess(params["diffusion"])
+    settings, process = params["retrain"], make_process(params["diffusion"])
     device = pick_device(params["device"], threads)
-    prepared, unet = PreparedData.load(data), load_teacher(teacher)
+    images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)
     chosen = read_checked_json(architecture, "assemble")
     check_teacher(unet, chosen, architecture)
-    student = build_student(unet, chosen["unet"], chosen["boundaries"], params["seed"])
+    boundaries = chosen["boundaries"]
+    student = build_student(unet, chosen["unet"], boundaries, params["seed"], chosen["shared_encoder"])
+    if settings["init"] == "teacher":
+        warm_start(student, unet)
     if settings["init"] == "inherit":
         for job, sha256 in chosen["supernets"].items():
             check_file(search / f"{job}.safetensors", sha256, architecture, "search_block")
         inherit(student, unet, lambda job: load_file(search / f"{job}.safetensors"))
     student, unet = student.to(device), unet.to(device)
-    batches = NoisyBatches(prepared.train_images, process, settings["batch_size"], device, settings["horizontal_flip"])
+    stages = process.edges(boundaries)
+    batches = NoisyBatches(
+        images,
+        process,
+        settings["batch_size"],
+        device,
+        settings["horizontal_flip"],
+        labels=is_class_conditional(unet),
+        stages=stages,
+        probabilities=stage_probabilities(settings["stage_probabilities"], stages),
+    )
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     result = train(
@@ -50,14 +66,14 @@ def retrain(
         JointLoss(student, unet, batches, settings, params["precision"]),
         TrainSettings.of(settings, params["seed"]),
         checkpoint=checkpoint,
-        fingerprint=made_from | {"params": params, "data": prepared.meta["sha256"]},
+        fingerprint=made_from | {"params": params, "data": images.sha256},
         label="retrain",
     )
     if not is_main():
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
-    save_student(output, student.cpu(), process.scheduler(), params)
+    save_student(output, student.cpu(), process.scheduler(), params, vae)
     write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)
 

@@ -6,47 +6,53 @@ from typing import Any
 from stages.command import run_command
 
 
-def train_teacher(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
+def train_teacher(
+    params: dict[str, Any], *, threads: int, data: Path, latents: Path, autoencoder: Path, output: Path, log: Path
+) -> None:
     """Write results/teacher and the loss history."""
-    from stages.datasets.prepared import PreparedData
+    from stages.datasets.training import TrainingSet
     from stages.device import pick_device
     from stages.diffusion.losses import NoisyBatches
-    from stages.diffusion.process import VPProcess
+    from stages.diffusion.process import make_process
     from stages.files import write_checked_json
+    from stages.models.autoencoder import open_autoencoder
     from stages.models.pipelines import check_fits, load_given_teacher, read_scheduler_config, save_teacher
     from stages.processes import is_main
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
 
-    settings, process = params["train_teacher"], VPProcess(params["diffusion"])
-    prepared = PreparedData.load(data)
+    settings, process = params["train_teacher"], make_process(params["diffusion"])
+    images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
+    channels, resolution, _ = images.shape
     if settings["source"] == "path":
         if not is_main():
             return
         teacher = load_given_teacher(Path(settings["path"]))
-        check_fits(teacher, settings["path"], prepared.resolution, prepared.channels)
+        check_fits(teacher, settings["path"], resolution, channels, vae is not None)
         process.check_same_as(read_scheduler_config(Path(settings["path"])), settings["path"])
-        save_teacher(output, teacher, process.scheduler(), params)
+        save_teacher(output, teacher, process.scheduler(), params, vae)
         write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
         return
 
     device = pick_device(params["device"], threads)
-    teacher = build_teacher(settings, prepared.resolution, prepared.channels, params["seed"]).to(device)
-    batches = NoisyBatches(prepared.train_images, process, settings["batch_size"], device, settings["horizontal_flip"])
+    conditional, flip = settings["class_conditional"], settings["horizontal_flip"]
+    classes = images.classes() if conditional else None
+    teacher = build_teacher(settings, resolution, channels, params["seed"], classes).to(device)
+    batches = NoisyBatches(images, process, settings["batch_size"], device, flip, labels=conditional)
     checkpoint = output.parent / "checkpoints" / "train_teacher.pt"
     result = train(
         teacher,
         DenoisingLoss(teacher, batches, params["precision"]),
         TrainSettings.of(settings, params["seed"]),
         checkpoint=checkpoint,
-        fingerprint={"params": params, "data": prepared.meta["sha256"]},
+        fingerprint={"params": params, "data": images.sha256},
         label="train_teacher",
     )
     if not is_main():
         return
     assert result.ema is not None
     teacher.load_state_dict(result.ema)
-    save_teacher(output, teacher, process.scheduler(), params)
+    save_teacher(output, teacher, process.scheduler(), params, vae)
     write_checked_json(log, {"stage": "train_teacher", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)
 

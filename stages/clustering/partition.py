@@ -1,17 +1,26 @@
 """From similarities to stages: boundaries are the first timestep of each later stage."""
 
+from collections.abc import Callable
+
 import numpy as np
 
+from stages.diffusion.process import Process
 
-def uniform_boundaries(timesteps: int, stages: int) -> list[int]:
+LARGEST_K = 8
+
+
+def uniform_boundaries(process: Process, stages: int) -> list[float]:
     """Stages of equal length in t."""
-    return [round(timesteps * k / stages) for k in range(1, stages)]
+    return [process.as_t(process.low + (process.high - process.low) * k / stages) for k in range(1, stages)]
 
 
-def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: float) -> list[int]:
+def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: float) -> tuple[float, float]:
     """The two boundaries of arXiv 2312.09181, section 4.2, from draws at timesteps t ~ U.
 
     t1 = max{tau: mean over t <= tau of S0 >= alpha}, t2 = min{tau: mean over t >= tau of S1 >= alpha}.
+
+    Returns:
+        (the last t of the first stage, the first t of the third).
 
     Raises:
         ValueError: no such tau, or t1 >= t2, so that there are no three stages.
@@ -25,12 +34,12 @@ def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: f
         raise ValueError(
             f"cluster_timesteps.alpha {alpha}: no timestep is that similar to a limit; lower alpha or raise eta"
         )
-    t1, t2 = int(t[low[-1]]) + 1, int(t[high[0]])
+    t1, t2 = t[low[-1]].item(), t[high[0]].item()
     if t1 >= t2:
         raise ValueError(
             f"cluster_timesteps.alpha {alpha}: boundaries {t1} and {t2} leave no middle stage; raise alpha or lower eta"
         )
-    return [t1, t2]
+    return t1, t2
 
 
 def agglomerative_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
@@ -55,18 +64,69 @@ def agglomerative_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
     return ordered
 
 
-def boundaries_of(labels: np.ndarray, grid: np.ndarray) -> list[int]:
+def dynamic_programming_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
+    """The contiguous clusters with the greatest sum of mean within-stage similarities; (T,) of 0 .. K-1, O(K T^2)."""
+    return cheapest_segments(-mean_within(similarity), stages)
+
+
+def interval_labels(distance: np.ndarray, stages: int) -> np.ndarray:
+    """Interval clustering (Go et al. 2023, arXiv 2306.00354): least sum of distances to the best centre of each interval.
+
+    Args:
+        distance: (T, T).
+
+    Returns:
+        (T,) of 0 .. K-1.
+    """
+    return cheapest_segments(centre_costs(distance), stages)
+
+
+def mean_within(similarity: np.ndarray) -> np.ndarray:
+    """Mean of similarity[i:j, i:j] for all i < j as (T + 1, T + 1); zero elsewhere."""
+    size = len(similarity)
+    sums = np.zeros((size + 1, size + 1))
+    sums[1:, 1:] = similarity.cumsum(axis=0).cumsum(axis=1)
+    diagonal, i, j = np.diag(sums), *np.indices(sums.shape)
+    blocks = diagonal[None, :] - sums - sums.T + diagonal[:, None]
+    return np.where(i < j, blocks / np.maximum(j - i, 1) ** 2, 0)
+
+
+def centre_costs(distance: np.ndarray) -> np.ndarray:
+    """min over c in [i, j) of sum(distance[c, i:j]) for all i < j as (T + 1, T + 1); zero elsewhere."""
+    size = len(distance)
+    sums = np.concatenate([np.zeros((size, 1)), distance.cumsum(axis=1)], axis=1)
+    costs = np.zeros((size + 1, size + 1))
+    for i in range(size):
+        for j in range(i + 1, size + 1):
+            costs[i, j] = (sums[i:j, j] - sums[i:j, i]).min()
+    return costs
+
+
+def cheapest_segments(costs: np.ndarray, stages: int) -> np.ndarray:
+    """The division of 0 .. T-1 into K segments of least total cost; costs[i, j] is that of [i, j). Labels (T,)."""
+    size = len(costs) - 1
+    i, j = np.indices(costs.shape)
+    steps = np.where(i < j, costs, np.inf)
+    best, chosen = steps[0], []
+    for _ in range(stages - 1):
+        totals = best[:, None] + steps
+        chosen.append(totals.argmin(axis=0))
+        best = totals.min(axis=0)
+    ends = [size]
+    for previous in reversed(chosen):
+        ends.append(int(previous[ends[-1]]))
+    return np.searchsorted(sorted(ends)[:-1], np.arange(size), side="right")
+
+
+def boundaries_of(labels: np.ndarray, grid: np.ndarray, process: Process) -> list[float]:
     """Boundaries half way between the last grid point of a stage and the first of the next."""
     last = np.flatnonzero(labels[1:] != labels[:-1])
-    return [int((grid[i] + grid[i + 1] + 1) // 2) for i in last]
+    return [process.as_t((grid[i].item() + grid[i + 1].item()) / 2) for i in last]
 
 
-def silhouettes(similarity: np.ndarray, largest: int = 8) -> dict[int, float]:
-    """Silhouette (Rousseeuw 1987) of the agglomerative clustering for K = 2 .. `largest`."""
+def silhouettes(distance: np.ndarray, label: Callable[[int], np.ndarray]) -> dict[int, float]:
+    """Silhouette (Rousseeuw 1987) over `distance` of the clusterings `label(K)` into K = 2 .. 8 stages."""
     from sklearn.metrics import silhouette_score
 
-    counts = range(2, min(largest, len(similarity) - 1) + 1)
-    distance = 1 - similarity
-    return {
-        k: float(silhouette_score(distance, agglomerative_labels(similarity, k), metric="precomputed")) for k in counts
-    }
+    counts = range(2, min(LARGEST_K, len(distance) - 1) + 1)
+    return {k: float(silhouette_score(distance, label(k), metric="precomputed")) for k in counts}

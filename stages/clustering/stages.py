@@ -1,6 +1,8 @@
 """Timesteps clustered into stages, by the method that the params name."""
 
-import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,94 +12,183 @@ from stages.clustering.denoiser import OptimalDenoiser
 from stages.clustering.partition import (
     agglomerative_labels,
     boundaries_of,
+    dynamic_programming_labels,
+    interval_labels,
     silhouettes,
     threshold_boundaries,
     uniform_boundaries,
 )
-from stages.clustering.similarity import draw_pairs, limit_shares, similarity_matrix
-from stages.diffusion.process import VPProcess
-from stages.pieces import Pieces
+from stages.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
+from stages.diffusion.process import Process
+from stages.pieces import Pieces, kept_array
 
-CURVE_POINTS = 100
+Gradients = Callable[[np.ndarray, int], np.ndarray]
+# Methods whose boundaries do not depend on draws.
+FIXED = ("uniform", "snr", "given")
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The clustering of a training set by one method and one seed.
+
+    Args:
+        denoiser: the optimal denoiser of the training set.
+        settings: the `cluster_timesteps` section of the params.
+        gradients: for the method `gradient`: from (values of t, seed) the mean gradients of a network's loss at each, (T, p).
+        pieces: as in `optimal_means`.
+    """
+
+    denoiser: OptimalDenoiser
+    y: np.ndarray
+    process: Process
+    settings: dict[str, Any]
+    seed: int
+    gradients: Gradients | None = None
+    pieces: Pieces | None = field(default=None, repr=False)
+
+    @cached_property
+    def grid(self) -> np.ndarray:
+        """The values of t that are compared, (T,)."""
+        return self.process.grid(self.settings["grid"])
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(x0, eps) used at every t of the grid."""
+        return draw_pairs(self.y, self.settings["draws"], np.random.default_rng(self.seed))
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """The optimal denoiser on the grid, (T, D, n)."""
+        sigmas = sigmas_at(self.process, self.grid)
+        return optimal_means(self.denoiser, *self.pairs, sigmas, self.pieces, f"seed-{self.seed}-")
+
+    @cached_property
+    def similarity(self) -> np.ndarray:
+        """(T, T)."""
+        return similarity_matrix(self.means, self.pairs[0], self.denoiser.mean)
+
+    @property
+    def last_sigma(self) -> float | None:
+        """The sigma_1 of the printed equation 7, or None for what was run."""
+        return sigmas_at(self.process, self.grid)[-1] if self.settings["literal"] else None
+
+    def curves(self) -> dict[str, list[float]]:
+        """S0 and S1 on the grid."""
+        shares = [
+            limit_shares(m, self.pairs[0], self.denoiser.mean, sigma, self.settings["eta"], self.last_sigma)
+            for m, sigma in zip(self.means, sigmas_at(self.process, self.grid), strict=True)
+        ]
+        s0, s1 = ([float(share.mean()) for share in column] for column in zip(*shares, strict=True))
+        return {"t": self.grid.tolist(), "s0": s0, "s1": s1}
+
+    def threshold(self) -> list[float]:
+        """Boundaries by the published rule, from triples (x0, eps, t) of their own with t uniform."""
+        rng = np.random.default_rng([self.seed, 1])
+        x0, eps = draw_pairs(self.y, self.settings["draws"], rng)
+        t = np.array([self.process.at_share(share) for share in rng.random(len(x0))])
+        sigmas = sigmas_at(self.process, t)
+        m = kept_array(
+            self.pieces,
+            f"seed-{self.seed}-draws.npy",
+            lambda: self.denoiser(x0 + sigmas[:, None].astype(np.float32) * eps, sigmas),
+        )
+        shares = limit_shares(m, x0, self.denoiser.mean, sigmas, self.settings["eta"], self.last_sigma)
+        t1, t2 = threshold_boundaries(t, *shares, self.settings["alpha"])
+        return [self.process.above(t1), t2]
+
+    def labels(self, stages: int) -> np.ndarray:
+        """Stage of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,)."""
+        method = self.settings["method"]
+        if method == "uniform":
+            return np.searchsorted(uniform_boundaries(self.process, stages), self.grid, side="right")
+        if method == "snr":
+            log_snr = -2 * np.log(sigmas_at(self.process, self.grid))
+            return interval_labels(np.abs(log_snr[:, None] - log_snr), stages)
+        if method == "gradient":
+            return interval_labels(1 - self.gradient_cosines, stages)
+        if method == "dynamic_programming":
+            return dynamic_programming_labels(self.similarity, stages)
+        return agglomerative_labels(self.similarity, stages)
+
+    @cached_property
+    def gradient_cosines(self) -> np.ndarray:
+        """Cosines between the mean gradients at two values of t, (T, T)."""
+        assert self.gradients is not None, "the method gradient needs a network"
+        g = self.gradients(self.grid, self.seed).astype(np.float64)
+        g /= np.maximum(np.linalg.norm(g, axis=1, keepdims=True), np.finfo(float).tiny)
+        return (g @ g.T).clip(-1, 1)
+
+    def boundaries(self) -> list[float]:
+        """The K - 1 boundaries, ascending."""
+        method, stages = self.settings["method"], self.settings["stages"]
+        if method == "given":
+            return given_boundaries(self.process, self.settings)
+        if method == "threshold":
+            return self.threshold()
+        if method == "uniform":
+            return uniform_boundaries(self.process, stages)
+        return boundaries_of(self.labels(stages), self.grid, self.process)
 
 
 def cluster(
-    images_NHWC: np.ndarray,
-    process: VPProcess,
+    y: np.ndarray,
+    process: Process,
     settings: dict[str, Any],
     seed: int,
+    gradients: Gradients | None = None,
     pieces: Pieces | None = None,
 ) -> dict[str, Any]:
     """Cluster the timesteps of a process over a training set.
 
     Args:
-        images_NHWC: uint8 training images.
-        settings: the `cluster_timesteps` section of the params. `image_range` is the range that pixels are scaled to; the
-            published boundaries hold for [0, 1].
-        pieces: as in `similarity_matrix`.
+        y: images or latents, (N, n) float32. The published boundaries hold for pixels in [0, 1].
+        settings: the `cluster_timesteps` section of the params. With `seeds` above 1 the clustering is done as often, with
+            seeds that follow `seed`, to see how far the boundaries depend on the draws; the first one counts.
+        gradients, pieces: as in `Clustering`.
 
     Returns:
         The content of results/clusters.json, without `params`.
 
     Raises:
-        ValueError: `threshold` finds no three stages.
+        ValueError: `threshold` finds no three stages, or given boundaries are not those of K stages.
     """
-    low, high = settings["image_range"]
-    y = images_NHWC.reshape(len(images_NHWC), -1).astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
-    denoiser, rng = OptimalDenoiser(y), np.random.default_rng(seed)
-    grid = np.unique(np.linspace(0, process.timesteps - 1, settings["grid"]).round().astype(int))
-    x0, eps = draw_pairs(y, settings["draws"], rng)
-    similarity = similarity_matrix(denoiser, x0, eps, sigmas_at(process, grid), pieces)
-    shares = draw_shares(denoiser, y, process, settings, rng) if settings["method"] == "threshold" else None
-    boundaries = choose_boundaries(process, settings, grid, similarity, shares)
-    edges = [0, *boundaries, process.timesteps]
+    denoiser = OptimalDenoiser(y)
+    count = 1 if settings["method"] in FIXED else settings["seeds"]
+    runs = [Clustering(denoiser, y, process, settings, seed + i, gradients, pieces) for i in range(count)]
+    found, boundaries = runs[0], [run.boundaries() for run in runs]
     return {
         "method": settings["method"],
-        "process": "vp",
+        "process": process.name,
         "seed": seed,
-        "boundaries": boundaries,
-        "boundaries_sigma": sigmas_at(process, np.array(boundaries, dtype=int)).tolist(),
-        "stages": [list(pair) for pair in itertools.pairwise(edges)],
-        "grid": grid.tolist(),
-        "similarity": similarity.round(6).tolist(),
-        "silhouette": {str(k): score for k, score in silhouettes(similarity).items()},
-        "curves": None if shares is None else mean_curves(*shares),
+        "boundaries": boundaries[0],
+        "boundaries_sigma": sigmas_at(process, np.array(boundaries[0])).tolist(),
+        "stages": process.edges(boundaries[0]),
+        "spread": {
+            "seeds": [run.seed for run in runs],
+            "boundaries": boundaries,
+            "std": np.std(boundaries, axis=0, ddof=min(1, count - 1)).tolist(),
+        },
+        "grid": found.grid.tolist(),
+        "similarity": found.similarity.round(6).tolist(),
+        "silhouette": {str(k): score for k, score in silhouettes(1 - found.similarity, found.labels).items()},
+        "curves": found.curves(),
     }
 
 
-def choose_boundaries(
-    process: VPProcess,
-    settings: dict[str, Any],
-    grid: np.ndarray,
-    similarity: np.ndarray,
-    shares: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-) -> list[int]:
-    """Boundaries by the method in `settings`."""
-    if shares is not None:
-        return threshold_boundaries(*shares, settings["alpha"])
-    if settings["method"] == "uniform":
-        return uniform_boundaries(process.timesteps, settings["stages"])
-    return boundaries_of(agglomerative_labels(similarity, settings["stages"]), grid)
+def given_boundaries(process: Process, settings: dict[str, Any]) -> list[float]:
+    """Boundaries by hand, in t or in sigma; ValueError unless they ascend within the process's range."""
+    given = settings["boundaries"]
+    t = process.t_of(torch.tensor(given, dtype=torch.float64)) if settings["boundaries_in"] == "sigma" else given
+    boundaries = [process.as_t(float(value)) for value in t]
+    edges = [process.low, *boundaries, process.high]
+    if edges != sorted({*edges}):
+        raise ValueError(
+            f"cluster_timesteps.boundaries: {given} in {settings['boundaries_in']} are t = {boundaries}, which do not ascend "
+            f"between {process.low} and {process.high}; change them"
+        )
+    return boundaries
 
 
-def draw_shares(
-    denoiser: OptimalDenoiser, y: np.ndarray, process: VPProcess, settings: dict[str, Any], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(t, S0, S1) of `draws` triples (x0, eps, t) with t uniform, each (draws,)."""
-    x0, eps = draw_pairs(y, settings["draws"], rng)
-    t = rng.integers(process.timesteps, size=len(x0))
-    return t, *limit_shares(denoiser, x0, eps, sigmas_at(process, t), settings["eta"])
-
-
-def mean_curves(t: np.ndarray, s0: np.ndarray, s1: np.ndarray) -> dict[str, list[float]]:
-    """S0 and S1 averaged over stretches of t with equally many draws, for the report."""
-    parts = np.array_split(np.argsort(t, kind="stable"), min(CURVE_POINTS, len(t)))
-    curves = {
-        name: [float(values[part].mean()) for part in parts] for name, values in (("t", t), ("s0", s0), ("s1", s1))
-    }
-    return curves
-
-
-def sigmas_at(process: VPProcess, t: np.ndarray) -> np.ndarray:
+def sigmas_at(process: Process, t: np.ndarray) -> np.ndarray:
     """Noise levels at timesteps, (T,) float64."""
-    return process.sigma_of(torch.from_numpy(np.asarray(t, dtype=np.int64))).numpy()
+    return process.sigma_of(torch.from_numpy(np.asarray(t))).numpy()

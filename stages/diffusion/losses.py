@@ -1,46 +1,93 @@
 """Losses of diffusion training and of imitation."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from stages.diffusion.images import to_network
-from stages.diffusion.process import VPProcess
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import Process
 from stages.processes import add_up, count
 
 
+class Batch(NamedTuple):
+    """Noised samples: x_t and target (N,C,H,W), t (N,), labels (N,) of a class-conditional network, else None."""
+
+    x_t: torch.Tensor
+    t: torch.Tensor
+    target: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Batch(self.x_t[rows], self.t[rows], self.target[rows], labels)
+
+
 class NoisyBatches:
-    """Batches (x_t, t, target) that depend on the generator alone.
+    """Batches that depend on the generator alone.
 
     Args:
-        images_NHWC: uint8 training images.
+        data: what to train on.
         flip: mirror each image left to right with probability one half.
+        labels: whether the network is class-conditional.
+        stages: [lo, hi) of t in every stage, for `probabilities`.
+        probabilities: how often a sample falls into each stage; None leaves that to the process's density of t.
 
     Raises:
-        ValueError: a process would get no sample.
+        ValueError: a process would get no sample, or there are no labels.
     """
 
     def __init__(
-        self, images_NHWC: Any, process: VPProcess, batch_size: int, device: torch.device, flip: bool = False
+        self,
+        data: TrainingSet,
+        process: Process,
+        batch_size: int,
+        device: torch.device,
+        flip: bool = False,
+        *,
+        labels: bool = False,
+        stages: Sequence[Sequence[float]] = (),
+        probabilities: Sequence[float] | None = None,
     ) -> None:
         if batch_size < count():
             raise ValueError(f"batch_size: {batch_size} is less than the {count()} processes that share it; raise it")
-        self.x0 = torch.as_tensor(images_NHWC)
+        if labels and data.labels is None:
+            raise ValueError("the teacher is class-conditional, but the images have no labels; give class sub-folders")
+        self.data, self.labels = data, data.labels if labels else None
         self.process, self.batch_size, self.device, self.flip = process, batch_size, device, flip
+        self.stages, self.probabilities = stages, probabilities
 
-    def __call__(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x_t (N,C,H,W), t (N,) and the target (N,C,H,W), on the device."""
-        rows = torch.randint(len(self.x0), (self.batch_size,), generator=generator)
-        x0 = to_network(self.x0[rows])
+    def __call__(self, generator: torch.Generator) -> Batch:
+        """The next batch, on the device."""
+        rows = torch.randint(len(self.data), (self.batch_size,), generator=generator)
+        x0 = self.data.x0(rows)
         if self.flip:
             mirrored = torch.rand(self.batch_size, generator=generator) < 0.5
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-        t = self.process.draw(self.batch_size, generator)
+        t = self.draw_t(generator)
         eps = torch.randn(x0.shape, generator=generator)
         x0, eps, t = x0.to(self.device), eps.to(self.device), t.to(self.device)
-        return self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t)
+        labels = None if self.labels is None else self.labels[rows].to(self.device)
+        return Batch(self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t), labels)
+
+    def draw_t(self, generator: torch.Generator) -> torch.Tensor:
+        """t of a batch, (batch_size,): by the process's density, or first the stages and then t within each."""
+        if self.probabilities is None:
+            return self.process.draw(self.batch_size, generator)
+        weights = torch.tensor(self.probabilities, dtype=torch.float64)
+        stages = torch.multinomial(weights, self.batch_size, replacement=True, generator=generator)
+        counts = stages.bincount(minlength=len(weights)).tolist()
+        return torch.cat(
+            [self.process.draw(n, generator, *edges) for n, edges in zip(counts, self.stages, strict=True)]
+        )
+
+
+def predict(model: Any, x_t: torch.Tensor, t: torch.Tensor | float, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """The output of a UNet, class-conditional or not, of the shape of x_t."""
+    output: torch.Tensor = (model(x_t, t) if labels is None else model(x_t, t, labels)).sample
+    return output
 
 
 def nmse(

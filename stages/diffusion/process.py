@@ -4,17 +4,22 @@ Nothing outside this file knows which process runs.
 """
 
 import itertools
+import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stages.files import run_again
 
-PROCESS_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+VP_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "rho")
 # What diffusers takes for keys that a scheduler_config.json does not hold.
-DIFFUSERS_DEFAULTS = dict(zip(PROCESS_KEYS, (1000, "linear", 0.0001, 0.02, "epsilon"), strict=True))
-# Schedulers of the discrete VP process, all of whose noise levels follow from PROCESS_KEYS when the other keys have these values.
+VP_DEFAULTS = dict(zip(VP_KEYS, (1000, "linear", 0.0001, 0.02, "epsilon"), strict=True))
+EDM_DEFAULTS = dict(zip(EDM_KEYS, (0.002, 80.0, 0.5, 7.0), strict=True))
+# Schedulers of the discrete VP process, all of whose noise levels follow from VP_KEYS when the other keys have these values.
 VP_SCHEDULERS = (
     "DDPM DDIM DDIMInverse PNDM DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep EulerDiscrete"
 )
@@ -23,62 +28,109 @@ VP_VALUES = {
     "trained_betas": (None,),
     "rescale_betas_zero_snr": (None, False),
 }
+EDM_VALUES = {
+    "_class_name": (None, "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"),
+    "prediction_type": (None, "epsilon"),
+}
 # Clipping x0 to the images' range helps DDPM's noisy steps and biases DDIM's, which keep the old eps beside the clipped x0.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpm": ("DDPMScheduler", {"clip_sample": True}),
-    "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "dpm_solver": ("DPMSolverMultistepScheduler", {}),
+SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "vp": {
+        "ddpm": ("DDPMScheduler", {"clip_sample": True}),
+        "ddim": ("DDIMScheduler", {"clip_sample": False}),
+        "dpm_solver": ("DPMSolverMultistepScheduler", {}),
+    },
+    "edm": {"edm_euler": ("EDMEulerScheduler", {}), "edm_dpm_solver": ("EDMDPMSolverMultistepScheduler", {})},
 }
 
 
-class VPProcess:
-    """The variance-preserving process of DDPM (Ho et al. 2020) on diffusers' discrete schedule.
+def make_process(settings: dict[str, Any]) -> "Process":
+    """The process that the `diffusion` section of the params describes."""
+    kinds: dict[str, type[Process]] = {"vp": VPProcess, "edm": EDMProcess}
+    return kinds[settings["process"]](settings)
 
-    s_t = sqrt(abar_t), sigma_t = sqrt((1 - abar_t) / abar_t); the network's time input is the integer t in [0, T); its target is
-    eps, or v = s_t eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022).
+
+class Process(ABC):
+    """Noise levels, noised batches, training targets, and t <-> sigma.
+
+    t is the network's time input; it rises with sigma_t. A network is trained by the mean square error of its output to `target`,
+    unweighted: where a process weights its loss, the weight is in the scale of the target.
 
     Args:
         settings: the `diffusion` section of the params.
     """
 
+    name: str
+    keys: tuple[str, ...]  # of the settings and of diffusers' scheduler configs
+    defaults: dict[str, Any]
+    values: dict[str, tuple[Any, ...]]
+    low: float  # least t
+    high: float  # t is below this
+
     def __init__(self, settings: dict[str, Any]) -> None:
-        from diffusers import DDPMScheduler
+        self.config = {key: settings[key] for key in self.keys}
 
-        self.config = {key: settings[key] for key in PROCESS_KEYS}
-        self.prediction_type = settings["prediction_type"]
-        self.abar_T = DDPMScheduler(**self.config).alphas_cumprod.double()
-        self.timesteps = len(self.abar_T)
+    @abstractmethod
+    def draw(
+        self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
+    ) -> torch.Tensor:
+        """n values of t from the training distribution, given that they lie in [lo, hi) when these are given; (n,)."""
 
-    def draw(self, n: int, generator: torch.Generator, lo: int = 0, hi: int | None = None) -> torch.Tensor:
-        """n timesteps, uniform over the integers in [lo, hi); hi is T when not given."""
-        return torch.randint(lo, self.timesteps if hi is None else hi, (n,), generator=generator)
-
+    @abstractmethod
     def scale_sigma(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(s_t, sigma_t) in float64, of the shape of t and on the CPU."""
-        abar = self.abar_T[t.cpu()]
-        return abar.sqrt(), ((1 - abar) / abar).sqrt()
+
+    @abstractmethod
+    def t_of(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The t of a noise level, of the shape of sigma; the nearest for a process of discrete levels."""
+
+    @abstractmethod
+    def as_t(self, value: float) -> float:
+        """A number as a t that the process has, so a boundary stays what it is in files and on devices."""
+
+    @abstractmethod
+    def at_share(self, share: float) -> float:
+        """The t at a share, 0 to 1, of the way from low to high; a uniform share gives a uniform t."""
+
+    @abstractmethod
+    def above(self, t: float) -> float:
+        """The least boundary above t."""
+
+    @abstractmethod
+    def share(self, lo: float, hi: float) -> float:
+        """Probability that a training draw lies in [lo, hi)."""
+
+    @abstractmethod
+    def target_factors(self, s: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a, b) of the training target a x0 + b eps, each of the shape of s."""
+
+    def grid(self, n: int) -> np.ndarray:
+        """At most n values of t, ascending and evenly spaced over [low, high)."""
+        return np.unique([self.as_t(t) for t in np.linspace(self.low, self.at_share(1), n)])
+
+    def edges(self, boundaries: list[float]) -> list[list[float]]:
+        """[lo, hi) of every stage."""
+        return [list(pair) for pair in itertools.pairwise([self.low, *boundaries, self.high])]
 
     def sigma_of(self, t: torch.Tensor) -> torch.Tensor:
         """The noise level sigma_t in float64, of the shape of t."""
         return self.scale_sigma(t)[1]
 
     def noise(self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t = s_t (x0 + sigma_t eps), of the shape of x0 (N,C,H,W); t is (N,)."""
+        """x_t = s_t (x0 + sigma_t eps), the network's input, of the shape of x0 (N,C,H,W); t is (N,)."""
         s, sigma = self._per_sample(t, x0)
         return s * x0 + (s * sigma) * eps
 
     def target(self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the network is trained to return at (x_t, t), of the shape of x0."""
-        if self.prediction_type == "epsilon":
-            return eps
-        s, sigma = self._per_sample(t, x0)
-        return s * eps - (s * sigma) * x0
+        a, b = self.target_factors(*self._per_sample(t, x0))
+        return b * eps + a * x0
 
-    def scheduler(self, name: str = "ddpm") -> Any:
-        """A diffusers scheduler of this process, by the name that `sampling.scheduler` uses."""
+    def scheduler(self, name: str | None = None) -> Any:
+        """A diffusers scheduler of this process, by the name that `sampling.scheduler` uses; the process's first when None."""
         import diffusers
 
-        scheduler, extra = SCHEDULERS[name]
+        schedulers = SCHEDULERS[self.name]
+        scheduler, extra = schedulers[name or next(iter(schedulers))]
         return getattr(diffusers, scheduler).from_config(self.config | extra)
 
     def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:
@@ -86,13 +138,14 @@ class VPProcess:
         if scheduler_config is None:
             return
         path = f"{folder}/scheduler/scheduler_config.json"
-        for key, known in VP_VALUES.items():
+        for key, known in self.values.items():
             if scheduler_config.get(key) not in known:
                 raise ValueError(
-                    f"{path}: {key} is {scheduler_config[key]!r}, no process of diffusion.process: vp; give another teacher"
+                    f"{path}: {key} is {scheduler_config[key]!r}, no process of diffusion.process: {self.name}; "
+                    "give another teacher"
                 )
-        for key in PROCESS_KEYS:
-            theirs = scheduler_config.get(key, DIFFUSERS_DEFAULTS[key])
+        for key in self.keys:
+            theirs = scheduler_config.get(key, self.defaults[key])
             if theirs != self.config[key]:
                 raise ValueError(
                     f"{path}: {key} is {theirs!r} but params say diffusion.{key}: "
@@ -100,15 +153,141 @@ class VPProcess:
                 )
 
     def check_stages(self, clusters: dict[str, Any], path: Path) -> None:
-        """Raise a ValueError unless the stages of clusters.json, at `path`, divide the timesteps of this process."""
-        edges = [0, *clusters["boundaries"], self.timesteps]
-        if edges != sorted({*edges}) or clusters["stages"] != [list(pair) for pair in itertools.pairwise(edges)]:
+        """Raise a ValueError unless the stages of clusters.json, at `path`, divide the noise levels of this process."""
+        edges = [self.low, *clusters["boundaries"], self.high]
+        if edges != sorted({*edges}) or clusters["stages"] != self.edges(clusters["boundaries"]):
             raise ValueError(
                 f"{path}: the stages {clusters['stages']} with boundaries {clusters['boundaries']} do not divide the "
-                f"{self.timesteps} timesteps; {run_again('cluster_timesteps', path)}"
+                f"timesteps {self.low} to {self.high}; {run_again('cluster_timesteps', path)}"
             )
 
     def _per_sample(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (-1,) + (1,) * (like.ndim - 1)
         s, sigma = (value.to(like.device, like.dtype).reshape(shape) for value in self.scale_sigma(t))
         return s, sigma
+
+
+class VPProcess(Process):
+    """The variance-preserving process of DDPM (Ho et al. 2020) on diffusers' discrete schedule.
+
+    s_t = sqrt(abar_t), sigma_t = sqrt((1 - abar_t) / abar_t); t is an integer in [0, T), uniform in training; the target is
+    eps, or v = s_t eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022).
+    """
+
+    name, keys, defaults, values = "vp", VP_KEYS, VP_DEFAULTS, VP_VALUES
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from diffusers import DDPMScheduler
+
+        super().__init__(settings)
+        self.prediction_type = settings["prediction_type"]
+        self.abar_T = DDPMScheduler(**self.config).alphas_cumprod.double()
+        self.low, self.high = 0, len(self.abar_T)
+
+    def draw(
+        self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
+    ) -> torch.Tensor:
+        """n timesteps, int64, uniform over the integers in [lo, hi)."""
+        least, most = (limit if bound is None else bound for limit, bound in ((self.low, lo), (self.high, hi)))
+        return torch.randint(int(least), int(most), (n,), generator=generator)
+
+    def scale_sigma(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(s_t, sigma_t) of integer timesteps."""
+        abar = self.abar_T[t.cpu().long()]
+        return abar.sqrt(), ((1 - abar) / abar).sqrt()
+
+    def t_of(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The timestep whose noise level is nearest in ln sigma, int64."""
+        levels = self.sigma_of(torch.arange(len(self.abar_T))).log()
+        return (sigma.double().cpu().log()[..., None] - levels).abs().argmin(-1)
+
+    def as_t(self, value: float) -> int:
+        """The nearest timestep, halves upwards."""
+        return math.floor(value + 0.5)
+
+    def at_share(self, share: float) -> int:
+        """The timestep that the share falls into."""
+        return min(math.floor(self.high * share), int(self.high) - 1)
+
+    def above(self, t: float) -> float:
+        """The next timestep."""
+        return math.floor(t) + 1
+
+    def share(self, lo: float, hi: float) -> float:
+        """Share of the timesteps."""
+        return (hi - lo) / (self.high - self.low)
+
+    def target_factors(self, s: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(0, 1) for eps, (-sqrt(1 - abar), s) for v."""
+        if self.prediction_type == "epsilon":
+            return torch.zeros_like(s), torch.ones_like(s)
+        return -(s * sigma), s
+
+
+class EDMProcess(Process):
+    """The process of Karras et al. 2022 with its preconditioning: D(x; sigma) = c_skip x + c_out F(c_in x, c_noise).
+
+    The network's input c_in (x0 + sigma eps) is x_t with s_t = c_in, its time input t is c_noise = ln(sigma) / 4, and its target
+    (x0 - c_skip (x0 + sigma eps)) / c_out. The loss weight lambda(sigma) c_out^2 on it is 1 for all sigma (their eq. 8). In
+    training ln sigma ~ N(p_mean, p_std^2); sampling runs from sigma_max to sigma_min, so that is what [low, high) spans, and
+    draws beyond belong to the first and the last stage.
+    """
+
+    name, keys, defaults, values = "edm", EDM_KEYS, EDM_DEFAULTS, EDM_VALUES
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.sigma_data, self.p_mean, self.p_std = (settings[key] for key in ("sigma_data", "p_mean", "p_std"))
+        self.low, self.high = (self.as_t(math.log(settings[key]) / 4) for key in ("sigma_min", "sigma_max"))
+
+    def draw(
+        self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
+    ) -> torch.Tensor:
+        """n values of c_noise, float32."""
+        least, most = self._bounds(lo, hi)
+        u = torch.rand(n, generator=generator, dtype=torch.float64) * (self._below(most) - self._below(least))
+        z = torch.special.ndtri((u + self._below(least)).clamp(1e-12, 1 - 1e-12))
+        t = ((self.p_mean + self.p_std * z) / 4).float()
+        end = torch.nextafter(torch.tensor(most), torch.tensor(-math.inf)).item() if most < math.inf else most
+        return t.clamp(least, end)
+
+    def _bounds(self, lo: float | None, hi: float | None) -> tuple[float, float]:
+        """The first stage has no lower end in training, the last no upper."""
+        return (
+            -math.inf if lo is None or lo <= self.low else lo,
+            math.inf if hi is None or hi >= self.high else hi,
+        )
+
+    def _below(self, t: float) -> float:
+        """Probability of a training draw below t."""
+        return 0.5 * (1 + math.erf((4 * t - self.p_mean) / (self.p_std * math.sqrt(2))))
+
+    def scale_sigma(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(c_in, sigma)."""
+        sigma = (4 * t.double().cpu()).exp()
+        return (sigma**2 + self.sigma_data**2).rsqrt(), sigma
+
+    def t_of(self, sigma: torch.Tensor) -> torch.Tensor:
+        """c_noise = ln(sigma) / 4, float32."""
+        return (sigma.double().cpu().log() / 4).float()
+
+    def as_t(self, value: float) -> float:
+        """The value in float32, which networks see."""
+        return float(np.float32(value))
+
+    def at_share(self, share: float) -> float:
+        """Linear in t, so in ln sigma."""
+        return self.as_t(self.low + (self.high - self.low) * share)
+
+    def above(self, t: float) -> float:
+        """The next float32."""
+        return float(np.nextafter(np.float32(t), np.float32(np.inf)))
+
+    def share(self, lo: float, hi: float) -> float:
+        """Probability under the lognormal distribution of sigma."""
+        least, most = self._bounds(lo, hi)
+        return self._below(most) - self._below(least)
+
+    def target_factors(self, s: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From c_skip = (sigma_data s)^2 and c_out = sigma sigma_data s."""
+        return sigma * s / self.sigma_data, -self.sigma_data * s

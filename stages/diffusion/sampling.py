@@ -1,32 +1,76 @@
 """The one sampler of all evaluation: sample i is drawn from its own generator, whatever the batch it is in."""
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from stages.device import autocast
 from stages.diffusion.images import to_uint8
-from stages.diffusion.process import VPProcess
+from stages.diffusion.losses import predict
+from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
 from stages.pieces import Pieces, find_array, keep_array
 from stages.processes import count, from_main, is_main, rank, to_main
 from stages.progress import Progress
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn from a process.
+
+    Args:
+        scheduler: of vp `ddim` (Song et al. 2021, eta 0), `ddpm` (Ho et al. 2020) or `dpm_solver` (DPM-Solver++ 2M, Lu et al.
+            2022); of edm `edm_euler` (Karras et al. 2022) or `edm_dpm_solver`.
+        steps: number of network evaluations per image (NFE).
+        shape: C, H, W of what the network draws.
+        restarts: boundaries at which a multistep solver forgets its earlier evaluations, which were another decoder's.
+        decode: from what the network draws to images in [-1, 1], both N,C,H,W.
+        labels: class of sample i, for class-conditional networks.
+    """
+
+    process: Process
+    scheduler: str
+    steps: int
+    seed: int
+    shape: tuple[int, int, int]
+    device: torch.device
+    batch_size: int
+    precision: str = "fp32"
+    restarts: Sequence[float] = ()
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
+    labels: Callable[[int], int] | None = None
+
+    def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
+        """One batch of images, uint8 N,H,W,C; sample i starts from, and is stepped with, a generator of its own."""
+        generators = [generator_for(self.seed, "sample", i) for i in indices]
+        labels = None if self.labels is None else torch.tensor([self.labels(i) for i in indices]).to(self.device)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            x = self._integrate(model, generators, labels)
+            return to_uint8(self.decode(x) if self.decode else x).cpu().numpy()
+
+    def _integrate(
+        self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        scheduler = self.process.scheduler(self.scheduler)
+        scheduler.set_timesteps(self.steps, device=self.device)
+        stages = stages_of(scheduler.timesteps, self.restarts).tolist()
+        x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
+        x = x * scheduler.init_noise_sigma
+        for i, t in enumerate(scheduler.timesteps):
+            if i and stages[i] != stages[i - 1] and hasattr(scheduler, "lower_order_nums"):
+                scheduler.lower_order_nums = 0
+            prediction = predict(model, scheduler.scale_model_input(x, t), t, labels)
+            x = scheduler.step(prediction.float(), t, x, generator=generators).prev_sample
+        return x
+
+
 def sample(
     model: torch.nn.Module,
-    process: VPProcess,
-    scheduler: str,
-    steps: int,
+    sampler: Sampler,
     indices: Sequence[int],
-    seed: int,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    batch_size: int,
-    precision: str = "fp32",
     *,
     label: str = "samples",
     pieces: Pieces | None = None,
@@ -34,11 +78,8 @@ def sample(
     """Draw one image per index.
 
     Args:
-        model: a UNet called as model(x_t, t).sample.
-        scheduler: `ddim` (Song et al. 2021, eta 0), `ddpm` (Ho et al. 2020) or `dpm_solver` (DPM-Solver++ 2M, Lu et al. 2022).
-        steps: number of network evaluations per image (NFE).
-        indices: sample i starts from, and is stepped with, a generator of its own made from (seed, i).
-        shape: C, H, W.
+        model: a UNet called as model(x_t, t).sample, or model(x_t, t, labels).sample.
+        indices: sample i depends on (seed, i) and nothing else.
         label: what is drawn; names its batches among the pieces.
         pieces: batches drawn by a run that was killed, and where to keep those of this one.
 
@@ -46,47 +87,58 @@ def sample(
         uint8 tensor N,H,W,C on the CPU, in the order of `indices`. Of several processes each draws whole batches; rank 0 returns
         the images of all, the others none.
     """
-    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    size = sampler.batch_size
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     names = [f"{label}-{number:05}.npy" for number in range(len(batches))]
     drawn = {name: images for name in names if (images := find_array(pieces, name)) is not None}
     missing = from_main([number for number, name in enumerate(names) if name not in drawn])
     progress = Progress(f"sampling {label}", len(indices), sum(map(len, drawn.values())))
 
-    def draw(number: int) -> np.ndarray:
-        generators = [generator_for(seed, "sample", i) for i in batches[number]]
-        with torch.no_grad(), autocast(device, precision):
-            x_NCHW = _sample_batch(model, process.scheduler(scheduler), steps, generators, shape, device)
-        return to_uint8(x_NCHW).cpu().numpy()
-
     for first in range(0, len(missing), count()):
         mine = missing[first : first + count()][rank() : rank() + 1]
-        for number, images in itertools.chain.from_iterable(to_main([(number, draw(number)) for number in mine])):
+        for number, images in itertools.chain.from_iterable(
+            to_main([(number, sampler.draw(model, batches[number])) for number in mine])
+        ):
             drawn[names[number]] = keep_array(pieces, names[number], images)
         progress.update(sum(map(len, drawn.values())))
-    none = np.empty((0, *shape[1:], shape[0]), np.uint8)
-    return torch.from_numpy(np.concatenate([drawn[name] for name in names] if is_main() else [none]))
+    if not is_main():
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_numpy(np.concatenate([drawn[name] for name in names]))
 
 
-def _sample_batch(
-    model: torch.nn.Module,
-    scheduler: Any,
-    steps: int,
-    generators: list[torch.Generator],
-    shape: tuple[int, int, int],
-    device: torch.device,
-) -> torch.Tensor:
-    scheduler.set_timesteps(steps, device=device)
-    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-    x = x * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        prediction = model(scheduler.scale_model_input(x, t), t).sample
-        x = scheduler.step(prediction.float(), t, x, generator=generators).prev_sample
-    return x
+def stages_of(t: torch.Tensor, boundaries: Sequence[float]) -> torch.Tensor:
+    """The stage of each t, the number of boundaries <= t; of the shape of t."""
+    return torch.bucketize(t.float(), torch.tensor(boundaries, dtype=torch.float32, device=t.device), right=True)
 
 
-def steps_per_stage(process: VPProcess, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:
-    """How many of the sampler's network evaluations fall into each stage; t belongs to stage #{boundaries <= t}."""
+def nodes_of(process: Process, scheduler: str, steps: int) -> torch.Tensor:
+    """The t of a sampler's network evaluations, descending."""
     timetable = process.scheduler(scheduler)
     timetable.set_timesteps(steps)
-    stage = torch.bucketize(timetable.timesteps.float(), torch.tensor(boundaries, dtype=torch.float32), right=True)
-    return torch.bincount(stage, minlength=len(boundaries) + 1).tolist()
+    return timetable.timesteps
+
+
+def steps_per_stage(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:
+    """How many of the sampler's network evaluations fall into each stage."""
+    stages = stages_of(nodes_of(process, scheduler, steps), boundaries)
+    return torch.bincount(stages, minlength=len(boundaries) + 1).tolist()
+
+
+def snap(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[float]:
+    """Boundaries moved to just above the sampler's nearest evaluation, so that no step crosses one.
+
+    A step goes from an evaluation to the next lower one. With a boundary just above an evaluation, the step from there on
+    belongs to the lower stage as a whole, and the step to there to the upper.
+
+    Raises:
+        ValueError: two boundaries would be one.
+    """
+    nodes = nodes_of(process, scheduler, steps).double().cpu()[1:]
+    near = [nodes[(nodes - b).abs().argmin()].item() for b in boundaries]
+    snapped = [process.above(t) for t in near]
+    if len({*snapped}) < len(snapped):
+        raise ValueError(
+            f"assemble.snap_boundaries: the {steps} steps of {scheduler} are too few to keep the boundaries {list(boundaries)} "
+            "apart; raise sampling.steps or set it to false"
+        )
+    return snapped

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from stages.datasets.prepared import PreparedData
-from stages.diffusion.process import VPProcess
-from stages.diffusion.sampling import sample, steps_per_stage
-from stages.evaluation.cost import model_cost
+from stages.diffusion.process import SCHEDULERS, Process, make_process
+from stages.diffusion.sampling import Sampler, sample, steps_per_stage
+from stages.diffusion.seeds import generator_for
+from stages.evaluation.cost import decoder_cost, model_cost
 from stages.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
 from stages.evaluation.speed import measure_speed
 from stages.evaluation.table import compare
 from stages.files import run_again
+from stages.models.autoencoder import decode
+from stages.models.pipelines import is_class_conditional
 from stages.pieces import Pieces, kept_record
 from stages.processes import from_main, is_main
 
@@ -30,6 +33,9 @@ class Evaluation:
         data: images to compare with; its training split is the reference.
         extractor: features of FID, KID, precision and recall.
         boundaries: K - 1 ascending timesteps between the student's stages.
+        shares: how often training draws each stage, K numbers that sum to 1.
+        restart: whether multistep solvers start again at the student's boundaries.
+        vae: the autoencoder of latent diffusion; None in pixels.
         pieces: samples and scores of a run that was killed, and where to keep those of this one.
     """
 
@@ -37,13 +43,16 @@ class Evaluation:
     data: PreparedData
     extractor: Extractor
     boundaries: list[float]
+    shares: list[float]
     device: torch.device
+    restart: bool = False
+    vae: Any = None
     pieces: Pieces | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """C, H, W of one image."""
-        return self.data.channels, self.data.resolution, self.data.resolution
+    def process(self) -> Process:
+        """The noise process of both models."""
+        return make_process(self.params["diffusion"])
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -64,19 +73,23 @@ class Evaluation:
             settings["samples"], len(reference), self.extractor, settings["kid_subset_size"], settings["neighbours"]
         )
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
+        shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
         steps = self.steps_per_stage()
-        speed = from_main(self.measure_speed(models, steps) if is_main() else None)
-        images = {name: self.draw(name, model) for name, model in models.items()}
+        speed = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
+        images = {name: self.draw(name, model, shape) for name, model in models.items()}
         if not is_main():
             return None
         found = {
-            name: self.score(name, images[name]) | model_cost(model, self.shape, self.boundaries, steps) | speed[name]
+            name: self.score(name, images[name])
+            | model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers())
+            | speed[name]
             for name, model in models.items()
         }
         metrics = {
             **found,
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
             "ratio": compare(found["teacher"], found["student"]),
+            "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
             "params": self.params,
         }
@@ -84,15 +97,21 @@ class Evaluation:
 
     def steps_per_stage(self) -> list[int]:
         """The sampler's network evaluations in each stage."""
-        sampling, process = self.params["sampling"], VPProcess(self.params["diffusion"])
-        return steps_per_stage(process, sampling["scheduler"], sampling["steps"], self.boundaries)
+        return self.steps_of_samplers()[self.params["sampling"]["scheduler"]]
 
-    def measure_speed(self, models: dict[str, nn.Module], steps: list[int]) -> dict[str, dict[str, float | None]]:
-        """Images per second and peak memory of each model, in turn."""
+    def steps_of_samplers(self) -> dict[str, list[int]]:
+        """The same for every sampler of the process, with as many steps in all."""
+        process, steps = self.process, self.params["sampling"]["steps"]
+        return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SCHEDULERS[process.name]}
+
+    def measure_speed(
+        self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
+    ) -> dict[str, dict[str, float | None]]:
+        """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
         settings = self.params["evaluate"]
         how = {"batch": settings["speed_batch"], "repeats": settings["speed_repeats"]}
         how |= {"device": self.device, "precision": self.params["precision"]}
-        measure = partial(measure_speed, models, self.shape, self.boundaries, steps, **how)
+        measure = partial(measure_speed, models, shape, self.boundaries, steps, **how)
         return kept_record(self.pieces, "speed.json", measure)
 
     def score(self, name: str, images: np.ndarray) -> dict[str, float]:
@@ -107,23 +126,32 @@ class Evaluation:
         held_out, reference = self.data.held_out_images, self.data.train_images
         return held_out_fidelity(held_out, reference, self.extractor, **self.scoring)
 
-    def draw(self, name: str, model: nn.Module) -> np.ndarray:
+    def draw(self, name: str, model: Any, shape: tuple[int, int, int]) -> np.ndarray:
         """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
         sampling, settings = self.params["sampling"], self.params["evaluate"]
-        return sample(
-            model,
-            VPProcess(self.params["diffusion"]),
+        vae = None if self.vae is None else self.vae.to(self.device)
+        sampler = Sampler(
+            self.process,
             sampling["scheduler"],
             sampling["steps"],
-            range(settings["samples"]),
             self.params["seed"],
-            self.shape,
+            shape,
             self.device,
             settings["batch_size"],
             self.params["precision"],
-            label=name,
-            pieces=self.pieces,
-        ).numpy()
+            restarts=self.boundaries if self.restart and name == "student" else (),
+            decode=None if vae is None else partial(decode, vae),
+            labels=self.label if is_class_conditional(model) else None,
+        )
+        return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
+
+    def label(self, index: int) -> int:
+        """The class of sample `index`: that of a training image drawn from the sample's own seed."""
+        assert self.data.labels is not None, "a class-conditional model was trained with labels"
+        draw = torch.randint(
+            len(self.data.train_index), (1,), generator=generator_for(self.params["seed"], "label", index)
+        )
+        return int(self.data.labels[self.data.train_index[int(draw)]])
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:
         """What the figures depend on beside the models."""
@@ -133,6 +161,8 @@ class Evaluation:
             "sampler": sampling["scheduler"],
             "steps": sampling["steps"],
             "steps_per_stage": steps,
+            "training_shares": self.shares,
+            "restarts": self.restart,
             "seed": self.params["seed"],
             "extractor": describe_extractor(self.extractor),
             "reference": {

@@ -4,7 +4,7 @@ MACs are those of one image. A student's are weighted by the steps that the samp
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,25 +15,37 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def model_cost(
-    model: nn.Module, shape: tuple[int, int, int], boundaries: Sequence[float], steps: Sequence[int]
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    boundaries: Sequence[float],
+    steps: Sequence[int],
+    shares: Sequence[float] | None = None,
+    samplers: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """What a sampler with `steps[s]` evaluations in stage s pays for `model`.
+    """What a sampler with `steps[s]` evaluations in stage s pays for `model`, and what training pays.
 
     Args:
         model: a UNet called as model(x_NCHW, t); with `decoders` one per stage, without them the same at every t.
         shape: C, H, W of one image.
         boundaries: K - 1 ascending timesteps between the stages.
         steps: K numbers of network evaluations.
+        shares: how often training draws each stage, K numbers that sum to 1.
+        samplers: `steps` of other samplers by name.
 
     Returns:
         `macs` and `macs_with_attention`, means per evaluation weighted by `steps`; `macs_per_stage` and
-        `macs_with_attention_per_stage`; `params` in total and `params_active` at one evaluation, the largest of all stages.
+        `macs_with_attention_per_stage`; `params` in total and `params_active` at one evaluation, the largest of all stages;
+        given `shares`, `macs_training`, the mean of a forward pass in training (a step's backward pass costs about two more);
+        given `samplers`, `macs_of_samplers`, `macs` by name.
     """
     assert len(steps) == len(boundaries) + 1, "one number of steps per stage"
     times = stage_timesteps(boundaries)
     thop = [count_macs(model, shape, t) for t in times]
     attention = [count_macs_with_attention(model, shape, t) for t in times]
-    return {
+    extra: dict[str, Any] = {} if shares is None else {"macs_training": weighted_mean(thop, shares)}
+    if samplers is not None:
+        extra["macs_of_samplers"] = {name: weighted_mean(thop, counts) for name, counts in samplers.items()}
+    return extra | {
         "macs": weighted_mean(thop, steps),
         "macs_with_attention": weighted_mean(attention, steps),
         "macs_per_stage": thop,
@@ -76,11 +88,35 @@ def count_macs_with_attention(model: nn.Module, shape: tuple[int, int, int], tim
     return counter.get_total_flops() // 2
 
 
-def copy_for_counting(
-    model: nn.Module, shape: tuple[int, int, int], timestep: float
-) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+def copy_for_counting(model: Any, shape: tuple[int, int, int], timestep: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A copy of the model on the CPU and inputs for one image at one timestep."""
-    return copy.deepcopy(model).cpu().eval(), (torch.zeros(1, *shape), torch.tensor([timestep]))
+    labels = first_class(model, 1)
+    inputs = (torch.zeros(1, *shape), torch.tensor([timestep]))
+    return copy.deepcopy(model).cpu().eval(), inputs if labels is None else (*inputs, labels)
+
+
+def first_class(model: Any, count: int) -> torch.Tensor | None:
+    """Labels (count,) of class 0 on the CPU for a class-conditional UNet, None for others."""
+    conditional = getattr(model, "config", {}).get("num_class_embeds") is not None
+    return torch.zeros(count, dtype=torch.int64) if conditional else None
+
+
+class _Decode(nn.Module):
+    """An autoencoder's decoder as a module of its own, to be counted."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z).sample
+
+
+def decoder_cost(vae: Any, shape: tuple[int, int, int]) -> dict[str, int]:
+    """`decoder_macs` (thop, once per image) and `params` of an autoencoder; `shape` is c, h, w of the latents."""
+    module = _Decode(copy.deepcopy(vae).cpu().eval())
+    macs = int(profile(module, inputs=(torch.zeros(1, *shape),), verbose=False)[0])
+    return {"decoder_macs": macs, "params": count_parameters(vae)}
 
 
 def count_parameters(module: nn.Module) -> int:

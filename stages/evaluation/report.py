@@ -66,7 +66,9 @@ def render_report(
         measured_with=measured_with(metrics["protocol"]),
         held_out_reason=metrics["held_out"].get("reason"),
         pictures=pictures(samples, params["report"]["images"]),
-        stages=stage_table(clusters, architecture),
+        stages=stage_table(architecture, metrics),
+        samplers=sampler_table(metrics),
+        autoencoder=metrics["autoencoder"],
         clusters=cluster_charts(clusters),
         architecture=architecture_rows(architecture, searches),
         expected=architecture["expected"],
@@ -84,7 +86,7 @@ def render_report(
 def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> None:
     """Raise ValueError unless an architecture was made from these clusters and searches."""
     found = {name: search["weights_sha256"] for name, search in searches.items()}
-    if architecture["boundaries"] != clusters["boundaries"] or architecture["supernets"] != found:
+    if architecture["clustered"] != clusters["boundaries"] or architecture["supernets"] != found:
         remedy = "run assemble again (snakemake --forcerun assemble)"
         raise ValueError(f"architecture.json: made from other clusters.json or search results; {remedy}")
 
@@ -132,19 +134,41 @@ def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str,
     ]
 
 
-def stage_table(clusters: dict[str, Any], architecture: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per stage: timesteps, noise levels at its ends, the sampler's steps and its share of all timesteps."""
-    sigmas = [None, *clusters["boundaries_sigma"], None]
-    total = clusters["stages"][-1][1] - clusters["stages"][0][0]
+def stage_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per stage: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
+    sigmas = [None, *architecture["boundaries_sigma"], None]
+    stages, shares = architecture["stages"], metrics["protocol"]["training_shares"]
+    total = stages[-1][1] - stages[0][0]
     return [
         {
             "range": f"{low:g} ≤ t < {high:g}",
             "sigma": sigma_range(sigmas[s], sigmas[s + 1]),
             "steps": architecture["steps_per_stage"][s],
+            "training": f"{shares[s]:.3f}",
             "share": (high - low) / total,
         }
-        for s, (low, high) in enumerate(clusters["stages"])
+        for s, (low, high) in enumerate(stages)
     ]
+
+
+def sampler_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """MACs per sample in training, and per step of every sampler of the process: (what, teacher, student, ratio)."""
+    teacher, student = metrics["teacher"], metrics["student"]
+    pairs = {"training, one forward pass": (teacher["macs_training"], student["macs_training"])}
+    pairs |= {name: (macs, student["macs_of_samplers"][name]) for name, macs in teacher["macs_of_samplers"].items()}
+    return [(what, f"{a:,.0f}", f"{b:,.0f}", f"x {b / a:.3f}") for what, (a, b) in pairs.items()]
+
+
+def spread_text(spread: dict[str, Any]) -> str:
+    """Boundaries over seeds in a sentence, empty when there is nothing to say."""
+    if len(spread["seeds"]) < 2 or not spread["std"]:
+        return ""
+    columns = zip(*spread["boundaries"], strict=True)
+    each = [
+        f"{min(c):g} to {max(c):g} (standard deviation {std:.3g})"
+        for c, std in zip(columns, spread["std"], strict=True)
+    ]
+    return f"Over {len(spread['seeds'])} seeds the boundaries are {', '.join(each)}."
 
 
 def sigma_range(low: float | None, high: float | None) -> str:
@@ -158,6 +182,7 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
     cuts = ", ".join(f"{b:g}" for b in clusters["boundaries"]) or "none"
     matrix, silhouette, curves = clusters.get("similarity"), clusters.get("silhouette"), clusters.get("curves")
     found: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
+    found["spread"] = spread_text(clusters["spread"])
     if matrix:
         alt = f"Similarity of the optimal denoisers between timesteps; stage boundaries at {cuts}"
         found["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
@@ -209,8 +234,11 @@ def block_row(
     costs: dict[str, Any],
     searches: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The teacher's block and the chosen ones with their costs."""
+    """The teacher's block and the chosen ones, with their costs when they were searched."""
     jobs = [f"{name}.stage_{s}" for s in range(len(chosen))] if name.startswith("up_") else [name]
+    if jobs[0] not in searches:
+        drawn = [{"layers": draw_layers(spec, identity), "macs": None} for spec in (identity, *chosen)]
+        return {"name": name, "teacher": drawn[0], "chosen": drawn[1:]}
     search = searches[jobs[0]]
     teacher_cost = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
     return {
@@ -243,7 +271,11 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
             continue
         kernels = " ".join(f"{k}×{k}" for k in layer["kernels"])
         layers.append(
-            {"share": layer["width"] / whole["width"], "text": f"{layer['width']} · {kernels}", "attention": attention}
+            {
+                "share": min(1, layer["width"] / whole["width"]),
+                "text": f"{layer['width']} · {kernels}",
+                "attention": attention,
+            }
         )
     return layers
 

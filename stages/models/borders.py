@@ -61,8 +61,10 @@ def run_block(kind: str, block: Module, tensors: Sequence[torch.Tensor]) -> tupl
     return (block(hidden, emb) if kind == "mid" else block(hidden, tuple(skips), emb),)
 
 
-def trace(unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All border tensors of one forward pass, and the prediction as `output`; x_t is N,C,H,W, t is (N,)."""
+def trace(
+    unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """All border tensors of one forward pass, and the prediction as `output`; x_t is N,C,H,W, t and labels are (N,)."""
     seen: dict[str, torch.Tensor] = {}
 
     def keep(border: Border) -> Callable[..., None]:
@@ -82,7 +84,7 @@ def trace(unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor) -> dict[str, to
     ]
     handles.append(unet.conv_in.register_forward_hook(lambda module, args, output: seen.update({"skip.0": output})))
     try:
-        seen["output"] = unet(x_t, t).sample
+        seen["output"] = unet(x_t, t, labels).sample
     finally:
         for handle in handles:
             handle.remove()

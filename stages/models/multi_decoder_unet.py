@@ -5,17 +5,20 @@ Self-contained (torch and diffusers only): this file travels with the weights, s
 
 A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...]}.
 `width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
-(its shortcut stays), false drops the attention.
+(its shortcut stays), false drops the attention. An up block may also have "channels", those of its output, more or fewer than
+those of the encoder's level.
 """
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
@@ -30,6 +33,12 @@ BLOCK_TYPES = {
     "AttnUpBlock2D",
     "ResnetUpsampleBlock2D",
 }
+
+
+def stage_of(timesteps: torch.Tensor, boundaries: list[float]) -> torch.Tensor:
+    """The number of boundaries <= t for each timestep, same shape, int64."""
+    edges = torch.tensor(list(boundaries), dtype=torch.float32, device=timesteps.device)
+    return torch.bucketize(timesteps.float(), edges, right=True)
 
 
 class Dropped(nn.Module):
@@ -64,10 +73,8 @@ def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
     if same:
         return resnet
     groups, remainder = divmod(width, group_size(resnet))
-    if remainder or not 0 < width <= inner.out_channels:
-        raise ValueError(
-            f"architecture: width {width} is no multiple of the group size {group_size(resnet)} up to {inner.out_channels}"
-        )
+    if remainder or width <= 0:
+        raise ValueError(f"architecture: width {width} is no multiple of the group size {group_size(resnet)}")
     factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
     first, second = kernels
     resnet.conv1 = nn.Conv2d(inner.in_channels, width, first, padding=first // 2, **factory)
@@ -97,11 +104,55 @@ def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
     return block
 
 
+def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
+    """A UNet whose up blocks have these output channels, and read the skip tensors and the time embedding of `unet`.
+
+    Only its up blocks and its output head are of use. Untouched when the channels are those of `unet`.
+    """
+    config = dict(unet.config)
+    if channels == list(reversed(config["block_out_channels"])):
+        return unet
+    wide = UNet2DModel(**_known(config | {"block_out_channels": tuple(reversed(channels))}))
+    hidden = base_hidden = config["block_out_channels"][-1]
+    block: Module
+    base: Module
+    for block, base in zip(wide.up_blocks, unet.up_blocks, strict=True):
+        for index, (resnet, old) in enumerate(zip(block.resnets, base.resnets, strict=True)):
+            inside, groups = hidden + old.in_channels - base_hidden, old.norm1.num_groups
+            block.resnets[index] = ResnetBlock2D(
+                in_channels=inside,
+                out_channels=resnet.out_channels,
+                temb_channels=old.time_emb_proj.in_features,
+                groups=math.gcd(groups, inside),
+                groups_out=math.gcd(groups, resnet.out_channels),
+                eps=old.norm1.eps,
+                dropout=old.dropout.p,
+                time_embedding_norm=old.time_embedding_norm,
+                output_scale_factor=old.output_scale_factor,
+            )
+            block.resnets[index].nonlinearity = old.nonlinearity
+            hidden, base_hidden = resnet.out_channels, old.out_channels
+        upsampler = block.upsamplers[0] if block.upsamplers else None
+        if isinstance(upsampler, ResnetBlock2D):
+            upsampler.time_emb_proj = nn.Linear(
+                base.upsamplers[0].time_emb_proj.in_features, upsampler.time_emb_proj.out_features
+            )
+    return wide
+
+
+def _known(config: dict[str, Any]) -> dict[str, Any]:
+    """What UNet2DModel takes of a config."""
+    known = inspect.signature(UNet2DModel.__init__).parameters
+    return {key: value for key, value in config.items() if key in known}
+
+
 class Decoder(nn.Module):
     """The up path and the output head of one stage."""
 
     def __init__(self, unet: UNet2DModel, specs: list[dict[str, Any]]) -> None:
         super().__init__()
+        usual = list(reversed(unet.config["block_out_channels"]))
+        unet = with_channels(unet, [spec.get("channels", width) for spec, width in zip(specs, usual, strict=True)])
         self.up_blocks = nn.ModuleList(
             apply_spec(block, spec) for block, spec in zip(unet.up_blocks, specs, strict=True)
         )
@@ -126,7 +177,7 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
         unet: config of the UNet2DModel whose blocks are rebuilt.
         architecture: {"down_blocks": [spec, ...], "mid_block": spec or null, "decoders": [[spec per up block] per stage]}.
         boundaries: K-1 ascending timesteps; the stage of t is the number of boundaries <= t.
-        sample_size, in_channels, out_channels: as in `unet`; repeated where pipelines look for them.
+        sample_size, in_channels, out_channels, num_class_embeds: as in `unet`; repeated where pipelines look for them.
 
     Raises:
         ValueError: the spec does not fit the blocks, or there is not one decoder per stage.
@@ -141,12 +192,12 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
         sample_size: int | None = None,
         in_channels: int = 3,
         out_channels: int = 3,
+        num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
         if len(architecture["decoders"]) != len(boundaries) + 1:
             raise ValueError(f"architecture: {len(architecture['decoders'])} decoders for {len(boundaries) + 1} stages")
-        known = inspect.signature(UNet2DModel.__init__).parameters
-        base = UNet2DModel(**{key: value for key, value in unet.items() if key in known})
+        base = UNet2DModel(**_known(unet))
         self.base_config = base.config
         self.conv_in, self.time_proj, self.time_embedding = base.conv_in, base.time_proj, base.time_embedding
         self.class_embedding = base.class_embedding
@@ -163,8 +214,7 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
 
     def stage_of(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Stage index of each timestep, same shape, int64."""
-        boundaries = torch.tensor(list(self.config.boundaries), dtype=torch.float32, device=timesteps.device)
-        return torch.bucketize(timesteps.float(), boundaries, right=True)
+        return stage_of(timesteps, self.config.boundaries)
 
     def embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """Time embedding (N, D), plus the class embedding of a class-conditional model."""
@@ -215,4 +265,62 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
         output = self.decode(*self.encode(sample, emb), emb, stage)
         if self.base_config.time_embedding_type == "fourier":
             output = output / timesteps.reshape(-1, 1, 1, 1)
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+
+class SeparateUNet2DModel(ModelMixin, ConfigMixin):
+    """One whole UNet per stage, nothing shared: what the multi-decoder UNet is compared with.
+
+    The same arguments and the same call as MultiDecoderUNet2DModel's.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        unet: dict[str, Any],
+        architecture: dict[str, Any],
+        boundaries: list[float],
+        sample_size: int | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_class_embeds: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(architecture["decoders"]) != len(boundaries) + 1:
+            raise ValueError(f"architecture: {len(architecture['decoders'])} decoders for {len(boundaries) + 1} stages")
+        self.nets = nn.ModuleList(
+            MultiDecoderUNet2DModel(unet=unet, architecture=architecture | {"decoders": [specs]}, boundaries=[])
+            for specs in architecture["decoders"]
+        )
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages K."""
+        return len(self.nets)
+
+    @property
+    def decoders(self) -> nn.ModuleList:
+        """What one stage has for itself: everything."""
+        return self.nets
+
+    def stage_of(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Stage index of each timestep, same shape, int64."""
+        return stage_of(timesteps, self.config.boundaries)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,)."""
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
+        stage, output = self.stage_of(timesteps), None
+        for index in stage.unique().tolist():
+            rows = (stage == index).nonzero().flatten()
+            labels = None if class_labels is None else class_labels[rows]
+            part = self.nets[index](sample[rows], timesteps[rows], labels).sample
+            output = part.new_empty(len(sample), *part.shape[1:]) if output is None else output
+            output = output.index_copy(0, rows, part)
         return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -8,7 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 import diffusers
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import UNet2DModel
 
 from stages.files import (
     atomic_folder,
@@ -19,13 +19,15 @@ from stages.files import (
     write_checked_json,
     write_json,
 )
-from stages.models import multi_decoder_unet
-from stages.models.multi_decoder_unet import BLOCK_TYPES, MultiDecoderUNet2DModel
+from stages.models import multi_decoder_unet, multi_stage_pipeline
+from stages.models.multi_decoder_unet import BLOCK_TYPES, MultiDecoderUNet2DModel, SeparateUNet2DModel
+
+Student = MultiDecoderUNet2DModel | SeparateUNet2DModel
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 HASHES = "sha256.json"
 # What UNet2DModel can do and the search cannot.
-UNSUPPORTED = ("num_class_embeds", "class_embed_type")
+UNSUPPORTED = ("class_embed_type",)
 
 
 def load_teacher(folder: Path) -> UNet2DModel:
@@ -34,10 +36,11 @@ def load_teacher(folder: Path) -> UNet2DModel:
     return _load(UNet2DModel, folder)
 
 
-def load_student(folder: Path) -> MultiDecoderUNet2DModel:
+def load_student(folder: Path) -> Student:
     """The same of a folder written by `save_student`."""
     check_hashes(folder, "retrain")
-    return _load(MultiDecoderUNet2DModel, folder)
+    name = read_json(folder / "unet" / "config.json")["_class_name"]
+    return _load({"SeparateUNet2DModel": SeparateUNet2DModel}.get(name, MultiDecoderUNet2DModel), folder)
 
 
 def load_given_teacher(folder: Path) -> UNet2DModel:
@@ -74,7 +77,9 @@ def check_config(path: Path) -> None:
                 raise ValueError(f"{path}: block type {kind} is not supported; supported are {known}")
     for key in UNSUPPORTED:
         if config.get(key) is not None:
-            raise ValueError(f"{path}: {key} is {config[key]!r}, but class-conditional teachers are not supported")
+            raise ValueError(
+                f"{path}: {key} is {config[key]!r}, but only classes given by num_class_embeds are supported"
+            )
 
 
 def block_types(path: Path, config: dict[str, Any], key: str) -> list[str]:
@@ -100,32 +105,61 @@ def _load(kind: Any, folder: Path) -> Any:
     return model.eval()
 
 
-def save_teacher(folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any]) -> None:
+def save_teacher(folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None) -> None:
     """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written."""
     with atomic_folder(folder) as aside:
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(aside, safe_serialization=True)
-        forget_origin(aside / "unet" / "config.json")
+        unet.save_pretrained(aside / "unet", safe_serialization=True)
+        write_pipeline(aside, unet, "diffusers", scheduler, vae)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
 
-def save_student(folder: Path, unet: MultiDecoderUNet2DModel, scheduler: Any, params: dict[str, Any]) -> None:
+def save_student(folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None) -> None:
     """Write a student's pipeline folder with its model file, so that diffusers alone loads it."""
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        forget_origin(aside / "unet" / "config.json")
-        scheduler.save_pretrained(aside / "scheduler")
         source = Path(inspect.getfile(multi_decoder_unet))
         shutil.copyfile(source, aside / "unet" / source.name)
-        index = {
-            "_class_name": "DDPMPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "scheduler": ["diffusers", type(scheduler).__name__],
-            "unet": [source.stem, type(unet).__name__],
-        }
-        write_json(aside / "model_index.json", index)
+        write_pipeline(aside, unet, source.stem, scheduler, vae)
         write_json(aside / "params.json", params)
         write_hashes(aside)
+
+
+def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any) -> None:
+    """Write what makes a folder with a UNet a pipeline.
+
+    DDPMPipeline where it draws right; it knows no latents, no classes, and no scheduler that scales its input.
+
+    Args:
+        origin: module that diffusers finds the UNet's class in.
+    """
+    forget_origin(folder / "unet" / "config.json")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": [origin, type(unet).__name__],
+    }
+    if vae is not None:
+        vae.save_pretrained(folder / "vae", safe_serialization=True)
+        forget_origin(folder / "vae" / "config.json")
+    if needs_own_pipeline(unet, scheduler, vae):
+        source = Path(inspect.getfile(multi_stage_pipeline))
+        shutil.copyfile(source, folder / source.name)
+        index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
+        index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
+    write_json(folder / "model_index.json", index)
+
+
+def needs_own_pipeline(unet: Any, scheduler: Any, vae: Any) -> bool:
+    """Whether DDPMPipeline would not draw what the models can."""
+    return vae is not None or is_class_conditional(unet) or type(scheduler).__name__.startswith("EDM")
+
+
+def is_class_conditional(unet: Any) -> bool:
+    """Whether a UNet wants labels."""
+    return unet.config["num_class_embeds"] is not None
 
 
 def write_hashes(folder: Path) -> None:
@@ -153,8 +187,8 @@ def read_scheduler_config(folder: Path) -> dict[str, Any] | None:
     return read_json(path, "give another teacher") if path.is_file() else None
 
 
-def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int) -> None:
-    """Raise a ValueError when a teacher's images have another shape than the prepared ones."""
+def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int, latents: bool = False) -> None:
+    """Raise a ValueError when what a teacher draws has another shape than the images or latents."""
     for key, ours, name in (
         ("sample_size", resolution, "pixels a side"),
         ("in_channels", channels, "channels"),
@@ -163,6 +197,12 @@ def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int
         theirs = teacher.config[key]
         if theirs != ours:
             section = "resolution" if key == "sample_size" else "channels"
+            if latents:
+                name = name.replace("pixels", "latents")
+                raise ValueError(
+                    f"{folder}/unet/config.json: {key} is {theirs} but the autoencoder's latents have {ours} {name}; "
+                    "give another teacher or another autoencoder"
+                )
             raise ValueError(
                 f"{folder}/unet/config.json: {key} is {theirs} but the images have {ours} {name}; "
                 f"set prepare_data.{section}: {theirs} or give another teacher"

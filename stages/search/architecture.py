@@ -1,11 +1,14 @@
 """From search results to an architecture: what architecture.json holds."""
 
+import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from diffusers import UNet2DModel
 
 from stages.models.borders import borders_of
+from stages.models.multi_decoder_unet import Decoder
 from stages.models.specs import (
     block_macs,
     identity_architecture,
@@ -67,6 +70,77 @@ def assemble_architecture(
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+    }
+
+
+def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Decoders of given widths without a search: the multi-stage method as published (arXiv 2312.09181, section 4.3).
+
+    The encoder and the mid block are the teacher's. A decoder's channels are the teacher's at every level times its entry of
+    `decoder_widths`, in whole GroupNorm groups and attention heads.
+
+    Args:
+        settings: the `assemble` section of the params.
+
+    Returns:
+        As `assemble_architecture`, with nothing chosen.
+
+    Raises:
+        ValueError: not one width per stage.
+    """
+    widths = settings["decoder_widths"]
+    if len(widths) != len(steps):
+        raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} stages; give one share for each")
+    identity = identity_architecture(unet)
+    decoders = [[widened(unet, i, spec, share) for i, spec in enumerate(identity["decoders"][0])] for share in widths]
+    specs = identity | {"decoders": decoders}
+    costs = costs_of(unet, steps)
+    return {
+        "rule": "given",
+        "tau": None,
+        "budget": None,
+        "unet": specs,
+        "identity": identity,
+        "chosen": {},
+        "supernets": {},
+        "expected": given_costs(unet, specs, costs, settings["shared_encoder"]),
+        "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+    }
+
+
+def widened(unet: UNet2DModel, index: int, spec: dict[str, Any], share: float) -> dict[str, Any]:
+    """The spec of an up block whose channels are a share of the teacher's, in whole groups and heads."""
+    usual = unet.config["block_out_channels"][::-1][index]
+    unit = math.lcm(unet.config["norm_num_groups"], unet.config["attention_head_dim"] or 1)
+    channels = max(unit, round(share * usual / unit) * unit)
+    if channels == usual:
+        return spec
+    layers = [layer | {"width": channels} for layer in spec["layers"]]
+    return spec | {"layers": layers, "channels": channels}
+
+
+def given_costs(unet: UNet2DModel, specs: dict[str, Any], costs: Costs, shared_encoder: bool) -> dict[str, float]:
+    """What `totals` gives, for decoders of other channels."""
+    side, deepest = unet.config["sample_size"], len(unet.up_blocks) - 1
+    encoder = [border for border in borders_of(unet) if border.kind != "up"]
+    shared = shared_macs(unet)[0] + sum(block_macs(unet.get_submodule(b.block), side >> b.level) for b in encoder)
+    up = sum(parameter_count(block) for block in unet.up_blocks)
+    entrance = costs.teacher_params - up - shared_params(unet)[1]
+    macs, params = [], []
+    for blocks in specs["decoders"]:
+        decoder = Decoder(copy.deepcopy(unet).to("meta"), blocks)
+        inside = sum(block_macs(block, side >> (deepest - i)) for i, block in enumerate(decoder.up_blocks))
+        macs.append(shared + inside + decoder.conv_out.weight.numel() * side**2)
+        params.append(parameter_count(decoder))
+    mean = sum(weight * value for weight, value in zip(costs.stage_weights, macs, strict=True))
+    total, active = sum(params) + entrance * (1 if shared_encoder else len(params)), max(params) + entrance
+    return {
+        "macs": mean,
+        "params": total,
+        "params_active": active,
+        "macs_ratio": mean / costs.teacher_macs,
+        "params_ratio": total / costs.teacher_params,
+        "params_active_ratio": active / costs.teacher_params,
     }
 
 

@@ -12,8 +12,8 @@ from diffusers import UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.diffusion.images import to_network
-from stages.diffusion.process import VPProcess
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
 from stages.files import atomic_path, check_same_hash, read_checked_json, run_again, sha256_tensor, write_checked_json
 from stages.models.borders import trace
@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 class FeatureWriter:
-    """One teacher pass over (x0, t, eps) triples, t uniform within each stage and equally many triples per stage.
+    """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
 
     A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the teacher's `output` and all border tensors (see
     `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
@@ -37,14 +37,15 @@ class FeatureWriter:
     def __init__(
         self,
         teacher: UNet2DModel,
-        process: VPProcess,
-        images_NHWC: Any,
-        stages: Sequence[Sequence[int]],
+        process: Process,
+        data: TrainingSet,
+        stages: Sequence[Sequence[float]],
         settings: dict[str, Any],
         seed: int,
         device: torch.device,
     ) -> None:
-        self.teacher, self.process, self.images = teacher, process, torch.as_tensor(images_NHWC)
+        self.teacher, self.process, self.data = teacher, process, data
+        self.labels = data.labels if teacher.config["num_class_embeds"] is not None else None
         self.stages, self.settings, self.seed, self.device = stages, settings, seed, device
 
     def predicted_bytes(self) -> int:
@@ -110,11 +111,13 @@ class FeatureWriter:
     @torch.no_grad()
     def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:
         n, generator = stop - start, generator_for(self.seed, f"features/{stage}", start)
-        x0 = to_network(self.images[torch.randint(len(self.images), (n,), generator=generator)])
+        rows = torch.randint(len(self.data), (n,), generator=generator)
+        x0 = self.data.x0(rows)
         t = self.process.draw(n, generator, *self.stages[stage])
         eps = torch.randn(x0.shape, generator=generator)
         x_t = self.process.noise(x0, eps, t).to(self.device)
-        seen = trace(self.teacher, x_t, t.to(self.device)) | {"x_t": x_t, "t": t}
+        labels = None if self.labels is None else self.labels[rows].to(self.device)
+        seen = trace(self.teacher, x_t, t.to(self.device), labels) | {"x_t": x_t, "t": t}
         return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from stages.device import autocast
-from stages.diffusion.losses import NoisyBatches, joint_variances, nmse
+from stages.diffusion.losses import Batch, NoisyBatches, joint_variances, nmse, predict
 from stages.models.borders import Border, borders_of, run_block, trace
 from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
 from stages.processes import count, own_rows
@@ -22,6 +22,7 @@ SCHEDULES = {
     "cosine": lambda share: 0.5 * (1 - math.cos(math.pi * share)),
     "step": lambda share: float(share >= 1),
     "constant": lambda share: 0.5,
+    "none": lambda share: 1.0,
 }
 
 
@@ -29,7 +30,7 @@ def end_to_end_share(step: int, steps: int, settings: dict[str, Any]) -> float:
     """The weight a of the end-to-end loss at a step.
 
     `linear` and `cosine` rise from 0 to 1 over the first `ramp` of the steps and stay at 1; `step` jumps there from 0 to 1;
-    `constant` is one half throughout.
+    `constant` is one half throughout, `none` is 1: no imitation of blocks.
     """
     share = min(1.0, step / max(1.0, settings["ramp"] * steps))
     return SCHEDULES[settings["joint_loss"]](share)
@@ -58,26 +59,28 @@ class JointLoss:
         self.borders = borders_of(teacher)
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-        x_t, t, target = self.batches(generator)
-        rows, total, stage = own_rows(len(t)), len(t), self.student.stage_of(t)
-        x_t, t, target = x_t[rows], t[rows], target[rows]
+        batch = self.batches(generator)
+        rows, total, stage = own_rows(len(batch.t)), len(batch.t), self.student.stage_of(batch.t)
+        own = batch.rows(rows)
         share = end_to_end_share(step, self.settings["steps"], self.settings)
-        with autocast(x_t.device, self.precision):
-            seen = self.teach(x_t, t, share)
+        with autocast(own.x_t.device, self.precision):
+            seen = self.teach(own, share)
             if share < 1:
                 spread = self.spread(seen, stage[rows], stage.unique().tolist()) if count() > 1 else None
                 losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
-                loss = share * self.output_loss(x_t, t, target, seen.get("output"))
-                yield "end_to_end", loss * (len(t) / total)
+                loss = share * self.output_loss(own, seen.get("output"))
+                yield "end_to_end", loss * (len(own.t) / total)
 
     @torch.no_grad()
-    def teach(self, x_t: torch.Tensor, t: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    def teach(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
         """What the losses at this share need of the teacher: all borders, its output alone, or nothing."""
         if share < 1:
-            return trace(self.teacher, x_t, t)
-        return {"output": self.teacher(x_t, t).sample} if self.settings["output_weight"] else {}
+            return trace(self.teacher, batch.x_t, batch.t, batch.labels)
+        if not self.settings["output_weight"]:
+            return {}
+        return {"output": predict(self.teacher, batch.x_t, batch.t, batch.labels)}
 
     def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: list[int]) -> Spread:
         """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
@@ -121,10 +124,8 @@ class JointLoss:
             loss = loss + nmse(predicted, taught, variances(index)) * len(rows) / total
         return loss
 
-    def output_loss(
-        self, x_t: torch.Tensor, t: torch.Tensor, target: torch.Tensor, taught: torch.Tensor | None
-    ) -> torch.Tensor:
+    def output_loss(self, batch: Batch, taught: torch.Tensor | None) -> torch.Tensor:
         """L_noise + lambda L_output; `taught` is the teacher's prediction, not needed when lambda is 0."""
-        prediction = self.student(x_t, t).sample.float()
-        loss, weight = F.mse_loss(prediction, target), self.settings["output_weight"]
+        prediction = predict(self.student, batch.x_t, batch.t, batch.labels).float()
+        loss, weight = F.mse_loss(prediction, batch.target), self.settings["output_weight"]
         return loss + weight * F.mse_loss(prediction, taught.float()) if weight and taught is not None else loss

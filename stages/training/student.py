@@ -10,25 +10,36 @@ from diffusers import UNet2DModel
 from stages.files import run_again
 from stages.models.borders import Border, borders_of
 from stages.models.elastic import student_state
-from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel
+from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel
 from stages.models.specs import identity_architecture
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
 
 
 def build_student(
-    teacher: UNet2DModel, architecture: dict[str, Any], boundaries: Sequence[float], seed: int
-) -> MultiDecoderUNet2DModel:
-    """A student with random weights; `architecture` is the `unet` part of architecture.json."""
+    teacher: UNet2DModel,
+    architecture: dict[str, Any],
+    boundaries: Sequence[float],
+    seed: int,
+    shared_encoder: bool = True,
+) -> MultiDecoderUNet2DModel | SeparateUNet2DModel:
+    """A student with random weights.
+
+    Args:
+        architecture: the `unet` part of architecture.json.
+        shared_encoder: whether the stages share the encoder; else each is a net of its own.
+    """
     torch.manual_seed(seed)
     config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    return MultiDecoderUNet2DModel(
+    kind = MultiDecoderUNet2DModel if shared_encoder else SeparateUNet2DModel
+    return kind(
         unet=config,
         architecture=architecture,
         boundaries=list(boundaries),
         sample_size=teacher.config["sample_size"],
         in_channels=teacher.config["in_channels"],
         out_channels=teacher.config["out_channels"],
+        num_class_embeds=teacher.config["num_class_embeds"],
     )
 
 
@@ -56,6 +67,43 @@ def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Su
         for job, module, spec in student_blocks(student, border):
             block = teacher.get_submodule(border.block)
             module.load_state_dict(student_state(supernet(job), block, border.kind, spec))
+
+
+def stage_probabilities(setting: str | list[float], stages: Sequence[Sequence[float]]) -> list[float] | None:
+    """How often training draws each stage: None leaves it to the density of t; `uniform` draws all alike; or as given.
+
+    Raises:
+        ValueError: not one number per stage.
+    """
+    if setting == "density":
+        return None
+    if setting == "uniform":
+        return [1 / len(stages)] * len(stages)
+    if len(setting) != len(stages):
+        raise ValueError(f"retrain.stage_probabilities: {setting} for {len(stages)} stages; give one number for each")
+    return [float(value) / sum(map(float, setting)) for value in setting]
+
+
+def warm_start(student: Module, teacher: UNet2DModel) -> None:
+    """Copy the teacher's weights in place, into every decoder (or every separate net).
+
+    A tensor of another shape gets what both have in common, its first channels, and keeps its random values in the rest; so only
+    decoders of the teacher's own shape start as copies of the unified net.
+    """
+    nets = student.nets if isinstance(student, SeparateUNet2DModel) else [student]
+    for net in nets:
+        own = net.state_dict()
+        with torch.no_grad():
+            for name, value in teacher.state_dict().items():
+                copies = (
+                    [f"decoders.{s}.{name}" for s in range(net.num_stages)]
+                    if name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
+                    else [name]
+                )
+                for copy in copies:
+                    if copy in own:
+                        common = tuple(slice(min(sizes)) for sizes in zip(own[copy].shape, value.shape, strict=True))
+                        own[copy][common].copy_(value[common])
 
 
 def student_blocks(student: Module, border: Border) -> list[tuple[str, Module, dict[str, Any]]]:

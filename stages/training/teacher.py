@@ -8,14 +8,19 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from stages.device import autocast
-from stages.diffusion.losses import NoisyBatches
+from stages.diffusion.losses import NoisyBatches, predict
 from stages.processes import own_rows
 
 
-def build_teacher(settings: dict[str, Any], resolution: int, channels: int, seed: int) -> UNet2DModel:
+def build_teacher(
+    settings: dict[str, Any], resolution: int, channels: int, seed: int, classes: int | None = None
+) -> UNet2DModel:
     """A UNet2DModel with random weights, as the `train_teacher` section describes it.
 
     Attention stands in the levels of `attention` that are true, and in the mid block.
+
+    Args:
+        classes: number of classes of a class-conditional network.
     """
     torch.manual_seed(seed)
     attention = settings["attention"]
@@ -30,6 +35,7 @@ def build_teacher(settings: dict[str, Any], resolution: int, channels: int, seed
         attention_head_dim=settings["attention_head_dim"],
         norm_num_groups=settings["norm_num_groups"],
         dropout=settings["dropout"],
+        num_class_embeds=classes,
     )
 
 
@@ -40,8 +46,8 @@ class DenoisingLoss:
         self.model, self.batches, self.precision = model, batches, precision
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-        x_t, t, target = self.batches(generator)
-        rows = own_rows(len(t))
+        batch = self.batches(generator)
+        own = batch.rows(own_rows(len(batch.t)))
         with autocast(self.batches.device, self.precision):
-            prediction = self.model(x_t[rows], t[rows]).sample
-        yield "noise", F.mse_loss(prediction.float(), target[rows]) * (len(prediction) / len(t))
+            prediction = predict(self.model, own.x_t, own.t, own.labels)
+        yield "noise", F.mse_loss(prediction.float(), own.target) * (len(prediction) / len(batch.t))

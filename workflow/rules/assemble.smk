@@ -2,7 +2,7 @@ rule assemble:
     input:
         teacher=rules.train_teacher.output.model,
         clusters=rules.cluster_timesteps.output.clusters,
-        search=rules.search.input.reports,
+        search=[rules.collect_search.output.index, rules.collect_search.input.reports],
         code=find_code("assemble"),
     output:
         architecture="results/architecture.json",
@@ -18,5 +18,5 @@ rule assemble:
         config=select_params("assemble"),
     shell:
         "python -m stages.assemble --params {params.config:q} --threads {threads} "
-        "--teacher results/teacher --clusters {input.clusters:q} --search {input.search:q} --output {output.architecture:q} "
+        "--teacher results/teacher --clusters {input.clusters:q} --search results/search --output {output.architecture:q} "
         "2>&1 | tee {log:q}"

@@ -1,6 +1,7 @@
 rule cluster_timesteps:
     input:
-        data=rules.prepare_data.output,
+        data=[rules.prepare_data.output, rules.encode_latents.output],
+        teacher=rules.train_teacher.output.model if needs_gradients() else [],
         code=find_code("cluster_timesteps"),
     output:
         clusters="results/clusters.json",
@@ -12,9 +13,10 @@ rule cluster_timesteps:
     resources:
         mem_mb=16000,
         runtime=240,
+        gpu=count_gpus() if needs_gradients() else 0,
     params:
         config=select_params("cluster_timesteps"),
     shell:
         "python -m stages.cluster_timesteps --params {params.config:q} --threads {threads} "
-        "--data data/prepared --output {output.clusters:q} "
+        "--data data/prepared --latents data/latents --teacher results/teacher --output {output.clusters:q} "
         "2>&1 | tee {log:q}"

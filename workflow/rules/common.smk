@@ -78,6 +78,21 @@ def find_teacher():
     return check(settings.teacher_files, config["train_teacher"])
 
 
+def find_autoencoder():
+    """The files of an autoencoder given in the params; none when it is trained here, or none is used."""
+    return check(settings.autoencoder_files, config["train_autoencoder"])
+
+
+def runs_in_latents():
+    """Whether the diffusion runs in the latents of an autoencoder."""
+    return settings.runs_in_latents(config)
+
+
+def needs_gradients():
+    """Whether the clustering looks at the teacher's gradients."""
+    return config["cluster_timesteps"]["method"] == "gradient"
+
+
 def find_extractor():
     """The TorchScript file given in the params; none for the other extractors."""
     return check(settings.extractor_files, config["evaluate"])
@@ -99,8 +114,23 @@ def name_blocks():
     return check(settings.block_names, config)
 
 
+def name_model(folder):
+    """Files of one saved model."""
+    return [f"{folder}/config.json", f"{folder}/diffusion_pytorch_model.safetensors"]
+
+
+def name_pipeline(folder):
+    """Files of a pipeline folder."""
+    names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
+    files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
+    files += name_model(f"{folder}/vae") if runs_in_latents() else []
+    return files + [f"{folder}/multi_stage_pipeline.py"] * check(settings.needs_own_pipeline, config)
+
+
 def name_shards():
-    """Files of the cached features, stage by stage."""
+    """Files of the cached features, stage by stage; none for a given architecture."""
+    if config["architecture"] == "given":
+        return []
     sizes = config["cache_features"]
     return expand(
         "results/features/stage_{stage}-shard_{shard}.safetensors",

@@ -5,6 +5,7 @@ rule evaluate:
         student=rules.retrain.output.model,
         architecture=rules.assemble.output.architecture,
         extractor=rules.train_extractor.output.weights,
+        autoencoder=rules.encode_latents.input.autoencoder,
         given=find_extractor(),
         code=find_code("evaluate"),
     output:
@@ -24,6 +25,7 @@ rule evaluate:
         config=select_params("evaluate"),
     shell:
         "python -m stages.evaluate --params {params.config:q} --threads {threads} --processes {resources.processes} "
-        "--data data/prepared --teacher results/teacher --student results/student --architecture {input.architecture:q} "
+        "--data data/prepared --autoencoder results/autoencoder --teacher results/teacher --student results/student "
+        "--architecture {input.architecture:q} "
         "--extractor {input.extractor:q} --output {output.metrics:q} --samples {output.samples:q} "
         "2>&1 | tee {log:q}"

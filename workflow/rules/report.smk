@@ -4,8 +4,9 @@ rule report:
         samples=rules.evaluate.output.samples,
         clusters=rules.cluster_timesteps.output.clusters,
         architecture=rules.assemble.output.architecture,
-        search=rules.search.input.reports,
+        search=[rules.collect_search.output.index, rules.collect_search.input.reports],
         logs=[
+            rules.train_autoencoder.output.history,
             rules.train_teacher.output.history,
             rules.train_extractor.output.history,
             rules.retrain.output.history,
@@ -26,5 +27,5 @@ rule report:
     shell:
         "python -m stages.report --params {params.config:q} --threads {threads} "
         "--metrics {input.metrics:q} --samples {input.samples:q} --clusters {input.clusters:q} --architecture {input.architecture:q} "
-        "--search {input.search:q} --logs {input.logs:q} --output {output.page:q} "
+        "--search results/search --logs {input.logs:q} --output {output.page:q} "
         "2>&1 | tee {log:q}"

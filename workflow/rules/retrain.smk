@@ -1,20 +1,13 @@
 rule retrain:
     input:
-        data=rules.prepare_data.output,
+        data=[rules.prepare_data.output, rules.encode_latents.output],
         teacher=rules.train_teacher.output.model,
         architecture=rules.assemble.output.architecture,
-        search=rules.search.input.weights,
+        search=rules.collect_search.input.weights,
+        autoencoder=rules.encode_latents.input.autoencoder,
         code=find_code("retrain"),
     output:
-        model=[
-            "results/student/model_index.json",
-            "results/student/unet/config.json",
-            "results/student/unet/diffusion_pytorch_model.safetensors",
-            "results/student/unet/multi_decoder_unet.py",
-            "results/student/scheduler/scheduler_config.json",
-            "results/student/params.json",
-            "results/student/sha256.json",
-        ],
+        model=[*name_pipeline("results/student"), "results/student/unet/multi_decoder_unet.py"],
         history="results/logs/retrain.json",
     log:
         "logs/retrain/retrain.log",
@@ -30,6 +23,7 @@ rule retrain:
         config=select_params("retrain"),
     shell:
         "python -m stages.retrain --params {params.config:q} --threads {threads} --processes {resources.processes} "
-        "--data data/prepared --teacher results/teacher --architecture {input.architecture:q} --search results/search "
+        "--data data/prepared --latents data/latents --autoencoder results/autoencoder --teacher results/teacher "
+        "--architecture {input.architecture:q} --search results/search "
         "--output results/student --log {output.history:q} "
         "2>&1 | tee {log:q}"

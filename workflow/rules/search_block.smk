@@ -12,7 +12,7 @@ rule search_block:
     log:
         "logs/search_block/{block}.log",
     wildcard_constraints:
-        block="|".join(map(re.escape, BLOCKS)),
+        block="|".join(map(re.escape, BLOCKS)) or "none",
     conda:
         "../envs/stagecraft.yaml"
     threads: 1
@@ -29,7 +29,25 @@ rule search_block:
         "2>&1 | tee {log:q}"
 
 
-rule search:
+rule collect_search:
     input:
         reports=expand(rules.search_block.output.report, block=BLOCKS),
         weights=expand(rules.search_block.output.weights, block=BLOCKS),
+        code=find_code("collect_search"),
+    output:
+        index="results/search/index.json",
+    log:
+        "logs/collect_search/collect_search.log",
+    conda:
+        "../envs/stagecraft.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        config=select_params("collect_search"),
+        names=BLOCKS,
+    shell:
+        "python -m stages.collect_search --params {params.config:q} --threads {threads} "
+        "--names {params.names:q} --search results/search "
+        "2>&1 | tee {log:q}"

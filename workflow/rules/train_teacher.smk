@@ -1,17 +1,11 @@
 rule train_teacher:
     input:
-        data=rules.prepare_data.output,
+        data=[rules.prepare_data.output, rules.encode_latents.output],
         given=find_teacher(),
+        autoencoder=rules.encode_latents.input.autoencoder,
         code=find_code("train_teacher"),
     output:
-        model=[
-            "results/teacher/model_index.json",
-            "results/teacher/unet/config.json",
-            "results/teacher/unet/diffusion_pytorch_model.safetensors",
-            "results/teacher/scheduler/scheduler_config.json",
-            "results/teacher/params.json",
-            "results/teacher/sha256.json",
-        ],
+        model=name_pipeline("results/teacher"),
         history="results/logs/train_teacher.json",
     log:
         "logs/train_teacher/train_teacher.log",
@@ -27,5 +21,5 @@ rule train_teacher:
         config=select_params("train_teacher"),
     shell:
         "python -m stages.train_teacher --params {params.config:q} --threads {threads} --processes {resources.processes} "
-        "--data data/prepared --output results/teacher --log {output.history:q} "
+        "--data data/prepared --latents data/latents --autoencoder results/autoencoder --output results/teacher --log {output.history:q} "
         "2>&1 | tee {log:q}"

@@ -9,7 +9,11 @@ from stages import versions
 def list_results():
     """The files that each stage makes."""
     patterns = {rule.name: [re.sub(r"{(\w+),[^}]*}", r"{\1}", file) for file in rule.output] for rule in workflow.rules}
-    return {name: list(dict.fromkeys(expand(files, block=name_blocks()))) for name, files in patterns.items() if files}
+    results = {
+        name: list(dict.fromkeys(expand(files, block=name_blocks()))) for name, files in patterns.items() if files
+    }
+    # Two rules of one stage: the searches, and the list of them.
+    return results | {"search_block": results["search_block"] + results.pop("collect_search")}
 
 
 def settle_results(results):
@@ -33,10 +37,10 @@ def take_as_they_are(stages):
     """Note stages in Snakemake as made from the params, code and inputs of now, in order; contents stay."""
     if stages:
         print(f"As in dvc.lock: {', '.join(sorted(stages))}.", file=sys.stderr)
-        rules = [*stages, *(["search"] if "search_block" in stages else [])]
+        rules = [*stages, *(["collect_search"] if "search_block" in stages else [])]
         targets = [name for name in rules if name != "search_block"]
         command = [sys.executable, "-m", "snakemake", "--touch", "--nolock", "--cores", "1"]
-        command += ["--snakefile", workflow.main_snakefile, "--forcerun", *stages]
+        command += ["--snakefile", workflow.main_snakefile, "--forcerun", *rules]
         command += ["--allowed-rules", *rules, "--", *targets]
         check(versions.run_quietly, command, {"STAGECRAFT_SETTLING": "1"})
 

@@ -1,0 +1,36 @@
+"""The training split as latents of the autoencoder; nothing but an index when the diffusion runs in pixels."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def encode_latents(params: dict[str, Any], *, threads: int, data: Path, autoencoder: Path, output: Path) -> None:
+    """Write latents.npy, float32 (N,c,h,w) in the order of the training split, and index.json."""
+    from stages.datasets.prepared import PreparedData
+    from stages.files import atomic_path, read_checked_json, sha256_file, write_checked_json
+
+    prepared = PreparedData.load(data)
+    index = {"data": prepared.meta["sha256"], "sha256": None, "params": params}
+    found = read_checked_json(autoencoder / "index.json", "train_autoencoder")
+    if found["source"] != "none":
+        import numpy as np
+
+        from stages.datasets.prepared import save_array
+        from stages.datasets.training import TrainingSet
+        from stages.device import pick_device
+        from stages.models.autoencoder import encode_all, open_autoencoder
+
+        device = pick_device(params["device"], threads)
+        vae = open_autoencoder(autoencoder)
+        assert vae is not None
+        latents = encode_all(vae.to(device), TrainingSet.of_images(prepared.train_images), device)
+        with atomic_path(output / "latents.npy") as aside:
+            save_array(aside, latents.numpy().astype(np.float32))
+        index |= {"sha256": sha256_file(output / "latents.npy"), "shape": list(latents.shape)}
+    write_checked_json(output / "index.json", index)
+
+
+if __name__ == "__main__":
+    run_command(encode_latents)

@@ -1,0 +1,57 @@
+"""A diffusers pipeline for UNets of any noise process, in pixels or latents, class-conditional or not.
+
+Self-contained (torch and diffusers only): this file travels with the weights, so that
+`DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+class MultiStagePipeline(DiffusionPipeline):
+    """Draws images: noise, the scheduler's steps, and the autoencoder's decoder if there is one.
+
+    Args:
+        unet: UNet2DModel or a model with the same call.
+        scheduler: a scheduler of the noise process that the UNet was trained on.
+        vae: AutoencoderKL or VQModel whose scaled latents the UNet was trained on; None for pixels.
+    """
+
+    _optional_components = ["vae"]  # noqa: RUF012, as in diffusers
+
+    def __init__(self, unet: Any, scheduler: Any, vae: Any = None) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: list[int] | torch.Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw `batch_size` images, or one per class label; `output_type` is pil, np or pt."""
+        config, device = self.unet.config, self._execution_device
+        labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
+        count = batch_size if labels is None else len(labels)
+        shape = (count, config.in_channels, config.sample_size, config.sample_size)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        x = x * self.scheduler.init_noise_sigma
+        for t in self.progress_bar(self.scheduler.timesteps):
+            output = self.unet(self.scheduler.scale_model_input(x, t), t, class_labels=labels).sample
+            x = self.scheduler.step(output, t, x, generator=generator).prev_sample
+        if self.vae is not None:
+            x = self.vae.decode(x / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)).sample
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type != "pt":
+            images = images.float().cpu().permute(0, 2, 3, 1).numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,57 @@
+"""The autoencoder of latent diffusion: trained here, taken from a folder, or none when the diffusion runs in pixels."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def train_autoencoder(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
+    """Write results/autoencoder, of which index.json says what there is, and the loss history."""
+    from stages.files import write_checked_json
+
+    settings = params["train_autoencoder"]
+    if settings["source"] == "none":
+        write_checked_json(output / "index.json", {"source": "none", "sha256": {}, "params": params})
+        write_checked_json(log, {"stage": "train_autoencoder", "history": [], "params": params})
+        return
+
+    from stages.datasets.prepared import PreparedData
+    from stages.datasets.training import TrainingSet
+    from stages.device import pick_device
+    from stages.files import atomic_folder, sha256_file
+    from stages.models.autoencoder import build_autoencoder, check_fits, encode_all, load_given_autoencoder
+    from stages.training.autoencoder import ReconstructionLoss
+    from stages.training.loop import TrainSettings, train
+
+    prepared, device = PreparedData.load(data), pick_device(params["device"], threads)
+    checkpoint, history = output.parent / "checkpoints" / "train_autoencoder.pt", []
+    if settings["source"] == "path":
+        vae = load_given_autoencoder(Path(settings["path"]))
+        check_fits(vae, settings["path"], prepared.resolution, prepared.channels)
+    else:
+        images = TrainingSet.of_images(prepared.train_images)
+        vae = build_autoencoder(settings, prepared.channels, prepared.resolution, params["seed"]).to(device)
+        result = train(
+            vae,
+            ReconstructionLoss(vae, images, settings, device, params["precision"]),
+            TrainSettings.of(settings, params["seed"]),
+            checkpoint=checkpoint,
+            fingerprint={"params": params, "data": prepared.meta["sha256"]},
+            label="train_autoencoder",
+        )
+        assert result.ema is not None
+        vae.load_state_dict(result.ema)
+        history = result.history
+        latents = encode_all(vae, images, device)
+        vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    with atomic_folder(output) as aside:
+        vae.cpu().save_pretrained(aside, safe_serialization=True)
+        hashes = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
+        write_checked_json(aside / "index.json", {"source": settings["source"], "sha256": hashes, "params": params})
+    write_checked_json(log, {"stage": "train_autoencoder", "history": history, "params": params})
+    checkpoint.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run_command(train_autoencoder)
