@@ -22,6 +22,27 @@ def diffusion_settings() -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def edm_settings() -> dict:
+    return {
+        "process": "edm",
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "rho": 7.0,
+        "p_mean": -1.2,
+        "p_std": 1.2,
+    }
+
+
+@pytest.fixture(scope="session", params=["vp", "edm"])
+def process(request, diffusion_settings, edm_settings):
+    """A noise process of each kind."""
+    from stages.diffusion.process import make_process
+
+    return make_process({"vp": diffusion_settings, "edm": edm_settings}[request.param])
+
+
 @pytest.fixture
 def unet():
     return tiny_unet()

@@ -10,10 +10,11 @@ import torch
 from helpers import tiny_unet
 
 from stages import processes
+from stages.datasets.training import TrainingSet
 from stages.device import pick_device
 from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import VPProcess
-from stages.diffusion.sampling import sample
+from stages.diffusion.sampling import Sampler, sample
 from stages.models.specs import identity_architecture
 from stages.pieces import Pieces
 from stages.training.joint import JointLoss
@@ -21,7 +22,13 @@ from stages.training.loop import TrainSettings, train
 from stages.training.student import build_student
 from stages.training.teacher import DenoisingLoss
 
-DIFFUSION = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+DIFFUSION = {
+    "process": "vp",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+}
 PROCESS = DIFFUSION | {"prediction_type": "epsilon"}
 # Blocks alone, then both, then end to end alone, with a decoder that few samples of a batch reach.
 JOINT = {"joint_loss": "linear", "ramp": 0.6, "steps": 10, "output_weight": 0.5}
@@ -31,7 +38,7 @@ SETTINGS = TrainSettings(steps=10, learning_rate=1e-3, weight_decay=0.1, ema_dec
 
 def batches(size: int, device: torch.device) -> NoisyBatches:
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
-    return NoisyBatches(images, VPProcess(PROCESS), size, device, flip=True)
+    return NoisyBatches(TrainingSet.of_images(images), VPProcess(PROCESS), size, device, flip=True)
 
 
 def train_teacher(size: int, device: torch.device) -> list[dict[str, float]]:
@@ -49,12 +56,12 @@ def retrain(size: int, device: torch.device, checkpoint: Path | None = None) -> 
 def draw(device: torch.device, folder: Path) -> list[int]:
     """Images of five batches, of which the second was there before."""
     pieces = Pieces(folder, {}) if processes.is_main() else None
-    call = (VPProcess(PROCESS), "ddim", 4, range(18), 1, (1, 8, 8), device, 4)
+    sampler = Sampler(VPProcess(PROCESS), "ddim", 4, 1, (1, 8, 8), device, batch_size=4)
     if pieces:
         images = torch.zeros((4, 8, 8, 1), dtype=torch.uint8).numpy()
         np.save(folder / "samples-00001.npy", images)
         pieces.add("samples-00001.npy")
-    return sample(tiny_unet(), *call, pieces=pieces).flatten().tolist()
+    return sample(tiny_unet(), sampler, range(18), pieces=pieces).flatten().tolist()
 
 
 def results(size: int) -> dict:

@@ -64,8 +64,9 @@ def test_one_pixel_images_are_refused(folder):
 
 
 def test_more_stages_than_noise_levels_are_refused_before_any_job(folder):
-    edit(folder, "  stages: 2\n  grid: 20", "  stages: 21\n  grid: 20")
-    refused(folder, r"cluster_timesteps\.stages: 21")
+    edit(folder, "  stages: 2", "  stages: 3")
+    edit(folder, "  grid: 20", "  grid: 2")
+    refused(folder, r"cluster_timesteps\.stages: 3 is more than the grid of 2 noise levels")
     assert not (folder / "logs").exists()
 
 

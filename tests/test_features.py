@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from stages.datasets.training import TrainingSet
 from stages.diffusion.process import VPProcess
 from stages.models.borders import borders_of, run_block, trace
 from stages.search.features import Features, FeatureWriter
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def writer(unet, digits, diffusion_settings):
-    return FeatureWriter(unet, VPProcess(diffusion_settings), digits, STAGES, SETTINGS, 0, CPU)
+    return FeatureWriter(unet, VPProcess(diffusion_settings), TrainingSet.of_images(digits), STAGES, SETTINGS, 0, CPU)
 
 
 def test_cached_borders_are_the_teachers_own(writer, unet, tmp_path):

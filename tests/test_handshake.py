@@ -30,7 +30,7 @@ def ok(folder: Path, *command: str) -> str:
 def snakemake(folder: Path) -> set[str]:
     """The rules that `snakemake` runs."""
     printed = ok(folder, "snakemake")
-    return set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) - {"all", "search"}
+    return set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) - {"all"}
 
 
 def repro(folder: Path) -> tuple[set[str], set[str]]:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stages.diffusion.losses import NoisyBatches
+from stages.datasets.training import TrainingSet
+from stages.diffusion.losses import Batch, NoisyBatches
 from stages.diffusion.process import VPProcess
 from stages.diffusion.seeds import generator_for
 from stages.models.borders import borders_of, trace
@@ -19,7 +20,7 @@ SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 
 def parts(unet, digits, diffusion_settings):
     student = build_student(unet, identity_architecture(unet, 2), [400], seed=0)
     inherit(student, unet, lambda job: supernet_state(unet, job))
-    batches = NoisyBatches(digits, VPProcess(diffusion_settings), 8, torch.device("cpu"))
+    batches = NoisyBatches(TrainingSet.of_images(digits), VPProcess(diffusion_settings), 8, torch.device("cpu"))
     return student, JointLoss(student, unet, batches, SETTINGS, "fp32")
 
 
@@ -31,7 +32,13 @@ def supernet_state(unet, job):
 
 @pytest.mark.parametrize(
     ("schedule", "shares"),
-    [("linear", [0, 0.5, 1, 1]), ("cosine", [0, 0.5, 1, 1]), ("step", [0, 0, 1, 1]), ("constant", [0.5] * 4)],
+    [
+        ("linear", [0, 0.5, 1, 1]),
+        ("cosine", [0, 0.5, 1, 1]),
+        ("step", [0, 0, 1, 1]),
+        ("constant", [0.5] * 4),
+        ("none", [1] * 4),
+    ],
 )
 def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
     settings = SETTINGS | {"joint_loss": schedule}
@@ -73,8 +80,8 @@ def test_the_output_weight_is_lambda(parts):
         torch.randn(2, 1, 8, 8),
     )
     with torch.no_grad():
-        both = loss.output_loss(x, t, target, taught)
+        both = loss.output_loss(Batch(x, t, target), taught)
         loss.settings = SETTINGS | {"output_weight": 0.0}
-        noise_only = loss.output_loss(x, t, target, taught)
+        noise_only = loss.output_loss(Batch(x, t, target), taught)
         prediction = student(x, t).sample
     assert both - noise_only == pytest.approx(float((prediction - taught).square().mean()), rel=1e-4)

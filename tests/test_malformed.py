@@ -35,22 +35,27 @@ SMOKE = (ROOT / "presets" / "smoke.yaml").read_text()
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block", *(f"up_blocks.{i}.stage_{s}" for s in (0, 1) for i in (0, 1))]
 FLAGS = {
     "prepare_data": "--output data/prepared",
-    "train_teacher": "--data data/prepared --output results/teacher --log results/logs/train_teacher.json",
+    "train_autoencoder": "--data data/prepared --output results/autoencoder --log results/logs/train_autoencoder.json",
+    "encode_latents": "--data data/prepared --autoencoder results/autoencoder --output data/latents",
+    "train_teacher": "--data data/prepared --latents data/latents --autoencoder results/autoencoder "
+    "--output results/teacher --log results/logs/train_teacher.json",
     "train_extractor": "--data data/prepared --output results/extractor.safetensors --log results/logs/train_extractor.json",
-    "cluster_timesteps": "--data data/prepared --output results/clusters.json",
-    "cache_features": "--data data/prepared --teacher results/teacher --clusters results/clusters.json "
-    "--output results/features",
+    "cluster_timesteps": "--data data/prepared --latents data/latents --teacher results/teacher "
+    "--output results/clusters.json",
+    "cache_features": "--data data/prepared --latents data/latents --teacher results/teacher "
+    "--clusters results/clusters.json --output results/features",
     "search_block": "--name mid_block --teacher results/teacher --features results/features "
     "--output results/search/mid_block.json --weights results/search/mid_block.safetensors",
-    "assemble": "--teacher results/teacher --clusters results/clusters.json --search results/search/*.json "
+    "assemble": "--teacher results/teacher --clusters results/clusters.json --search results/search "
     "--output results/architecture.json",
-    "retrain": "--data data/prepared --teacher results/teacher --architecture results/architecture.json "
+    "retrain": "--data data/prepared --latents data/latents --autoencoder results/autoencoder "
+    "--teacher results/teacher --architecture results/architecture.json "
     "--search results/search --output results/student --log results/logs/retrain.json",
-    "evaluate": "--data data/prepared --teacher results/teacher --student results/student "
+    "evaluate": "--data data/prepared --autoencoder results/autoencoder --teacher results/teacher --student results/student "
     "--architecture results/architecture.json --extractor results/extractor.safetensors "
     "--output results/metrics.json --samples results/samples.npz",
     "report": "--metrics results/metrics.json --samples results/samples.npz --clusters results/clusters.json "
-    "--architecture results/architecture.json --search results/search/*.json --logs results/logs/*.json "
+    "--architecture results/architecture.json --search results/search --logs results/logs/*.json "
     "--output results/report.html",
 }
 
@@ -143,18 +148,28 @@ STUDENT = [f"results/student/{name}" for name in [*PIPELINE, "unet/multi_decoder
 SHARDS = [f"results/features/stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in (0, 1)]
 REPORTS = [f"results/search/{block}.json" for block in BLOCKS]
 CLUSTERS, ARCHITECTURE = "results/clusters.json", "results/architecture.json"
+AUTOENCODER, LATENTS, SEARCHED = (
+    f"{folder}/index.json" for folder in ("results/autoencoder", "data/latents", "results/search")
+)
 READS = {
-    "train_teacher": PREPARED,
+    "encode_latents": [*PREPARED, AUTOENCODER],
+    "train_teacher": [*PREPARED, LATENTS, AUTOENCODER],
     "train_extractor": PREPARED,
-    "cluster_timesteps": PREPARED,
-    "cache_features": [*PREPARED, *TEACHER, CLUSTERS],
+    "cluster_timesteps": [*PREPARED, LATENTS],
+    "cache_features": [*PREPARED, LATENTS, *TEACHER, CLUSTERS],
     "search_block": [*TEACHER, "results/features/index.json", *SHARDS],
-    "assemble": [*TEACHER, CLUSTERS, *REPORTS],
-    "retrain": [*PREPARED, *TEACHER, ARCHITECTURE, *(f"results/search/{block}.safetensors" for block in BLOCKS)],
-    "evaluate": [*PREPARED, *TEACHER, *STUDENT, ARCHITECTURE, "results/extractor.safetensors"],
+    "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS],
+    "retrain": [
+        *(*PREPARED, LATENTS, AUTOENCODER, *TEACHER, ARCHITECTURE),
+        *(f"results/search/{block}.safetensors" for block in BLOCKS),
+    ],
+    "evaluate": [*PREPARED, AUTOENCODER, *TEACHER, *STUDENT, ARCHITECTURE, "results/extractor.safetensors"],
     "report": [
-        *("results/metrics.json", "results/samples.npz", CLUSTERS, ARCHITECTURE, *REPORTS),
-        *(f"results/logs/{stage}.json" for stage in ("train_teacher", "train_extractor", "retrain")),
+        *("results/metrics.json", "results/samples.npz", CLUSTERS, ARCHITECTURE, SEARCHED, *REPORTS),
+        *(
+            f"results/logs/{stage}.json"
+            for stage in ("train_autoencoder", "train_teacher", "train_extractor", "retrain")
+        ),
     ],
 }
 PAIRS = [(stage, path) for stage, paths in READS.items() for path in paths]

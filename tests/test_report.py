@@ -10,22 +10,26 @@ from stages.evaluation import charts, report, table
 
 TEACHER = {"fid": 0.05, "kid": 0.001, "precision": 0.9, "recall": 0.8, "macs": 1e6, "macs_with_attention": 1.1e6}
 TEACHER |= {"params": 4e5, "params_active": 4e5, "images_per_second": 100.0, "peak_memory_mib": None}
+TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
 IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
 SMALLER = {"layers": [{"width": 16, "kernels": [3, 1]}, None], "attentions": [True, False]}
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
 
 
 def make_metrics(**changes: float) -> dict[str, Any]:
-    student = TEACHER | {"macs": 4.8e5, "macs_with_attention": 5e5, "params": 3.8e5, "params_active": 1.9e5} | changes
+    student = TEACHER | {"macs": 4.8e5, "macs_with_attention": 5e5, "params": 3.8e5, "params_active": 1.9e5}
+    student |= {"macs_training": 4.5e5, "macs_of_samplers": {"ddim": 4.8e5, "ddpm": 4.7e5}} | changes
     return {
         "teacher": TEACHER,
         "student": student | {"macs_per_stage": [4e5, 5e5, 5.4e5]},
+        "autoencoder": None,
         "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92},
         "ratio": table.compare(TEACHER, student),
         "protocol": {
             "samples": 2000,
             "sampler": "ddim",
             "steps": 50,
+            "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
             "extractor": {"name": "classifier", "kind": "rotation", "training_accuracy": 0.99},
             "reference": {"split": "train", "count": 1438, "sha256": "ab" * 32},
@@ -41,6 +45,7 @@ def make_clusters() -> dict[str, Any]:
         "boundaries": [200, 500],
         "boundaries_sigma": [0.7, 3.2],
         "stages": [[0, 200], [200, 500], [500, 1000]],
+        "spread": {"seeds": [0, 1], "boundaries": [[200, 500], [220, 500]], "std": [14.1, 0.0]},
         "grid": grid,
         "similarity": [[1 - abs(a - b) / 1000 for b in grid] for a in grid],
         "silhouette": {"2": 0.5, "3": 0.6, "4": 0.4},
@@ -54,6 +59,9 @@ def make_architecture() -> dict[str, Any]:
     return {
         "rule": "budget",
         "boundaries": [200, 500],
+        "boundaries_sigma": [0.7, 3.2],
+        "clustered": [200, 500],
+        "stages": [[0, 200], [200, 500], [500, 1000]],
         "steps_per_stage": [10, 15, 25],
         "unet": {"down_blocks": [SMALLER], "mid_block": SMALLER, "decoders": [[IDENTITY], [SMALLER], [SMALLER]]},
         "identity": {"down_blocks": [IDENTITY], "mid_block": IDENTITY, "decoders": [[IDENTITY]]},
@@ -141,10 +149,13 @@ def test_page_escapes_what_comes_from_files() -> None:
 
 def test_page_does_without_what_a_run_did_not_compute() -> None:
     clusters = make_clusters() | {"similarity": None, "silhouette": {}, "curves": None, "boundaries": []}
-    clusters |= {"boundaries_sigma": [], "stages": [[0, 1000]]}
+    clusters |= {"boundaries_sigma": [], "stages": [[0, 1000]], "spread": {"seeds": [0], "boundaries": [[]], "std": []}}
     architecture = make_architecture()
     architecture |= {
         "boundaries": [],
+        "boundaries_sigma": [],
+        "clustered": [],
+        "stages": [[0, 1000]],
         "steps_per_stage": [50],
         "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
     }

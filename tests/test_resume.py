@@ -16,10 +16,11 @@ from stages.config import STAGE_SECTIONS
 from stages.evaluation.samples import load_samples
 
 FLAGS = {
-    "cluster_timesteps": "--output results/clusters.json",
-    "cache_features": "--teacher results/teacher --clusters results/clusters.json --output results/features",
-    "evaluate": "--teacher results/teacher --student results/student --architecture results/architecture.json "
-    "--extractor results/extractor.safetensors --output results/metrics.json --samples results/samples.npz",
+    "cluster_timesteps": "--latents data/latents --teacher results/teacher --output results/clusters.json",
+    "cache_features": "--latents data/latents --teacher results/teacher --clusters results/clusters.json "
+    "--output results/features",
+    "evaluate": "--autoencoder results/autoencoder --teacher results/teacher --student results/student "
+    "--architecture results/architecture.json --extractor results/extractor.safetensors --output results/metrics.json --samples results/samples.npz",
 }
 
 
@@ -56,7 +57,7 @@ def results(folder: Path, *patterns: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("stage", "piece", "outputs"),
     [
-        ("cluster_timesteps", "level-0003.npy", ["clusters.json"]),
+        ("cluster_timesteps", "seed-0-level-0003.npy", ["clusters.json"]),
         ("cache_features", "stage_0-shard_1.safetensors", ["features/*"]),
         ("evaluate", "teacher-00001.npy", ["metrics.json", "samples.npz"]),
     ],

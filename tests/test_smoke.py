@@ -84,7 +84,18 @@ def test_diffusers_alone_loads_the_student_and_samples(finished):
 def test_a_killed_retraining_resumes_to_the_same_bytes(finished, tmp_path):
     other = Path(shutil.copytree(finished, tmp_path / "killed", symlinks=True))
     shutil.rmtree(other / "results" / "student")
-    command = [sys.executable, "-m", "stages.retrain", "--threads", "2", "--data", "data/prepared"]
+    command = [
+        sys.executable,
+        "-m",
+        "stages.retrain",
+        "--threads",
+        "2",
+        "--data",
+        "data/prepared",
+        "--latents",
+        "data/latents",
+    ]
+    command += ["--autoencoder", "results/autoencoder"]
     command += ["--teacher", "results/teacher", "--architecture", "results/architecture.json"]
     command += ["--search", "results/search", "--output", "results/student", "--log", "results/logs/retrain.json"]
     command += ["--params", (finished / "results" / "student" / "params.json").read_text()]

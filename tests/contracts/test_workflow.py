@@ -58,7 +58,7 @@ def planned(folder: Path, *arguments: str) -> dict[str, int]:
     assert result.returncode == 0, result.stderr + result.stdout
     table = re.search(r"^Job stats:\n.*\n[- ]+\n((?:.+\n)*?)total", result.stdout + result.stderr, flags=re.MULTILINE)
     counts = dict(line.split() for line in table[1].splitlines()) if table else {}
-    return {name: int(count) for name, count in counts.items() if name not in ("all", "search")}
+    return {name: int(count) for name, count in counts.items() if name not in ("all",)}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -96,7 +96,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_the_whole_run_makes_every_file(finished: Path) -> None:
-    assert {path.stem for path in (finished / "results" / "search").glob("*.json")} == set(BLOCKS)
+    assert {path.stem for path in (finished / "results" / "search").glob("*.json")} == {*BLOCKS, "index"}
     for name in ("results/report.html", "results/metrics.json", "results/student/unet/config.json"):
         assert (finished / name).is_file()
     assert all((finished / "logs" / "search_block" / f"{block}.log").is_file() for block in BLOCKS)
@@ -108,7 +108,7 @@ def test_jobs_run_by_the_python_that_runs_snakemake(finished: Path) -> None:
 
 def test_a_stage_gets_its_params_only(finished: Path) -> None:
     given = json.loads((finished / "results" / "architecture.json").read_text())["params"]
-    assert set(given) == {"seed", "diffusion", "sampling", "assemble"}
+    assert set(given) == {"seed", "architecture", "diffusion", "sampling", "assemble"}
 
 
 def test_nothing_runs_again_in_another_folder_with_newer_code_files(copied: Path) -> None:
@@ -135,7 +135,10 @@ def test_a_change_of_code_reruns_the_stages_that_import_it(copied: Path) -> None
 
 def test_one_stage_runs_alone_for_dvc(copied: Path) -> None:
     shutil.rmtree(copied / "results" / "search")
-    assert planned(copied, "search", "--allowed-rules", "search", "search_block") == {"search_block": 7}
+    assert planned(copied, "collect_search", "--allowed-rules", "collect_search", "search_block") == {
+        "search_block": 7,
+        "collect_search": 1,
+    }
 
 
 def test_flags_override_nested_params(copied: Path) -> None:
@@ -210,7 +213,7 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
 def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_logs(copied: Path) -> None:
     (copied / "fail-up_blocks.1.stage_0").touch()
     shown = on_a_terminal(copied, "--forcerun", "search_block", "--keep-going")
-    assert re.search(r"0 of 13 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
+    assert re.search(r"0 of 14 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
     assert shown.count("error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/") == 2
     assert "stub search_block" not in shown and "rule search_block:" not in shown
     assert "stub search_block" in (copied / "logs" / "search_block" / "mid_block.log").read_text()

@@ -32,7 +32,7 @@ COMMAND = ["snakemake", "--workflow-profile", "workflow/profiles/slurm", "--max-
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.stage_{stage}" for level in range(2) for stage in range(2)]
 WITH_GPU = {"train_teacher", "train_extractor", "cache_features", "retrain", "evaluate"}
-WITHOUT_GPU = {"prepare_data", "cluster_timesteps", "assemble", "report"}
+WITHOUT_GPU = {"prepare_data", "train_autoencoder", "encode_latents", "cluster_timesteps", "assemble", "report"}
 SAME_BYTES = (
     "results/student/unet/diffusion_pytorch_model.safetensors",
     "results/clusters.json",
@@ -70,7 +70,7 @@ def searching(folder: Path) -> Iterator[subprocess.Popen[str]]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     with (folder / "output.txt").open("w") as output:
-        command = [*COMMAND, "--jobs", "4", "search"]
+        command = [*COMMAND, "--jobs", "4", "collect_search"]
         process = subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=output, stderr=output)
     try:
         yield process
@@ -81,7 +81,8 @@ def searching(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def written(folder: Path) -> dict[str, int]:
     """When each block search wrote its result."""
-    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("results/search/*.json")}
+    found = {block: folder / "results" / "search" / f"{block}.json" for block in BLOCKS}
+    return {block: path.stat().st_mtime_ns for block, path in found.items() if path.exists()}
 
 
 def in_state(cluster: Cluster, state: str) -> set[str]:
@@ -140,7 +141,7 @@ def test_a_cancelled_search_is_named_and_the_same_command_finishes(finished, clu
     ), output[-3000:]
     before, first_jobs = written(unsearched), cluster.jobs()
     assert before and block not in before
-    result = run(unsearched, *COMMAND, "search")
+    result = run(unsearched, *COMMAND, "collect_search")
     assert result.returncode == 0, result.stderr[-3000:]
     again = names(cluster.jobs()) - names(first_jobs)
     assert again == Counter({*BLOCKS} - {*before})
@@ -164,7 +165,7 @@ def test_a_crashed_node_costs_no_more_than_what_ran_there(finished, cluster, uns
     spared = set(names([job for job in jobs if job["Restarts"] == "0"]))
     kept = {block: moment for block, moment in before.items() if block in spared}
     assert kept and kept.items() <= written(unsearched).items()
-    assert "Nothing to be done" in run(unsearched, *COMMAND, "search").stderr
+    assert "Nothing to be done" in run(unsearched, *COMMAND, "collect_search").stderr
     for name in SAME_BYTES:
         assert (unsearched / name).read_bytes() == (finished / name).read_bytes(), name
 
