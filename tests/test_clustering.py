@@ -1,19 +1,32 @@
 """Timestep clustering: the closed-form denoiser and the partitions made from it."""
 
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from helpers import tiny_unet
 
 from stages.clustering.denoiser import OptimalDenoiser
+from stages.clustering.gradients import Sketch, loss_gradients
 from stages.clustering.partition import (
     agglomerative_labels,
     boundaries_of,
+    dynamic_programming_labels,
+    interval_labels,
     silhouettes,
     threshold_boundaries,
     uniform_boundaries,
 )
-from stages.clustering.similarity import draw_pairs, limit_shares, similarity_matrix
+from stages.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
 from stages.clustering.stages import cluster
-from stages.diffusion.process import VPProcess
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import EDMProcess, VPProcess
+from stages.models.specs import identity_architecture
+from stages.training.student import build_student
 
 
 def brute_force(y, z, sigma):
@@ -52,7 +65,8 @@ def test_the_limits_are_the_image_itself_and_the_mean(y):
 
 def test_similarity_is_symmetric_falls_along_t_and_spans_both_limits(y):
     sigmas = np.geomspace(1e-3, 1e3, 12)
-    s = similarity_matrix(OptimalDenoiser(y), *draw_pairs(y, 200, np.random.default_rng(0)), sigmas)
+    x0, eps = draw_pairs(y, 200, np.random.default_rng(0))
+    s = similarity_matrix(optimal_means(OptimalDenoiser(y), x0, eps, sigmas), x0, y.mean(0))
     np.testing.assert_allclose(s, s.T, atol=1e-12)
     assert (np.diag(s) == 1).all() and (np.diff(s[0]) < 0.02).all()
     assert s[0, -1] < 0.01
@@ -61,17 +75,18 @@ def test_similarity_is_symmetric_falls_along_t_and_spans_both_limits(y):
 def test_limit_shares_are_one_at_their_own_limit_and_small_at_the_other(y):
     x0, eps = draw_pairs(y, 40, np.random.default_rng(0))
     sigmas = np.repeat([1e-3, 100.0], 20)
-    s0, s1 = limit_shares(OptimalDenoiser(y), x0, eps, sigmas, eta=2 / 255)
+    m = OptimalDenoiser(y)(x0 + sigmas[:, None].astype(np.float32) * eps, sigmas)
+    s0, s1 = limit_shares(m, x0, y.mean(0), sigmas, eta=2 / 255)
     assert s0[:20].min() == 1 and s1[20:].min() > 0.95 and s1[:20].max() < 0.5
 
 
 def test_threshold_finds_the_last_and_first_timestep_that_is_alike_enough():
     t = np.arange(100)
     s0, s1 = np.where(t < 30, 1.0, 0.0), np.where(t >= 80, 1.0, 0.0)
-    # With the running means 30/tau and 20/(100 - tau) at least 0.75: tau = 40 draws from below, 26 from above.
-    assert threshold_boundaries(t, s0, s1, alpha=0.75) == [40, 74]
+    # With the running means 30/tau and 20/(100 - tau) at least 0.75: tau = 40 draws from below, the last t = 39, 26 from above.
+    assert threshold_boundaries(t, s0, s1, alpha=0.75) == (39, 74)
     shuffled = np.random.default_rng(0).permutation(100)
-    assert threshold_boundaries(t[shuffled], s0[shuffled], s1[shuffled], alpha=0.75) == [40, 74]
+    assert threshold_boundaries(t[shuffled], s0[shuffled], s1[shuffled], alpha=0.75) == (39, 74)
 
 
 @pytest.mark.parametrize(("s0", "s1", "word"), [(0.0, 1.0, "lower alpha"), (1.0, 1.0, "raise alpha")])
@@ -81,7 +96,7 @@ def test_threshold_without_three_stages_says_what_to_change(s0, s1, word):
         threshold_boundaries(t, np.full(100, s0), np.full(100, s1), alpha=0.9)
 
 
-def test_agglomerative_finds_planted_contiguous_stages():
+def test_agglomerative_finds_planted_contiguous_stages(diffusion_settings):
     planted = np.repeat([0, 1, 2], [20, 50, 30])
     distance = (
         np.abs(planted[:, None] - planted[None]) / 2 * 0.8 + np.abs(np.subtract.outer(range(100), range(100))) / 1000
@@ -89,8 +104,8 @@ def test_agglomerative_finds_planted_contiguous_stages():
     similarity = 1 - distance
     labels = agglomerative_labels(similarity, 3)
     assert (labels == planted).all()
-    assert boundaries_of(labels, np.arange(0, 1000, 10)) == [195, 695]
-    scores = silhouettes(similarity)
+    assert boundaries_of(labels, np.arange(0, 1000, 10), VPProcess(diffusion_settings)) == [195, 695]
+    scores = silhouettes(distance, lambda k: agglomerative_labels(similarity, k))
     assert max(scores, key=scores.get) == 3
     assert (agglomerative_labels(similarity, 1) == 0).all()
 
@@ -101,27 +116,171 @@ def test_agglomerative_refuses_stages_that_are_not_contiguous():
         agglomerative_labels(1 - np.abs(planted[:, None] - planted[None]) * 0.9, 2)
 
 
-def test_uniform_stages_are_equally_long():
-    assert uniform_boundaries(1000, 4) == [250, 500, 750]
-    assert uniform_boundaries(1000, 1) == []
+def test_uniform_stages_are_equally_long(diffusion_settings):
+    process = VPProcess(diffusion_settings)
+    assert uniform_boundaries(process, 4) == [250, 500, 750]
+    assert uniform_boundaries(process, 1) == []
+
+
+def partitions(size, stages):
+    """Every division of 0 .. size-1 into contiguous stages, as slices."""
+    for cuts in itertools.combinations(range(1, size), stages - 1):
+        yield [slice(*pair) for pair in itertools.pairwise([0, *cuts, size])]
+
+
+def slices_of(labels):
+    assert (np.diff(labels) >= 0).all() and set(np.diff(labels)) <= {0, 1}
+    return [slice(*np.flatnonzero(labels == k)[[0, -1]] + [0, 1]) for k in range(labels.max() + 1)]
+
+
+@pytest.mark.parametrize("stages", range(1, 9))
+@pytest.mark.parametrize("seed", range(3))
+def test_dynamic_programming_finds_the_best_of_all_partitions(seed, stages):
+    half = np.random.default_rng(seed).random((9, 9))
+    similarity = (half + half.T) / 2
+
+    def score(parts):
+        return sum(similarity[part, part].mean() for part in parts)
+
+    found = slices_of(dynamic_programming_labels(similarity, stages))
+    assert len(found) == stages
+    assert score(found) == pytest.approx(max(map(score, partitions(9, stages))), rel=1e-12)
+
+
+@pytest.mark.parametrize("stages", range(1, 9))
+@pytest.mark.parametrize("seed", range(3))
+def test_interval_clustering_finds_the_best_of_all_partitions(seed, stages):
+    distance = np.random.default_rng(seed).random((9, 9))
+
+    def cost(parts):
+        return sum(min(distance[c, part].sum() for c in range(part.start, part.stop)) for part in parts)
+
+    found = slices_of(interval_labels(distance, stages))
+    assert len(found) == stages
+    assert cost(found) == pytest.approx(min(map(cost, partitions(9, stages))), rel=1e-12)
+
+
+SETTINGS = {
+    "method": "agglomerative",
+    "stages": 3,
+    "boundaries": None,
+    "boundaries_in": "t",
+    "seeds": 1,
+    "grid": 16,
+    "draws": 64,
+    "eta": 2 / 255,
+    "alpha": 0.9,
+    "literal": False,
+    "image_range": [0, 1],
+}
+
+
+def planted_gradients(t, seed):
+    """Gradients that turn evenly along t."""
+    angle = np.linspace(0, 3, len(t))
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("method", "stages"), [("agglomerative", 1), ("agglomerative", 3), ("uniform", 8), ("threshold", 3)]
+    "method", ["agglomerative", "dynamic_programming", "threshold", "uniform", "snr", "gradient", "given"]
 )
-def test_every_method_covers_all_timesteps_with_ascending_boundaries(digits, diffusion_settings, method, stages):
-    settings = {
-        "method": method,
-        "stages": stages,
-        "grid": 40,
-        "draws": 300,
-        "eta": 2 / 255,
-        "alpha": 0.9,
-        "image_range": [0, 1],
-    }
-    clusters = cluster(digits, VPProcess(diffusion_settings), settings, seed=1)
-    edges = [clusters["stages"][0][0], *(hi for _, hi in clusters["stages"])]
-    assert edges == [0, *clusters["boundaries"], 1000] and len(clusters["stages"]) == stages
-    assert edges == sorted(set(edges)) and len(clusters["boundaries_sigma"]) == stages - 1
-    assert clusters == cluster(digits, VPProcess(diffusion_settings), settings, seed=1)
-    assert (clusters["curves"] is not None) == (method == "threshold")
+def test_every_method_divides_all_noise_levels_for_every_k(y, process, method):
+    for stages in [3] if method == "threshold" else range(1, 9):
+        settings = SETTINGS | {"method": method, "stages": stages}
+        if method == "given":
+            settings["boundaries"] = [process.at_share(k / stages) for k in range(1, stages)]
+        clusters = cluster(y, process, settings, 1, planted_gradients)
+        boundaries = clusters["boundaries"]
+        assert len(clusters["stages"]) == stages and len(boundaries) == stages - 1
+        edges = [process.low, *boundaries, process.high]
+        assert edges == sorted(set(edges)) and clusters["stages"] == [list(p) for p in itertools.pairwise(edges)]
+        assert clusters["boundaries_sigma"] == process.sigma_of(torch.tensor(boundaries)).tolist()
+        assert clusters == json.loads(json.dumps(clusters, allow_nan=False))
+        process.check_stages(clusters, Path())
+        s0, s1 = (np.array(clusters["curves"][name]) for name in ("s0", "s1"))
+        assert clusters["curves"]["t"] == clusters["grid"] and len(s0) == len(s1) == len(clusters["grid"]) == 16
+        assert 0 <= min(s0.min(), s1.min()) and max(s0.max(), s1.max()) <= 1
+        assert s0[0] > 0.9 > s0.min() and s1[-1] > 0.9 > s1[0]
+        assert set(clusters["silhouette"]) == set("2345678")
+    assert clusters == cluster(y, process, settings, 1, planted_gradients)
+
+
+def test_given_boundaries_are_taken_in_t_and_in_sigma(y, diffusion_settings, edm_settings):
+    def boundaries(process, values, of="sigma"):
+        settings = SETTINGS | {"method": "given", "stages": 3, "boundaries": values, "boundaries_in": of}
+        return cluster(y, process, settings, 0)["boundaries"]
+
+    vp, edm = VPProcess(diffusion_settings), EDMProcess(edm_settings)
+    assert boundaries(vp, [250, 500.4], "t") == [250, 500]
+    assert boundaries(edm, [-0.5, 0.25], "t") == [-0.5, 0.25]
+    assert boundaries(edm, [0.3, 4.0]) == pytest.approx([np.log(0.3) / 4, np.log(4) / 4])
+    levels = vp.sigma_of(torch.arange(1000)).log()
+    nearest = [int((levels - np.log(sigma)).abs().argmin()) for sigma in (0.3, 4.0)]
+    assert boundaries(vp, [0.3, 4.0]) == nearest
+    for process, values in ((vp, [0.3, 0.3]), (vp, [4.0, 0.3]), (vp, [1e-9, 1]), (edm, [4.0, 0.3]), (edm, [1, 80.0])):
+        with pytest.raises(ValueError, match=r"cluster_timesteps\.boundaries: .* in sigma are t = .* do not ascend"):
+            boundaries(process, values)
+
+
+def test_the_literal_share_is_the_printed_equation(y):
+    x0, eps = draw_pairs(y, 40, np.random.default_rng(0))
+    denoiser, sigmas, last = OptimalDenoiser(y), np.geomspace(0.01, 50, 40), 50.0
+    m = denoiser(x0 + sigmas[:, None].astype(np.float32) * eps, sigmas)
+    _, literal = limit_shares(m, x0, y.mean(0), sigmas, 2 / 255, last)
+    inside = np.abs((x0 - m) / sigmas[:, None] - (x0 - y.mean(0)) / last) <= 2 / 255
+    np.testing.assert_allclose(literal, inside.mean(1))
+    _, run = limit_shares(m, x0, y.mean(0), sigmas, 2 / 255)
+    # Both say the same at the last noise level, and the printed one is the stricter before it.
+    assert literal[-1] == pytest.approx(run[-1], abs=0.02) and literal[30] < run[30] - 0.1
+
+
+def test_the_literal_equation_moves_the_last_boundary_of_the_threshold(y, process):
+    settings = SETTINGS | {"method": "threshold", "draws": 400}
+    run, literal = (cluster(y, process, settings | {"literal": flag}, 0) for flag in (False, True))
+    assert run["boundaries"][0] == literal["boundaries"][0]
+    assert run["boundaries"][1] < literal["boundaries"][1]
+    assert run["curves"]["s1"] != literal["curves"]["s1"] and run["curves"]["s0"] == literal["curves"]["s0"]
+
+
+def test_the_spread_is_that_of_clusterings_with_seeds_that_follow(y, process):
+    settings = SETTINGS | {"method": "agglomerative", "draws": 12, "grid": 30}
+    spread = cluster(y, process, settings | {"seeds": 3}, 5)["spread"]
+    alone = [cluster(y, process, settings, seed)["boundaries"] for seed in (5, 6, 7)]
+    assert spread["seeds"] == [5, 6, 7] and spread["boundaries"] == alone
+    assert spread["std"] == pytest.approx(np.std(alone, axis=0, ddof=1).tolist()) and max(spread["std"]) > 0
+    fixed = cluster(y, process, settings | {"method": "uniform", "seeds": 3}, 5)["spread"]
+    assert fixed["seeds"] == [5] and fixed["std"] == [0, 0]
+
+
+def test_gradients_that_part_at_a_timestep_are_divided_there(unet, digits, diffusion_settings):
+    """A net whose decoders are two, so the gradients before and after their boundary have little in common."""
+    student = build_student(unet, identity_architecture(unet, 2), [640], seed=0)
+    data, process = TrainingSet.of_images(digits), VPProcess(diffusion_settings)
+    gradients = partial(loss_gradients, student, process, data, 6)
+    settings = SETTINGS | {"method": "gradient", "stages": 2, "grid": 12, "draws": 6}
+    clusters = cluster(data.flat((0, 1)), process, settings, 0, gradients)
+    assert abs(clusters["boundaries"][0] - 640) <= 999 / 11 / 2
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_mean_gradients_are_those_of_the_loss_in_batches_of_any_size(digits, diffusion_settings):
+    unet, process = tiny_unet(num_class_embeds=10, block_out_channels=(8, 16)), VPProcess(diffusion_settings)
+    data = TrainingSet.of_images(digits, np.arange(64) % 10)
+    t = np.array([3, 700])
+    whole, parts = (loss_gradients(unet, process, data, 10, t, 0, size) for size in (10, 4))
+    assert whole.shape == (2, sum(p.numel() for p in unet.parameters()))
+    np.testing.assert_allclose(whole, parts, atol=1e-4 * np.abs(whole).max())
+    other = TrainingSet.of_images(digits, (np.arange(64) + 1) % 10)
+    assert np.abs(whole - loss_gradients(unet, process, other, 10, t, 0)).max() > 1e-3 * np.abs(whole).max()
+
+
+def test_a_sketch_keeps_cosines():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(500_000, generator=generator) for _ in range(2))
+    sketch = Sketch(len(a))
+    for share in (0.0, 0.3, 0.9):
+        c = share * a + (1 - share**2) ** 0.5 * b
+        kept = torch.cosine_similarity(sketch(a), sketch(c), dim=0)
+        assert sketch(c).shape == (2**16,)
+        assert float(kept) == pytest.approx(float(torch.cosine_similarity(a, c, dim=0)), abs=0.015)
+    assert torch.equal(Sketch(1000)(a[:1000]), a[:1000])

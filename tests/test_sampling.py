@@ -1,0 +1,123 @@
+"""The sampler: what a sample depends on, and which decoder takes part in which step."""
+
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from helpers import tiny_unet
+
+from stages.diffusion.process import SCHEDULERS, EDMProcess, VPProcess
+from stages.diffusion.sampling import Sampler, nodes_of, sample, snap, stages_of, steps_per_stage
+
+SAMPLERS = [(process, name) for process, names in SCHEDULERS.items() for name in names]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(diffusion_settings, edm_settings):
+    return lambda kind: VPProcess(diffusion_settings) if kind == "vp" else EDMProcess(edm_settings)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS["edm"])
+def test_an_edm_sample_depends_on_its_index_and_not_on_its_batch(unet, edm_settings, scheduler):
+    def draw(indices, batch_size):
+        sampler = Sampler(EDMProcess(edm_settings), scheduler, 6, 1, (1, 8, 8), CPU, batch_size)
+        return sample(unet, sampler, indices).int()
+
+    together = draw(range(6), 6)
+    assert (together - draw(range(6), 4)).abs().max() <= 1
+    assert (together[4:5] - draw([4], 1)).abs().max() <= 1
+    assert (together[0] != together[1]).any()
+
+
+def test_each_sample_gets_the_label_of_its_own_index(diffusion_settings):
+    unet, seen = tiny_unet(num_class_embeds=4), []
+
+    def model(x, t, labels):
+        seen.append(labels.tolist())
+        return unet(x, t, labels)
+
+    def draw(indices, batch_size, labels=lambda i: i % 4):
+        process = VPProcess(diffusion_settings)
+        return sample(model, Sampler(process, "ddim", 3, 1, (1, 8, 8), CPU, batch_size, labels=labels), indices).int()
+
+    together = draw(range(5), 5)
+    assert set(map(tuple, seen)) == {(0, 1, 2, 3, 0)}
+    assert (together[3:] - draw([3, 4], 2)).abs().max() <= 1
+    assert (together - draw(range(5), 5, lambda i: 0)).abs().max() > 1
+
+
+def test_latents_are_decoded_before_they_are_images(unet, diffusion_settings):
+    shapes = []
+
+    def decode(x):
+        shapes.append(tuple(x.shape))
+        return torch.ones(len(x), 3, 16, 16)
+
+    sampler = Sampler(VPProcess(diffusion_settings), "ddim", 2, 1, (1, 8, 8), CPU, 2, decode=decode)
+    drawn = sample(unet, sampler, range(3))
+    assert drawn.shape == (3, 16, 16, 3) and (drawn == 255).all() and shapes == [(2, 1, 8, 8), (1, 1, 8, 8)]
+
+
+def crossed(process, nodes, boundaries):
+    """The steps with a boundary between the evaluation that they start from and the end of what they cover."""
+    ends = [process.above(t.item()) for t in nodes[1:]] + [process.low]
+    start = stages_of(nodes, boundaries)
+    return [i for i, end in enumerate(ends) if start[i] != stages_of(torch.tensor(end), boundaries)]
+
+
+@pytest.mark.parametrize(("kind", "scheduler"), SAMPLERS)
+@pytest.mark.parametrize("steps", [9, 18])
+def test_no_step_crosses_a_snapped_boundary(make, kind, scheduler, steps):
+    process = make(kind)
+    boundaries = [process.at_share(share) for share in (0.31, 0.62, 0.83)]
+    nodes, snapped = nodes_of(process, scheduler, steps), snap(process, scheduler, steps, boundaries)
+    assert crossed(process, nodes, boundaries) and crossed(process, nodes, snapped) == []
+    assert snapped == sorted(snapped)
+    for old, new in zip(boundaries, snapped, strict=True):
+        assert abs(old - new) <= min(abs(old - nodes[1:].double())) + 1
+    moved = zip(*(steps_per_stage(process, scheduler, steps, b) for b in (boundaries, snapped)), strict=True)
+    assert all(abs(before - after) <= 2 for before, after in moved)
+
+
+def test_boundaries_that_snap_to_one_evaluation_are_refused(make):
+    with pytest.raises(ValueError, match=r"the 3 steps of ddim are too few to keep the boundaries \[300, 310\] apart"):
+        snap(make("vp"), "ddim", 3, [300, 310])
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "name"),
+    [
+        ("vp", "dpm_solver", "DPMSolverMultistepScheduler"),
+        ("edm", "edm_dpm_solver", "EDMDPMSolverMultistepScheduler"),
+    ],
+)
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_multistep_solver_mixes_decoders_unless_it_restarts(make, monkeypatch, kind, scheduler, name, restart):
+    process, solver, mixtures = make(kind), getattr(diffusers, name), []
+    boundaries = snap(process, scheduler, 18, [process.at_share(share) for share in (0.4, 0.7)])
+    at_work = []
+
+    def model(x, t):
+        at_work.append(int(stages_of(t, boundaries)))
+        return SimpleNamespace(sample=torch.zeros_like(x))
+
+    def tagged(self, *args, **kwargs):
+        output = convert(self, *args, **kwargs).clone()
+        output.stage = at_work[-1]
+        return output
+
+    def watched(self, outputs, *args, **kwargs):
+        mixtures.append({output.stage for output in outputs[-2:]})
+        return combine(self, outputs, *args, **kwargs)
+
+    convert, combine = solver.convert_model_output, solver.multistep_dpm_solver_second_order_update
+    monkeypatch.setattr(solver, "convert_model_output", tagged)
+    monkeypatch.setattr(solver, "multistep_dpm_solver_second_order_update", watched)
+    restarts = boundaries if restart else ()
+    sample(model, Sampler(process, scheduler, 18, 0, (1, 4, 4), CPU, 2, restarts=restarts), range(2))
+    assert sorted(set(at_work)) == [0, 1, 2]
+    # The first step has nothing to look back on, the last must not; with restarts neither has the first of each later stage.
+    assert len(mixtures) == (14 if restart else 16)
+    assert (max(map(len, mixtures)) == 1) == restart
