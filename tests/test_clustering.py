@@ -199,7 +199,7 @@ def test_every_method_divides_all_noise_levels_for_every_k(y, process, method):
         process.check_stages(clusters, Path())
         s0, s1 = (np.array(clusters["curves"][name]) for name in ("s0", "s1"))
         assert clusters["curves"]["t"] == clusters["grid"] and len(s0) == len(s1) == len(clusters["grid"]) == 16
-        assert 0 <= min(s0.min(), s1.min()) and max(s0.max(), s1.max()) <= 1
+        assert min(s0.min(), s1.min()) >= 0 and max(s0.max(), s1.max()) <= 1
         assert s0[0] > 0.9 > s0.min() and s1[-1] > 0.9 > s1[0]
         assert set(clusters["silhouette"]) == set("2345678")
     assert clusters == cluster(y, process, settings, 1, planted_gradients)

@@ -141,9 +141,9 @@ def test_stages_that_do_not_divide_the_noise_levels_are_refused(process, tmp_pat
 
 def test_a_teacher_of_another_edm_process_is_refused(edm):
     edm.check_same_as(dict(edm.scheduler("edm_dpm_solver").config), "teacher")
-    with pytest.raises(ValueError, match="sigma_data is 0.7 but params say diffusion.sigma_data: 0.5"):
+    with pytest.raises(ValueError, match=r"sigma_data is 0\.7 but params say diffusion\.sigma_data: 0\.5"):
         edm.check_same_as({"sigma_data": 0.7}, "teacher")
-    with pytest.raises(ValueError, match="_class_name is 'DDPMScheduler', no process of diffusion.process: edm"):
+    with pytest.raises(ValueError, match=r"_class_name is 'DDPMScheduler', no process of diffusion\.process: edm"):
         edm.check_same_as({"_class_name": "DDPMScheduler"}, "teacher")
 
 

@@ -20,7 +20,8 @@ FLAGS = {
     "cache_features": "--latents data/latents --teacher results/teacher --clusters results/clusters.json "
     "--output results/features",
     "evaluate": "--autoencoder results/autoencoder --teacher results/teacher --student results/student "
-    "--architecture results/architecture.json --extractor results/extractor.safetensors --output results/metrics.json --samples results/samples.npz",
+    "--architecture results/architecture.json --extractor results/extractor.safetensors "
+    "--output results/metrics.json --samples results/samples.npz",
 }
 
 
