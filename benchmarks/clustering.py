@@ -2,9 +2,10 @@
 
 python benchmarks/clustering.py --images cifar10-train.npy --seeds 5 --output benchmarks/results/clustering.json
 
-`--images` is uint8 (N, H, W, C): the 50,000 training images of CIFAR-10 for the figures of arXiv 2312.09181, which are t1 = 0.442 and
-t2 = 0.631. Setting: pixels in [0, 1], the continuous VP-SDE (Song et al. 2021, beta from 0.1 to 20), eta = 2/255, alpha = 0.9, 3,000 draws
-(x0, eps, t). Each seed is timed against the bare matrix products and exponentials of the same size, in turn.
+`--images` is uint8 (N, H, W, C): the 50,000 training images of CIFAR-10 for the figures of arXiv 2312.09181, which are
+t1 = 0.442 and t2 = 0.631. Setting: pixels in [0, 1], the continuous VP-SDE (Song et al. 2021, beta from 0.1 to 20), eta = 2/255,
+alpha = 0.9, 3,000 draws (x0, eps, t). Each seed is timed against the bare matrix products and exponentials of the same size, in
+turn.
 """
 
 import argparse

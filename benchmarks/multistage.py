@@ -1,0 +1,315 @@
+"""FID against training compute: one net for all noise levels against a decoder per stage, from the same seeds.
+
+python benchmarks/multistage.py --processes vp edm latent --arms unified multistage --seeds 3 --jobs 2
+
+Each run is a process of its own with one thread, resumes from its checkpoint, and leaves <process>-<arm>-seed<k>.json in
+--output; runs that are there are not repeated. After them summary.json is written. Everything is trained from scratch on the
+digits (presets/multistage.yaml; its noise process exchanged for that of presets/edm.yaml, or its pixels for the latents of
+presets/latent.yaml), with a constant learning rate and an average of the weights, so every point of a curve is a finished
+model. Training MACs are 3 x batch x steps x the mean MACs of a forward pass, stages weighted by how often training draws them.
+
+Arms: unified (one decoder), multistage (decoders of the preset's widths), equal (all as wide as unified's), separate (nothing
+shared), warm (as equal, all decoders starting as copies of a unified net trained for a quarter of the steps, whose cost is
+counted), and cluster-<method> (as equal, with the boundaries of another method).
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from stages.config import load_params, stage_params
+
+ROOT = Path(__file__).parents[1]
+POINTS = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # of the steps, where FID is measured
+WARM = 0.25
+LEARNING_RATE = 1e-3
+
+
+def params_of(process: str, seed: int) -> dict[str, Any]:
+    """The params of all runs of one process and seed; data, extractor and autoencoder are the same for all seeds."""
+    params = load_params(ROOT / "presets" / "multistage.yaml")
+    if process == "edm":
+        params |= {key: load_params(ROOT / "presets" / "edm.yaml")[key] for key in ("diffusion", "sampling")}
+    if process == "latent":
+        other = load_params(ROOT / "presets" / "latent.yaml")
+        params |= {key: other[key] for key in ("prepare_data", "train_autoencoder", "cluster_timesteps")}
+    return params
+
+
+def prepare(process: str, folder: Path) -> None:
+    """What the runs of a process share: data, autoencoder, latents, extractor; made once."""
+    from stages.encode_latents import encode_latents
+    from stages.prepare_data import prepare_data
+    from stages.train_autoencoder import train_autoencoder
+    from stages.train_extractor import train_extractor
+
+    params, data, vae = params_of(process, 0), folder / "data", folder / "autoencoder"
+    log = folder / "log.json"
+    if not (data / "meta.json").exists():
+        prepare_data(stage_params(params, "prepare_data"), threads=1, output=data)
+    if not (vae / "index.json").exists():
+        train_autoencoder(stage_params(params, "train_autoencoder"), threads=1, data=data, output=vae, log=log)
+    if not (folder / "latents" / "index.json").exists():
+        latents = folder / "latents"
+        encode_latents(stage_params(params, "encode_latents"), threads=1, data=data, autoencoder=vae, output=latents)
+    extractor = folder / "extractor.safetensors"
+    if not extractor.exists():
+        train_extractor(stage_params(params, "train_extractor"), threads=1, data=data, output=extractor, log=log)
+
+
+class Run:
+    """One arm of one process with one seed.
+
+    Args:
+        shared: the folder that `prepare` filled.
+        work: folder for checkpoints.
+    """
+
+    def __init__(
+        self, process: str, arm: str, seed: int, arguments: argparse.Namespace, shared: Path, work: Path
+    ) -> None:
+        import torch
+
+        from stages.datasets.prepared import PreparedData
+        from stages.datasets.training import TrainingSet
+        from stages.diffusion.process import make_process
+        from stages.evaluation.fidelity import open_extractor
+        from stages.models.autoencoder import open_autoencoder
+        from stages.training.teacher import build_teacher
+
+        torch.set_num_threads(1)
+        self.process_name, self.arm, self.seed, self.arguments, self.work = process, arm, seed, arguments, work
+        self.params, self.device = params_of(process, seed), torch.device("cpu")
+        self.data = TrainingSet.load(shared / "data", shared / "latents")
+        self.prepared = PreparedData.load(shared / "data")
+        self.process, self.vae = make_process(self.params["diffusion"]), open_autoencoder(shared / "autoencoder")
+        self.extractor = open_extractor("classifier", shared / "extractor.safetensors", self.prepared.images[0])
+        channels, side, _ = self.data.shape
+        self.unified = build_teacher(self.params["train_teacher"], side, channels, seed)
+
+    def boundaries(self) -> list[float]:
+        """The stages' boundaries of the arm."""
+        from functools import partial
+
+        from stages.clustering.gradients import loss_gradients
+        from stages.clustering.stages import cluster
+
+        settings = dict(self.params["cluster_timesteps"]) | {"seeds": 1}
+        if self.arm == "unified":
+            return []
+        gradients = None
+        if self.arm.startswith("cluster-"):
+            settings |= {"method": self.arm.removeprefix("cluster-")}
+            if settings["method"] == "gradient":
+                # A net that has learned a little, as gradients of random weights say little.
+                trained = self.train(copy.deepcopy(self.unified), self.batches(), self.steps(WARM), "gradient")
+                gradients = partial(loss_gradients, trained, self.process, self.data, 256)
+        found = cluster(self.data.flat(settings["image_range"]), self.process, settings, self.seed, gradients)
+        boundaries: list[float] = found["boundaries"]
+        return boundaries
+
+    def build(self, boundaries: list[float]) -> Any:
+        """The arm's net before training."""
+        from stages.search.architecture import given_architecture
+        from stages.training.student import build_student, warm_start
+
+        stages = len(boundaries) + 1
+        widths = self.params["assemble"]["decoder_widths"] if self.arm == "multistage" else [1.0] * stages
+        shared = self.arm != "separate"
+        settings = {"decoder_widths": widths, "shared_encoder": shared}
+        specs = given_architecture(self.unified, [1] * stages, settings)["unet"]
+        net = build_student(self.unified, specs, boundaries, self.seed, shared)
+        if self.arm == "warm":
+            warm_start(net, self.train(copy.deepcopy(self.unified), self.batches(), self.steps(WARM), "warm"))
+        return net
+
+    def steps(self, share: float) -> int:
+        """Optimiser steps of a share of the whole."""
+        return round(share * self.arguments.steps)
+
+    def batches(self) -> Any:
+        """Batches by the density of t, the same for all arms."""
+        from stages.diffusion.losses import NoisyBatches
+
+        return NoisyBatches(self.data, self.process, self.params["retrain"]["batch_size"], self.device)
+
+    def train(self, net: Any, batches: Any, steps: int, name: str) -> Any:
+        """The net with averaged weights after so many steps; goes on from where an earlier call with this name ended."""
+        from stages.training.loop import TrainSettings, train
+        from stages.training.teacher import DenoisingLoss
+
+        settings = TrainSettings(
+            steps=steps,
+            learning_rate=LEARNING_RATE,
+            warmup_steps=100,
+            ema_decay=self.params["retrain"]["ema_decay"],
+            gradient_clip=1.0,
+            decay="constant",
+            seed=self.seed,
+            checkpoint_every=500,
+        )
+        checkpoint = self.work / f"{self.process_name}-{self.arm}-{self.seed}-{name}.pt"
+        made_with = {"params": self.params, "seed": self.seed}
+        found = train(net, DenoisingLoss(net, batches, "fp32"), settings, checkpoint=checkpoint, fingerprint=made_with)
+        averaged = copy.deepcopy(net)
+        averaged.load_state_dict(found.ema)
+        return averaged.eval()
+
+    def fid(self, net: Any) -> float:
+        """FID of `samples` images against the training split."""
+        from functools import partial
+
+        from stages.diffusion.sampling import Sampler, sample
+        from stages.evaluation.fidelity import fidelity
+        from stages.models.autoencoder import decode
+
+        sampling, settings = self.params["sampling"], self.params["evaluate"]
+        decoding = None if self.vae is None else partial(decode, self.vae)
+        how = (self.process, sampling["scheduler"], sampling["steps"], self.seed, self.data.shape, self.device)
+        images = sample(net, Sampler(*how, settings["batch_size"], decode=decoding), range(self.arguments.samples))
+        scoring = {key: settings[key] for key in ("kid_subset_size", "neighbours")}
+        found = fidelity(
+            images.numpy(), self.prepared.train_images, self.extractor, seed=0, device=self.device, **scoring
+        )
+        return found["fid"]
+
+    def result(self) -> dict[str, Any]:
+        """Curve of FID over training MACs, with what the arm costs."""
+        from stages.diffusion.sampling import steps_per_stage
+        from stages.evaluation.cost import model_cost
+
+        boundaries = self.boundaries()
+        net, batches = self.build(boundaries), self.batches()
+        sampling = self.params["sampling"]
+        steps = steps_per_stage(self.process, sampling["scheduler"], sampling["steps"], boundaries)
+        shares = [self.process.share(*edges) for edges in self.process.edges(boundaries)]
+        cost = model_cost(net, self.data.shape, boundaries, steps, shares)
+        whole = model_cost(self.unified, self.data.shape, [], [1], [1.0])["macs_training"]
+        batch = self.params["retrain"]["batch_size"]
+        spent = 3 * batch * self.steps(WARM) * whole if self.arm == "warm" else 0.0
+        points = []
+        for share in POINTS:
+            trained = self.train(net, batches, self.steps(share), "net")
+            macs = spent + 3 * batch * self.steps(share) * cost["macs_training"]
+            points.append({"step": self.steps(share), "training_macs": macs, "fid": self.fid(trained)})
+            print(self.process_name, self.arm, self.seed, points[-1], flush=True)
+        return {
+            "process": self.process_name,
+            "arm": self.arm,
+            "seed": self.seed,
+            "boundaries": boundaries,
+            "steps_per_stage": steps,
+            "shares": shares,
+            "macs_training_ratio": cost["macs_training"] / whole,
+            "macs_sampling_ratio": cost["macs"] / whole,
+            "params": cost["params"],
+            "points": points,
+        }
+
+
+# --- What the curves say ---
+
+
+def reached(points: list[dict[str, float]], fid: float) -> float | None:
+    """The least training MACs at which a curve, linear between its points, is at `fid` or below; None when it never is."""
+    before = None
+    for point in points:
+        if point["fid"] <= fid:
+            if before is None or before["fid"] == point["fid"]:
+                return point["training_macs"]
+            part = (before["fid"] - fid) / (before["fid"] - point["fid"])
+            return before["training_macs"] + part * (point["training_macs"] - before["training_macs"])
+        before = point
+    return None
+
+
+def crossing(one: list[dict[str, float]], other: list[dict[str, float]]) -> float | None:
+    """The training MACs from which `other` stays below `one` for as long as both were trained; None when it does not."""
+    import numpy as np
+
+    columns = [([p["training_macs"] for p in points], [p["fid"] for p in points]) for points in (one, other)]
+    least, most = max(macs[0] for macs, _ in columns), min(macs[-1] for macs, _ in columns)
+    grid = np.linspace(least, most, 400)
+    below = np.interp(grid, *columns[1]) < np.interp(grid, *columns[0])
+    if not below[-1]:
+        return None
+    last = np.flatnonzero(~below)
+    return float(grid[0] if not len(last) else grid[last[-1]])
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """For each process and arm: final FIDs, and the share of the unified net's MACs needed for its final FID, over seeds."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+    unified = {(run["process"], run["seed"]): run["points"] for run in runs if run["arm"] == "unified"}
+    summary: dict[str, Any] = {}
+    for run in runs:
+        entry = summary.setdefault(run["process"], {}).setdefault(run["arm"], {"seeds": [], "final_fid": []})
+        entry["seeds"].append(run["seed"])
+        entry["final_fid"].append(run["points"][-1]["fid"])
+        entry["macs_training_ratio"], entry["macs_sampling_ratio"] = (
+            run["macs_training_ratio"],
+            run["macs_sampling_ratio"],
+        )
+        plain = unified.get((run["process"], run["seed"]))
+        if plain and run["arm"] != "unified":
+            need = reached(run["points"], plain[-1]["fid"])
+            meet, whole = crossing(plain, run["points"]), plain[-1]["training_macs"]
+            entry.setdefault("share_for_unified_fid", []).append(None if need is None else need / whole)
+            entry.setdefault("crossing_share", []).append(None if meet is None else meet / whole)
+    return summary
+
+
+def main() -> None:
+    """Run what is missing, two at a time or more, then summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", nargs="+", default=["vp", "edm", "latent"], choices=["vp", "edm", "latent"])
+    parser.add_argument("--arms", nargs="+", default=["unified", "multistage"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "multistage")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "multistage")
+    parser.add_argument("--one", nargs=3, metavar=("PROCESS", "ARM", "SEED"), help="a single run; what --jobs starts")
+    arguments = parser.parse_args()
+    if arguments.one:
+        process, arm, seed = arguments.one
+        run = Run(process, arm, int(seed), arguments, arguments.work / process, arguments.work)
+        path = arguments.output / f"{process}-{arm}-seed{seed}.json"
+        path.write_text(json.dumps(run.result(), indent=1) + "\n")
+        return
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for process in arguments.processes:
+        prepare(process, arguments.work / process)
+    wanted = list(product(range(arguments.seeds), arguments.processes, arguments.arms))
+
+    def start(job: tuple[int, str, str]) -> int:
+        seed, process, arm = job
+        if (arguments.output / f"{process}-{arm}-seed{seed}.json").exists():
+            return 0
+        sizes = ["--steps", str(arguments.steps), "--samples", str(arguments.samples)]
+        folders = ["--output", str(arguments.output), "--work", str(arguments.work)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--one", process, arm, str(seed), *sizes, *folders]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        codes = list(pool.map(start, wanted))
+    summary = summarise(arguments.output)
+    (arguments.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
+    sys.exit(max(codes, default=0))
+
+
+if __name__ == "__main__":
+    main()
