@@ -12,9 +12,12 @@ import yaml
 from stages.config import (
     SCHEMA,
     STAGE_SECTIONS,
+    autoencoder_files,
     block_names,
     extractor_files,
     load_params,
+    needs_own_pipeline,
+    runs_in_latents,
     stage_params,
     teacher_files,
     typed,
@@ -117,6 +120,30 @@ def test_every_section_is_read_by_some_stage(committed: dict[str, Any]) -> None:
         ("assemble.tau", "much", 'assemble.tau: "much" is not allowed: Error allowed'),
         ("evaluate.samples", 64, "evaluate.samples: 64 are too few for the extractor's 64 features; the least is 65"),
         ("evaluate.extractor", "inception-v3-compat", "evaluate.samples: 2000 are too few for the extractor's 2048"),
+        ("cluster_timesteps.method", "given", "cluster_timesteps.boundaries: null for 3 stages; give 2 ascending"),
+        (
+            "cluster_timesteps.boundaries",
+            [1, 2],
+            "cluster_timesteps.boundaries: [1, 2] is unused by method agglomerative",
+        ),
+        ("diffusion.sigma_data", 0.5, "diffusion.sigma_data: unused by process vp; remove it"),
+        (
+            "sampling.scheduler",
+            "edm_euler",
+            "sampling.scheduler: edm_euler is no sampler of process vp, use one of ddim",
+        ),
+        ("train_autoencoder.source", "path", "train_autoencoder.path: null, but source path needs one"),
+        ("train_autoencoder.path", "x", 'train_autoencoder.path: "x" is unused by source none; set source to path'),
+        (
+            "assemble.decoder_widths",
+            [1, 1, 1],
+            "assemble.decoder_widths: [1, 1, 1] is unused by a searched architecture",
+        ),
+        ("assemble.shared_encoder", False, "assemble.shared_encoder: false, but a search shares the encoder"),
+        ("architecture", "given", "assemble.decoder_widths: null for 3 stages; give one share"),
+        ("retrain.stage_probabilities", [0.5, 0.5], "retrain.stage_probabilities: [0.5, 0.5] for 3 stages; give one"),
+        ("retrain.stage_probabilities", "even", 'retrain.stage_probabilities: "even" is not allowed'),
+        ("retrain.stage_probabilities", [1, 1, 0], "retrain.stage_probabilities"),
         ("evaluate.kid_subset_size", 2001, "evaluate.samples: 2000 are too few for kid_subset_size 2001"),
     ],
 )
@@ -127,6 +154,129 @@ def test_a_mistake_is_named_in_one_line(params: dict[str, Any], key: str, value:
         validate_params(params, "params.yaml")
     assert str(error.value).startswith("params.yaml: ") and message in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+EDM = {
+    "process": "edm",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "rho": 7.0,
+    "p_mean": -1.2,
+    "p_std": 1.2,
+}
+GIVEN = {
+    "architecture": "given",
+    "assemble.decoder_widths": [1.5, 1.0, 0.5],
+    "retrain.init": "teacher",
+    "retrain.joint_loss": "none",
+}
+LATENT = {"train_autoencoder.source": "train", "prepare_data.resolution": 8}
+EDM_PARAMS = {"diffusion": EDM, "sampling.scheduler": "edm_euler"}
+
+
+def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (params[section] if section else params)[name] = copy.deepcopy(value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        EDM_PARAMS,
+        EDM_PARAMS | {"cluster_timesteps.grid": 5000, "sampling.steps": 5000},
+        GIVEN,
+        GIVEN | {"assemble.shared_encoder": False, "assemble.snap_boundaries": True, "retrain.init": "scratch"},
+        LATENT,
+        LATENT | EDM_PARAMS | GIVEN,
+        {"retrain.stage_probabilities": [1, 2, 3]},
+        {
+            "cluster_timesteps.method": "given",
+            "cluster_timesteps.boundaries": [0.3, 5],
+            "cluster_timesteps.boundaries_in": "sigma",
+        },
+        {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [], "cluster_timesteps.stages": 1},
+    ],
+)
+def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: dict[str, Any]) -> None:
+    put(params, changes)
+    validate_params(params, "params.yaml")
+    assert bool(block_names(params)) == (params["architecture"] == "searched")
+    latent, edm = "train_autoencoder.source" in changes, "diffusion" in changes
+    assert (runs_in_latents(params), needs_own_pipeline(params)) == (latent, latent or edm)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            EDM_PARAMS | {"sampling.scheduler": "ddim"},
+            "sampling.scheduler: ddim is no sampler of process edm, use one of edm",
+        ),
+        (EDM_PARAMS | {"diffusion.beta_end": 0.02}, "diffusion.beta_end: unused by process edm; remove it"),
+        (EDM_PARAMS | {"diffusion.sigma_min": 80.0}, "diffusion.sigma_min: 80.0 is not below sigma_max 80.0"),
+        (EDM_PARAMS | {"diffusion.p_std": 0}, "diffusion.p_std: 0 is too small, it must be above 0"),
+        (
+            {"diffusion": {"process": "edm"}, "sampling.scheduler": "edm_euler"},
+            "diffusion.sigma_min: missing; add it, as process edm",
+        ),
+        ({"diffusion": {"process": "ve"}}, 'diffusion.process: "ve" is unknown, use one of vp, edm'),
+        ({"diffusion": {}}, "diffusion.process: missing"),
+        (
+            LATENT | {"train_autoencoder.block_out_channels": [32, 60]},
+            "block_out_channels[1]: 60 is no multiple of norm_num_groups 8",
+        ),
+        (
+            LATENT | {"train_teacher.horizontal_flip": True},
+            "train_teacher.horizontal_flip: true, but a mirrored latent",
+        ),
+        (LATENT | {"retrain.horizontal_flip": True}, "retrain.horizontal_flip: true, but a mirrored latent"),
+        (LATENT | {"prepare_data.resolution": 9}, "prepare_data.resolution: 9 pixels cannot be divided by 2"),
+        (LATENT | {"prepare_data.resolution": 10}, "prepare_data.resolution: 5 pixels cannot be halved 1 time(s)"),
+        (
+            LATENT | {"train_autoencoder.warmup_steps": 9999},
+            "train_autoencoder.warmup_steps: 9999 is more than the 2000",
+        ),
+        (LATENT | {"train_autoencoder.path": "x"}, 'train_autoencoder.path: "x" is unused by source train'),
+        (GIVEN | {"assemble.decoder_widths": [1.5]}, "assemble.decoder_widths: [1.5] for 3 stages; give one share"),
+        (GIVEN | {"assemble.decoder_widths": [1, 0, 1]}, "assemble.decoder_widths[1]: 0 is too small"),
+        (GIVEN | {"retrain.init": "inherit"}, "retrain.init: inherit, but a given architecture has no supernets"),
+        (
+            GIVEN | {"retrain.joint_loss": "linear"},
+            "retrain.joint_loss: linear, but blocks of given widths imitate no teacher",
+        ),
+        (
+            {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [300]},
+            "cluster_timesteps.boundaries: [300] for 3 stages; give 2 ascending noise levels",
+        ),
+        (
+            {"cluster_timesteps.method": "gradient", "cluster_timesteps.grid": 2},
+            "cluster_timesteps.stages: 3 is more than the grid of 2 noise levels",
+        ),
+    ],
+)
+def test_settings_that_clash_are_named_in_one_line(
+    params: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    put(params, changes)
+    with pytest.raises(ValueError) as error:
+        validate_params(params, "params.yaml")
+    assert str(error.value).startswith("params.yaml: ") and message in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_given_autoencoders_files_must_exist(params: dict[str, Any], tmp_path: Path) -> None:
+    assert autoencoder_files(params["train_autoencoder"]) == []
+    settings = params["train_autoencoder"] | {"source": "path", "path": str(tmp_path)}
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match=r"train_autoencoder\.path: .*diffusion_pytorch_model\.safetensors not found"):
+        autoencoder_files(settings)
+    (tmp_path / "diffusion_pytorch_model.safetensors").touch()
+    assert [Path(file).name for file in autoencoder_files(settings)] == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
 
 
 def test_threshold_makes_three_stages(params: dict[str, Any]) -> None:

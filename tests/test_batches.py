@@ -1,0 +1,107 @@
+"""Training batches: how often each stage is drawn, and that labels reach the networks."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_unet
+
+from stages.datasets.training import TrainingSet
+from stages.diffusion.losses import NoisyBatches
+from stages.diffusion.seeds import generator_for
+from stages.models.borders import trace
+from stages.models.multi_decoder_unet import stage_of
+from stages.models.specs import identity_architecture
+from stages.search.features import FeatureWriter
+from stages.training.joint import JointLoss
+from stages.training.student import build_student, stage_probabilities, warm_start
+from stages.training.teacher import DenoisingLoss
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def labelled():
+    """Images that are as bright as their label says."""
+    labels = np.arange(40) % 5
+    return TrainingSet.of_images(np.full((40, 8, 8, 1), 50 * labels[:, None, None, None], dtype=np.uint8), labels)
+
+
+def drawn_stages(process, data, boundaries, probabilities):
+    stages = process.edges(boundaries)
+    batches = NoisyBatches(data, process, 500, CPU, stages=stages, probabilities=probabilities)
+    t = torch.cat([batches(generator_for(0, "train", i)).t for i in range(20)])
+    return (stage_of(t, boundaries).bincount(minlength=len(stages)) / len(t)).tolist()
+
+
+@pytest.mark.parametrize("probabilities", [[0.7, 0.1, 0.2], [1 / 3] * 3, [0.0, 1.0, 0.0], None])
+def test_stages_are_drawn_as_often_as_said(process, labelled, probabilities):
+    boundaries = [process.at_share(0.4), process.at_share(0.6)]
+    wanted = probabilities or [process.share(*edges) for edges in process.edges(boundaries)]
+    assert drawn_stages(process, labelled, boundaries, probabilities) == pytest.approx(wanted, abs=0.02)
+
+
+def test_probabilities_are_read_from_params(process):
+    stages = process.edges([process.at_share(0.5)])
+    assert stage_probabilities("density", stages) is None
+    assert stage_probabilities("uniform", stages) == [0.5, 0.5]
+    assert stage_probabilities([1, 3], stages) == [0.25, 0.75]
+    with pytest.raises(ValueError, match=r"retrain\.stage_probabilities: \[1, 2, 3\] for 2 stages"):
+        stage_probabilities([1, 2, 3], stages)
+
+
+def test_batches_of_drawn_stages_depend_on_the_generator_alone(process, labelled):
+    stages = process.edges([process.at_share(0.5)])
+    batches = NoisyBatches(labelled, process, 16, CPU, stages=stages, probabilities=[0.5, 0.5])
+    one, two, other = (batches(generator_for(0, "train", i)) for i in (3, 3, 4))
+    assert torch.equal(one.x_t, two.x_t) and torch.equal(one.t, two.t) and not torch.equal(one.t, other.t)
+    # Images do not go with stages, as they would if both were in order.
+    assert len({*zip(one.t.tolist(), one.x_t[:, 0, 0, 0].tolist(), strict=True)}) > 8
+
+
+def test_labels_are_those_of_the_images(process, labelled):
+    batches = NoisyBatches(labelled, process, 64, CPU, labels=True)
+    batches.draw_t = lambda generator: torch.full((64,), process.low)
+    batch = batches(generator_for(0, "train", 0))
+    brightness = batch.x_t.mean((1, 2, 3)) / process.scale_sigma(batch.t)[0].float()
+    assert ((brightness + 1) * 127.5 / 50).round().long().tolist() == batch.labels.tolist()
+    assert set(batch.labels.tolist()) == {0, 1, 2, 3, 4}
+    assert batch.rows(slice(2, 5)).labels.tolist() == batch.labels[2:5].tolist()
+
+
+def test_labels_that_are_missing_are_asked_for(process, digits):
+    with pytest.raises(ValueError, match="the images have no labels; give class sub-folders"):
+        NoisyBatches(TrainingSet.of_images(digits), process, 4, CPU, labels=True)
+    with pytest.raises(ValueError, match=r"train_teacher\.class_conditional: true, but the images have no labels"):
+        TrainingSet.of_images(digits).classes()
+
+
+def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled):
+    unet = tiny_unet(num_class_embeds=5)
+    batches = NoisyBatches(labelled, process, 8, CPU, labels=True)
+    loss = dict(DenoisingLoss(unet, batches, "fp32")(0, generator_for(0, "train", 0)))["noise"]
+    batch = batches(generator_for(0, "train", 0))
+    with torch.no_grad():
+        wanted = (unet(batch.x_t, batch.t, batch.labels).sample - batch.target).square().mean()
+        assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+        student = build_student(unet, identity_architecture(unet, 2), [process.at_share(0.5)], 0)
+        warm_start(student, unet)
+        how = {"joint_loss": "linear", "ramp": 0.5, "steps": 10, "output_weight": 1.0}
+        joint = JointLoss(student, unet, batches, how, "fp32")
+        assert dict(joint(0, generator_for(0, "train", 0)))["blocks"] < 1e-8
+        assert float(dict(joint(9, generator_for(0, "train", 0)))["end_to_end"]) == pytest.approx(
+            float(wanted), rel=1e-4
+        )
+        assert float(joint.output_loss(batch, torch.ones_like(batch.target))) > float(wanted)
+
+
+def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path):
+    unet = tiny_unet(num_class_embeds=5)
+    sizes = {"triples_per_stage": 6, "held_out": 0.5, "batch_size": 6, "shard_size": 6, "max_gib": 1.0}
+    writer = FeatureWriter(unet, process, labelled, process.edges([]), sizes, 0, CPU)
+    found = writer._triples(0, 0, 6)
+    rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))
+    with torch.no_grad():
+        seen = trace(unet, found["x_t"], found["t"], labelled.labels[rows])
+        other = trace(unet, found["x_t"], found["t"], (labelled.labels[rows] + 1) % 5)
+    torch.testing.assert_close(found["output"], seen["output"], atol=1e-5, rtol=1e-4)
+    assert (found["output"] - other["output"]).abs().max() > 1e-3

@@ -1,0 +1,170 @@
+"""Two more whole runs through Snakemake, in which every setting is another than in the smoke preset."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from diffusers import DiffusionPipeline
+from helpers import clone, run
+
+from stages.diffusion.process import make_process
+from stages.diffusion.sampling import nodes_of
+from stages.evaluation.samples import load_samples
+
+LATENT_EDM = {
+    "diffusion": {
+        "process": "edm",
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 1.0,
+        "rho": 7.0,
+        "p_mean": -1.2,
+        "p_std": 1.2,
+    },
+    "sampling.scheduler": "edm_dpm_solver",
+    "prepare_data.resolution": 16,
+    "train_autoencoder.source": "train",
+    "train_autoencoder.steps": 40,
+    "train_autoencoder.block_out_channels": [8, 16],
+    "train_autoencoder.warmup_steps": 5,
+    "train_teacher.class_conditional": True,
+    "cluster_timesteps.method": "gradient",
+}
+SEPARATE_NETS = {
+    "architecture": "given",
+    "sampling.scheduler": "dpm_solver",
+    "sampling.steps": 18,
+    "cluster_timesteps.method": "threshold",
+    "cluster_timesteps.stages": 3,
+    "cluster_timesteps.eta": 0.05,
+    "assemble.decoder_widths": [1.5, 0.5, 1.0],
+    "assemble.shared_encoder": False,
+    "assemble.snap_boundaries": True,
+    "retrain.init": "teacher",
+    "retrain.joint_loss": "none",
+    "retrain.stage_probabilities": "uniform",
+}
+
+
+def finish(folder: Path, changes: dict) -> Path:
+    """A clone that has made the report with the smoke preset, changed."""
+    clone(folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (params[section] if section else params)[name] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    result = run(folder, "snakemake", "report")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latent_edm(tmp_path_factory) -> Path:
+    return finish(tmp_path_factory.mktemp("latent") / "run", LATENT_EDM)
+
+
+@pytest.fixture(scope="module")
+def separate_nets(tmp_path_factory) -> Path:
+    return finish(tmp_path_factory.mktemp("separate") / "run", SEPARATE_NETS)
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def check_costs(folder: Path) -> dict:
+    """The metrics of a run, whose costs must be those that the architecture promised."""
+    metrics, plan = read(folder, "results/metrics.json"), read(folder, "results/architecture.json")
+    assert plan["teacher"]["macs"] == metrics["teacher"]["macs"]
+    for key in ("macs", "params", "params_active"):
+        assert plan["expected"][key] == pytest.approx(metrics["student"][key], rel=1e-9), key
+    steps, per_stage = plan["steps_per_stage"], metrics["student"]["macs_per_stage"]
+    mean = np.average(per_stage, weights=steps)
+    sampler = metrics["protocol"]["sampler"]
+    assert metrics["student"]["macs"] == metrics["student"]["macs_of_samplers"][sampler] == pytest.approx(mean)
+    shares = metrics["protocol"]["training_shares"]
+    assert sum(shares) == pytest.approx(1)
+    assert metrics["student"]["macs_training"] == pytest.approx(np.average(per_stage, weights=shares))
+    return metrics
+
+
+def draw(folder: Path, elsewhere: Path, **how) -> np.ndarray:
+    """Images of a pipeline folder that was moved, by diffusers."""
+    shutil.copytree(folder, elsewhere)
+    pipeline = DiffusionPipeline.from_pretrained(elsewhere, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(num_inference_steps=3, output_type="np", **how).images
+
+
+def test_a_class_conditional_latent_edm_run_ends_with_what_was_asked(latent_edm):
+    metrics = check_costs(latent_edm)
+    assert metrics["autoencoder"]["decoder_macs"] > 0 and metrics["ratio"]["macs"] <= 0.7
+    assert set(metrics["student"]["macs_of_samplers"]) == {"edm_euler", "edm_dpm_solver"}
+    latents = np.load(latent_edm / "data" / "latents" / "latents.npy")
+    assert latents.shape[1:] == (4, 8, 8) and latents.std() == pytest.approx(1, abs=0.01)
+    assert read(latent_edm, "results/teacher/unet/config.json")["num_class_embeds"] == 10
+    images, _ = load_samples(latent_edm / "results" / "samples.npz")
+    assert {name: found.shape[1:] for name, found in images.items()} == dict.fromkeys(
+        ("teacher", "student", "real"), (16, 16, 1)
+    )
+    assert read(latent_edm, "results/logs/train_autoencoder.json")["history"]
+
+
+def test_gradients_of_the_teacher_cluster_the_noise_levels_of_edm(latent_edm):
+    clusters, params = (
+        read(latent_edm, "results/clusters.json"),
+        yaml.safe_load((latent_edm / "params.yaml").read_text()),
+    )
+    assert clusters["method"] == "gradient" and clusters["process"] == "edm" and len(clusters["stages"]) == 2
+    make_process(params["diffusion"]).check_stages(clusters, Path())
+    assert clusters["spread"]["seeds"] == [0, 1] and len(clusters["spread"]["boundaries"]) == 2
+    (boundary,), (sigma,) = clusters["boundaries"], clusters["boundaries_sigma"]
+    assert sigma == pytest.approx(np.exp(4 * boundary))
+
+
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_diffusers_alone_draws_classes_through_the_autoencoder(latent_edm, tmp_path, model):
+    images = draw(latent_edm / "results" / model, tmp_path / model, class_labels=[3, 7, 7])
+    assert images.shape == (3, 16, 16, 1)
+
+
+def test_nothing_runs_again_after_a_run_in_latents(latent_edm):
+    result = run(latent_edm, "snakemake", "--dry-run", "report")
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_a_run_with_separate_nets_searches_nothing_and_ends_with_what_was_asked(separate_nets):
+    metrics, plan = check_costs(separate_nets), read(separate_nets, "results/architecture.json")
+    assert plan["rule"] == "given" and plan["chosen"] == {} and metrics["autoencoder"] is None
+    assert not (separate_nets / "logs" / "search_block").exists()
+    assert not list((separate_nets / "results" / "features").glob("*.safetensors"))
+    assert read(separate_nets, "results/student/unet/config.json")["_class_name"] == "SeparateUNet2DModel"
+    wide, narrow, same = metrics["student"]["macs_per_stage"]
+    assert narrow < same == metrics["teacher"]["macs"] < wide
+    assert metrics["ratio"]["params"] > 2.5 and metrics["protocol"]["training_shares"] == pytest.approx([1 / 3] * 3)
+    assert {"ddim", "ddpm", "dpm_solver"} == set(metrics["student"]["macs_of_samplers"])
+
+
+def test_boundaries_are_snapped_to_the_sampler_and_its_solver_restarts_there(separate_nets):
+    plan, clusters = read(separate_nets, "results/architecture.json"), read(separate_nets, "results/clusters.json")
+    params = yaml.safe_load((separate_nets / "params.yaml").read_text())
+    nodes = nodes_of(make_process(params["diffusion"]), "dpm_solver", 18).tolist()
+    assert plan["clustered"] == clusters["boundaries"] and plan["snapped"]
+    assert {boundary - 1 for boundary in plan["boundaries"]} <= set(nodes) and plan["boundaries"] != plan["clustered"]
+    assert read(separate_nets, "results/student/unet/config.json")["boundaries"] == plan["boundaries"]
+    assert read(separate_nets, "results/metrics.json")["protocol"]["restarts"] is True
+
+
+def test_diffusers_alone_draws_with_separate_nets(separate_nets, tmp_path):
+    assert draw(separate_nets / "results" / "student", tmp_path / "student", batch_size=2).shape == (2, 8, 8, 1)
+
+
+def test_the_report_of_each_run_is_one_page_that_needs_nothing_else(latent_edm, separate_nets):
+    for folder, words in ((latent_edm, ("autoencoder", "edm_dpm_solver")), (separate_nets, ("S0", "S1"))):
+        page = (folder / "results" / "report.html").read_text()
+        assert all(word in page for word in words) and "data:image/png;base64," in page
+        assert "http" not in page.replace("http://www.w3.org", "")
