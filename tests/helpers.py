@@ -1,5 +1,6 @@
 """Params of prepare_data, a small UNet, and clones of the repository to run commands in."""
 
+import json
 import os
 import re
 import shutil
@@ -58,6 +59,28 @@ def activated() -> dict[str, str]:
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would."""
     return subprocess.run(command, cwd=folder, env=activated(), capture_output=True, text=True, check=False)
+
+
+# Flags of the stages that train networks, after `prepare`.
+TRAINED_ON = ["--data", "data/prepared", "--latents", "data/latents", "--autoencoder", "data/autoencoder"]
+
+
+def prepare(folder: Path) -> None:
+    """Run the stages before all training in a folder, with the smoke preset: images, no autoencoder, no latents."""
+    import yaml
+
+    from stages.config import stage_params
+
+    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
+    for stage, flags in (
+        ("prepare_data", "--output data/prepared"),
+        ("train_autoencoder", "--data data/prepared --output data/autoencoder --log data/autoencoder.json"),
+        ("encode_latents", "--data data/prepared --autoencoder data/autoencoder --output data/latents"),
+    ):
+        text = json.dumps(stage_params(params, stage))
+        command = [sys.executable, "-m", f"stages.{stage}", "--params", text, "--threads", "1", *flags.split()]
+        result = run(folder, *command)
+        assert result.returncode == 0, result.stderr
 
 
 def readme_blocks(language: str) -> list[str]:

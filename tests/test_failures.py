@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import run, tiny_unet
+from helpers import TRAINED_ON, prepare, run, tiny_unet
 from safetensors.torch import save_file
 
 from stages.command import explain
@@ -126,8 +126,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder with prepared images, in which stages can be run."""
     folder = tmp_path_factory.mktemp("stages")
     (folder / "stages").symlink_to(ROOT / "stages")
-    result = run(folder, *command("prepare_data", {}, "--output", "data/prepared"))
-    assert result.returncode == 0, result.stderr
+    prepare(folder)
     return folder
 
 
@@ -140,7 +139,7 @@ def command(stage: str, changes: dict, *flags: str) -> list[str]:
 
 
 def teacher(**changes) -> list[str]:
-    flags = ["--data", "data/prepared", "--output", "results/teacher", "--log", "results/logs/train_teacher.json"]
+    flags = [*TRAINED_ON, "--output", "results/teacher", "--log", "results/logs/train_teacher.json"]
     return command("train_teacher", changes, *flags)
 
 
@@ -183,6 +182,16 @@ def test_a_loss_that_explodes_ends_in_one_line_and_keeps_the_last_checkpoint(fol
     assert line.startswith("error: train_teacher: ") and " at step " in line and "lower learning_rate" in line
     state = torch.load(folder / "results" / "checkpoints" / "train_teacher.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["model"].values())
+    assert not (folder / "results" / "teacher").exists()
+
+
+def test_a_teacher_of_fewer_classes_than_the_images_have_is_refused(folder):
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    tiny_unet(num_class_embeds=5).save_pretrained(folder / "given" / "unet")
+    result = run(folder, *teacher(source="path", path="given"))
+    line = (result.stderr.splitlines() or [""])[-1]
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert line.startswith("error: train_teacher: given/unet/config.json: num_class_embeds is 5"), line
     assert not (folder / "results" / "teacher").exists()
 
 

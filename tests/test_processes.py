@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import run
+from helpers import TRAINED_ON, prepare, run
 from shared_work import BOUNDARY, batches, results
 
 from stages import launch
@@ -138,7 +138,7 @@ def command(stage: str, count: int, **changes) -> list[str]:
     params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
     params[stage] |= changes
     text = json.dumps({section: params[section] for section in STAGE_SECTIONS[stage]})
-    flags = ["--params", text, "--threads", "2", "--processes", str(count), "--data", "data/prepared"]
+    flags = ["--params", text, "--threads", "2", "--processes", str(count), *TRAINED_ON]
     flags += ["--output", "results/teacher", "--log", "results/logs/train_teacher.json"]
     return [sys.executable, "-m", f"stages.{stage}", *flags]
 
@@ -148,10 +148,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder with prepared images, in which stages can be run."""
     folder = tmp_path_factory.mktemp("stages")
     (folder / "stages").symlink_to(ROOT / "stages")
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
-    text = json.dumps({section: params[section] for section in STAGE_SECTIONS["prepare_data"]})
-    program = [sys.executable, "-m", "stages.prepare_data", "--params", text, "--threads", "1"]
-    assert run(folder, *program, "--output", "data/prepared").returncode == 0
+    prepare(folder)
     return folder
 
 
