@@ -38,9 +38,9 @@ def run_command(body: Callable[..., None]) -> None:
     """Call `body(params, **flags)` with flags read from the command line.
 
     The keyword-only parameters of `body` become flags: `data: Path` is `--data PATH`, `logs: list[Path]` is
-    `--logs PATH ...`, `names: list[str]` is `--names [NAME ...]`, and so on for `str` and `int`. A ValueError, an OSError or a lack of memory ends in one line on stderr
-    and exit code 1; anything else is a defect and keeps its traceback. With `--processes` above 1 the command starts itself so
-    many times, and each shares the work and the threads.
+    `--logs PATH ...`, `names: list[str]` is `--names [NAME ...]`, and so on for `str` and `int`. A ValueError, an OSError or a
+    lack of memory ends in one line on stderr and exit code 1; anything else is a defect and keeps its traceback. With
+    `--processes` above 1 the command starts itself so many times, and each shares the work and the threads.
     """
     arguments = vars(build_parser(body).parse_args())
     end_with_parent()

@@ -16,7 +16,14 @@ def train_teacher(
     from stages.diffusion.process import make_process
     from stages.files import write_checked_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import check_fits, load_given_teacher, read_scheduler_config, save_teacher
+    from stages.models.pipelines import (
+        check_classes,
+        check_fits,
+        is_class_conditional,
+        load_given_teacher,
+        read_scheduler_config,
+        save_teacher,
+    )
     from stages.processes import is_main
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
@@ -29,6 +36,8 @@ def train_teacher(
             return
         teacher = load_given_teacher(Path(settings["path"]))
         check_fits(teacher, settings["path"], resolution, channels, vae is not None)
+        if is_class_conditional(teacher):
+            check_classes(teacher, settings["path"], None if images.labels is None else images.classes())
         process.check_same_as(read_scheduler_config(Path(settings["path"])), settings["path"])
         save_teacher(output, teacher, process.scheduler(), params, vae)
         write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})

@@ -48,4 +48,4 @@ class OptimalDenoiser:
     def _batch(self, z: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         """Few passes over the B x N numbers between the two products, so that these take most of the time."""
         logits = torch.addmm(self.half_norms, z, self.y.T, beta=-1) * precision[:, None]
-        return F.threshold_(logits.softmax(dim=1).float(), NEGLIGIBLE, 0.0) @ self.y
+        return F.threshold(logits.softmax(dim=1).float(), NEGLIGIBLE, 0.0, inplace=True) @ self.y

@@ -207,3 +207,18 @@ def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int
                 f"{folder}/unet/config.json: {key} is {theirs} but the images have {ours} {name}; "
                 f"set prepare_data.{section}: {theirs} or give another teacher"
             )
+
+
+def check_classes(teacher: UNet2DModel, folder: str, classes: int | None) -> None:
+    """Raise a ValueError when the images have no classes or more than a class-conditional teacher knows."""
+    known = teacher.config["num_class_embeds"]
+    if classes is None:
+        raise ValueError(
+            f"{folder}/unet/config.json: num_class_embeds is {known} but the images have no labels; give class sub-folders or "
+            "another teacher"
+        )
+    if known < classes:
+        raise ValueError(
+            f"{folder}/unet/config.json: num_class_embeds is {known} but the images have {classes} classes; give another "
+            "teacher or fewer class sub-folders"
+        )
