@@ -11,6 +11,8 @@ from typing import Any
 import jsonschema
 import yaml
 
+from stages.files import pipeline_file
+
 Params = dict[str, Any]
 Problem = tuple[str, str]  # key, what is wrong and what to do
 
@@ -152,13 +154,13 @@ def teacher_files(settings: Params) -> list[str]:
     if settings["source"] == "train":
         return []
     folder = Path(settings["path"])
-    files = [folder / "unet" / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+    files = [pipeline_file(folder, "unet", name) for name in ("config.json", "diffusion_pytorch_model.safetensors")]
     for file in files:
         if not file.is_file():
             raise ValueError(
                 f"train_teacher.path: {file} not found; give a diffusers pipeline folder with safetensors weights"
             )
-    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler = pipeline_file(folder, "scheduler", "scheduler_config.json")
     return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]
 
 

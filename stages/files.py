@@ -161,3 +161,12 @@ def sha256_tensor(tensor: Any) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.numpy())
     return digest.hexdigest()
+
+
+def pipeline_file(folder: Path | str, part: str, name: str) -> Path:
+    """`<part>/<name>` of a diffusers pipeline folder, or `<name>` of one that holds the part's files itself.
+
+    google/ddpm-cifar10-32 and its like are of the second kind.
+    """
+    nested, flat = Path(folder) / part / name, Path(folder) / name
+    return flat if flat.is_file() and not nested.exists() else nested

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.files import run_again
+from stages.files import pipeline_file, run_again
 
 VP_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "rho")
@@ -137,7 +137,7 @@ class Process(ABC):
         """Raise a ValueError when a teacher's own scheduler config, if it has one, states another process than the params do."""
         if scheduler_config is None:
             return
-        path = f"{folder}/scheduler/scheduler_config.json"
+        path = pipeline_file(folder, "scheduler", "scheduler_config.json")
         for key, known in self.values.items():
             if scheduler_config.get(key) not in known:
                 raise ValueError(

@@ -13,6 +13,7 @@ from diffusers import UNet2DModel
 from stages.files import (
     atomic_folder,
     check_file,
+    pipeline_file,
     read_checked_json,
     read_json,
     sha256_file,
@@ -50,8 +51,8 @@ def load_given_teacher(folder: Path) -> UNet2DModel:
         ValueError: the folder has no config or weights, its UNet is no UNet2DModel, has blocks that cannot be searched, or
             has weights that are missing, of another shape or not finite.
     """
-    check_config(Path(folder) / "unet" / "config.json")
-    weights = Path(folder) / "unet" / WEIGHTS
+    check_config(pipeline_file(folder, "unet", "config.json"))
+    weights = pipeline_file(folder, "unet", WEIGHTS)
     if not weights.is_file():
         raise ValueError(f"{weights}: not found; give safetensors weights")
     if weights.with_name(f"{WEIGHTS}.index.json").exists():
@@ -91,17 +92,16 @@ def block_types(path: Path, config: dict[str, Any], key: str) -> list[str]:
 
 
 def _load(kind: Any, folder: Path) -> Any:
+    unet = pipeline_file(folder, "unet", WEIGHTS).parent
     try:
         model, report = kind.from_pretrained(
-            str(folder), subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            str(unet), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except Exception as error:
-        raise ValueError(f"{folder}/unet: cannot be loaded as {kind.__name__} ({shorten(str(error), 300)})") from error
+        raise ValueError(f"{unet}: cannot be loaded as {kind.__name__} ({shorten(str(error), 300)})") from error
     for problem, names in (("lacks", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
         if names:
-            raise ValueError(
-                f"{folder}/unet/{WEIGHTS}: {problem} {min(names)}, by its config.json; give another teacher"
-            )
+            raise ValueError(f"{unet}/{WEIGHTS}: {problem} {min(names)}, by its config.json; give another teacher")
     return model.eval()
 
 
@@ -183,42 +183,41 @@ def forget_origin(config: Path) -> None:
 
 def read_scheduler_config(folder: Path) -> dict[str, Any] | None:
     """scheduler/scheduler_config.json of a pipeline folder; None when the folder has none."""
-    path = Path(folder) / "scheduler" / "scheduler_config.json"
+    path = pipeline_file(folder, "scheduler", "scheduler_config.json")
     return read_json(path, "give another teacher") if path.is_file() else None
 
 
 def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int, latents: bool = False) -> None:
     """Raise a ValueError when what a teacher draws has another shape than the images or latents."""
+    config = pipeline_file(folder, "unet", "config.json")
     for key, ours, name in (
         ("sample_size", resolution, "pixels a side"),
         ("in_channels", channels, "channels"),
         ("out_channels", channels, "channels"),
     ):
         theirs = teacher.config[key]
-        if theirs != ours:
-            section = "resolution" if key == "sample_size" else "channels"
-            if latents:
-                name = name.replace("pixels", "latents")
-                raise ValueError(
-                    f"{folder}/unet/config.json: {key} is {theirs} but the autoencoder's latents have {ours} {name}; "
-                    "give another teacher or another autoencoder"
-                )
+        section = "resolution" if key == "sample_size" else "channels"
+        if theirs != ours and latents:
             raise ValueError(
-                f"{folder}/unet/config.json: {key} is {theirs} but the images have {ours} {name}; "
+                f"{config}: {key} is {theirs} but the autoencoder's latents have {ours} {name.replace('pixels', 'latents')}; "
+                "give another teacher or another autoencoder"
+            )
+        if theirs != ours:
+            raise ValueError(
+                f"{config}: {key} is {theirs} but the images have {ours} {name}; "
                 f"set prepare_data.{section}: {theirs} or give another teacher"
             )
 
 
 def check_classes(teacher: UNet2DModel, folder: str, classes: int | None) -> None:
     """Raise a ValueError when the images have no classes or more than a class-conditional teacher knows."""
-    known = teacher.config["num_class_embeds"]
+    config, known = pipeline_file(folder, "unet", "config.json"), teacher.config["num_class_embeds"]
     if classes is None:
         raise ValueError(
-            f"{folder}/unet/config.json: num_class_embeds is {known} but the images have no labels; give class sub-folders or "
-            "another teacher"
+            f"{config}: num_class_embeds is {known} but the images have no labels; give class sub-folders or another teacher"
         )
     if known < classes:
         raise ValueError(
-            f"{folder}/unet/config.json: num_class_embeds is {known} but the images have {classes} classes; give another "
-            "teacher or fewer class sub-folders"
+            f"{config}: num_class_embeds is {known} but the images have {classes} classes; give another teacher or fewer "
+            "class sub-folders"
         )
