@@ -71,8 +71,8 @@ def trace(
         def hook(module: Module, args: tuple, kwargs: dict, output: Any) -> None:
             states = output[1] if border.kind == "down" else (output,)
             # Attention leaves channels-last strides; torch 2.12's CPU GroupNorm crashes in the backward pass on such an input
-            # when the input itself needs no gradient, as a block's input here.
-            seen.update(zip(border.outputs, (state.contiguous() for state in states), strict=True))
+            # when the input itself needs no gradient, as a block's input here. At 1 x 1 pixels contiguous() would keep them.
+            seen.update(zip(border.outputs, (state.flatten().view(state.shape) for state in states), strict=True))
             if border.kind == "down":
                 seen["emb"] = kwargs["temb"]
 
