@@ -43,6 +43,15 @@ SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
+def unclipped(scheduler: Any) -> Any:
+    """The scheduler without clipping to the range of images, which latents do not keep to."""
+    return (
+        type(scheduler).from_config(scheduler.config, clip_sample=False)
+        if "clip_sample" in scheduler.config
+        else scheduler
+    )
+
+
 def make_process(settings: dict[str, Any]) -> "Process":
     """The process that the `diffusion` section of the params describes."""
     kinds: dict[str, type[Process]] = {"vp": VPProcess, "edm": EDMProcess}

@@ -10,7 +10,7 @@ import torch
 from stages.device import autocast
 from stages.diffusion.images import to_uint8
 from stages.diffusion.losses import predict
-from stages.diffusion.process import Process
+from stages.diffusion.process import Process, unclipped
 from stages.diffusion.seeds import generator_for
 from stages.pieces import Pieces, find_array, keep_array
 from stages.processes import count, from_main, is_main, rank, to_main
@@ -55,6 +55,7 @@ class Sampler:
         self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None
     ) -> torch.Tensor:
         scheduler = self.process.scheduler(self.scheduler)
+        scheduler = unclipped(scheduler) if self.decode else scheduler
         scheduler.set_timesteps(self.steps, device=self.device)
         stages = stages_of(scheduler.timesteps, self.restarts).tolist()
         x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 from diffusers import UNet2DModel
 
+from stages.diffusion.process import unclipped
 from stages.files import (
     atomic_folder,
     check_file,
@@ -134,6 +135,7 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
         origin: module that diffusers finds the UNet's class in.
     """
     forget_origin(folder / "unet" / "config.json")
+    scheduler = scheduler if vae is None else unclipped(scheduler)
     scheduler.save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DDPMPipeline",
