@@ -20,45 +20,26 @@ def retrain(
     log: Path,
 ) -> None:
     """Write results/student and the loss history."""
-    from safetensors.torch import load_file
-
     from stages.datasets.training import TrainingSet
     from stages.device import pick_device
-    from stages.diffusion.losses import NoisyBatches
     from stages.diffusion.process import make_process
-    from stages.files import check_file, read_checked_json, sha256_file, write_checked_json
+    from stages.files import read_checked_json, sha256_file, write_checked_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import WEIGHTS, is_class_conditional, load_teacher, save_student
+    from stages.models.pipelines import WEIGHTS, load_teacher, save_student
     from stages.processes import is_main
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
-    from stages.training.student import build_student, check_teacher, inherit, stage_probabilities, warm_start
+    from stages.training.student import check_teacher, start_student, student_batches, supernet_reader
 
     settings, process = params["retrain"], make_process(params["diffusion"])
     device = pick_device(params["device"], threads)
     images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)
     chosen = read_checked_json(architecture, "assemble")
     check_teacher(unet, chosen, architecture)
-    boundaries = chosen["boundaries"]
-    student = build_student(unet, chosen["unet"], boundaries, params["seed"], chosen["shared_encoder"])
-    if settings["init"] == "teacher":
-        warm_start(student, unet)
-    if settings["init"] == "inherit":
-        for job, sha256 in chosen["supernets"].items():
-            check_file(search / f"{job}.safetensors", sha256, architecture, "search_block")
-        inherit(student, unet, lambda job: load_file(search / f"{job}.safetensors"))
-    student, unet = student.to(device), unet.to(device)
-    stages = process.edges(boundaries)
-    batches = NoisyBatches(
-        images,
-        process,
-        settings["batch_size"],
-        device,
-        settings["horizontal_flip"],
-        labels=is_class_conditional(unet),
-        stages=stages,
-        probabilities=stage_probabilities(settings["stage_probabilities"], stages),
-    )
+    supernet = supernet_reader(search, chosen["supernets"], architecture)
+    student = start_student(unet, chosen, settings["init"], params["seed"], supernet).to(device)
+    unet = unet.to(device)
+    batches = student_batches(images, process, unet, chosen["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     result = train(

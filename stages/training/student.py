@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file
 
-from stages.files import run_again
+from stages.datasets.training import TrainingSet
+from stages.diffusion.losses import NoisyBatches
+from stages.diffusion.process import Process
+from stages.files import check_file, run_again
 from stages.models.borders import Border, borders_of
 from stages.models.elastic import student_state
 from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stages.models.pipelines import is_class_conditional
 from stages.models.specs import identity_architecture
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
@@ -40,6 +45,58 @@ def build_student(
         in_channels=teacher.config["in_channels"],
         out_channels=teacher.config["out_channels"],
         num_class_embeds=teacher.config["num_class_embeds"],
+    )
+
+
+def start_student(
+    teacher: UNet2DModel, chosen: dict[str, Any], init: str, seed: int, supernet: Supernet
+) -> MultiDecoderUNet2DModel | SeparateUNet2DModel:
+    """The student before its first step.
+
+    Args:
+        chosen: the content of architecture.json.
+        init: `retrain.init`: `inherit` from the supernets, `teacher` for the teacher's weights, or `scratch`.
+        supernet: as in `inherit`.
+    """
+    student = build_student(teacher, chosen["unet"], chosen["boundaries"], seed, chosen["shared_encoder"])
+    if init == "inherit":
+        assert isinstance(student, MultiDecoderUNet2DModel), "a searched architecture shares its encoder"
+        inherit(student, teacher, supernet)
+    if init == "teacher":
+        warm_start(student, teacher)
+    return student
+
+
+def supernet_reader(folder: Path, hashes: dict[str, str], architecture: Path) -> Supernet:
+    """What gives a search job's stored supernet by name; ValueError when it is not the one that architecture.json names."""
+
+    def read(job: str) -> dict[str, torch.Tensor]:
+        path = folder / f"{job}.safetensors"
+        check_file(path, hashes[job], architecture, "search_block")
+        return load_file(path)
+
+    return read
+
+
+def student_batches(
+    data: TrainingSet,
+    process: Process,
+    teacher: UNet2DModel,
+    boundaries: list[float],
+    settings: dict[str, Any],
+    device: torch.device,
+) -> NoisyBatches:
+    """Batches as the `retrain` section of the params describes them, with labels when the teacher takes any."""
+    stages = process.edges(boundaries)
+    return NoisyBatches(
+        data,
+        process,
+        settings["batch_size"],
+        device,
+        settings["horizontal_flip"],
+        labels=is_class_conditional(teacher),
+        stages=stages,
+        probabilities=stage_probabilities(settings["stage_probabilities"], stages),
     )
 
 
