@@ -32,6 +32,7 @@ LATENT_EDM = {
     "train_autoencoder.warmup_steps": 5,
     "train_teacher.class_conditional": True,
     "cluster_timesteps.method": "gradient",
+    "cluster_timesteps.seeds": 2,
 }
 SEPARATE_NETS = {
     "architecture": "given",
