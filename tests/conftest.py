@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import pytest
-from helpers import clone, run, tiny_unet
+from helpers import EDM, ROOT, clone, prepare, run, tiny_unet
 
 
 @pytest.fixture(scope="session")
@@ -24,15 +24,7 @@ def diffusion_settings() -> dict:
 
 @pytest.fixture(scope="session")
 def edm_settings() -> dict:
-    return {
-        "process": "edm",
-        "sigma_min": 0.002,
-        "sigma_max": 80.0,
-        "sigma_data": 0.5,
-        "rho": 7.0,
-        "p_mean": -1.2,
-        "p_std": 1.2,
-    }
+    return dict(EDM)
 
 
 @pytest.fixture(scope="session", params=["vp", "edm"])
@@ -63,4 +55,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(folder, "bash", "-c", "make 2>&1")
     assert result.returncode == 0, result.stdout[-3000:]
     (folder / "output.txt").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with prepared images, in which stages can be run."""
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "stages").symlink_to(ROOT / "stages")
+    prepare(folder)
     return folder

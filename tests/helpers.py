@@ -21,6 +21,18 @@ PREPARE_DATA = {
 }
 
 
+# A `diffusion` section of the process edm.
+EDM = {
+    "process": "edm",
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "rho": 7.0,
+    "p_mean": -1.2,
+    "p_std": 1.2,
+}
+
+
 def settings(**changes):
     """The `prepare_data` section for a folder of images, with changes."""
     return PREPARE_DATA | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}

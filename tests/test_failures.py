@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import TRAINED_ON, prepare, run, tiny_unet
+from helpers import TRAINED_ON, run, tiny_unet
 from safetensors.torch import save_file
 
 from stages.command import explain
@@ -119,15 +119,6 @@ def test_a_lack_of_memory_says_what_to_lower(allocate):
 def test_defects_keep_their_traceback():
     assert explain("retrain", RuntimeError("shape mismatch")) is None
     assert explain("retrain", KeyError("x")) is None
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder with prepared images, in which stages can be run."""
-    folder = tmp_path_factory.mktemp("stages")
-    (folder / "stages").symlink_to(ROOT / "stages")
-    prepare(folder)
-    return folder
 
 
 def command(stage: str, changes: dict, *flags: str) -> list[str]:

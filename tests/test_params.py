@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import EDM
 
 from stages.config import (
     SCHEMA,
@@ -156,15 +157,6 @@ def test_a_mistake_is_named_in_one_line(params: dict[str, Any], key: str, value:
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-EDM = {
-    "process": "edm",
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "sigma_data": 0.5,
-    "rho": 7.0,
-    "p_mean": -1.2,
-    "p_std": 1.2,
-}
 GIVEN = {
     "architecture": "given",
     "assemble.decoder_widths": [1.5, 1.0, 0.5],

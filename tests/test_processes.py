@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import TRAINED_ON, prepare, run
+from helpers import TRAINED_ON, run
 from shared_work import BOUNDARY, batches, results
 
 from stages import launch
@@ -141,15 +141,6 @@ def command(stage: str, count: int, **changes) -> list[str]:
     flags = ["--params", text, "--threads", "2", "--processes", str(count), *TRAINED_ON]
     flags += ["--output", "results/teacher", "--log", "results/logs/train_teacher.json"]
     return [sys.executable, "-m", f"stages.{stage}", *flags]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder with prepared images, in which stages can be run."""
-    folder = tmp_path_factory.mktemp("stages")
-    (folder / "stages").symlink_to(ROOT / "stages")
-    prepare(folder)
-    return folder
 
 
 def test_a_stage_shared_by_two_writes_once_and_its_failures_are_one_line(folder):
