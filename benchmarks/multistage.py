@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stages.config import load_params, stage_params
 
 ROOT = Path(__file__).parents[1]
-POINTS = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # of the steps, where FID is measured
+POINTS = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)  # of the steps, where FID is measured
 WARM = 0.25
 LEARNING_RATE = 1e-3
 
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", default=["vp", "edm", "latent"], choices=["vp", "edm", "latent"])
     parser.add_argument("--arms", nargs="+", default=["unified", "multistage"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "multistage")
