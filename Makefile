@@ -23,7 +23,7 @@ test: $(STAMP)
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is older than Python 3.11; set PYTHON" if sys.version_info < (3, 11) else 0)'

@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from helpers import EDM, ROOT, clone, prepare, run, tiny_unet
 
 
@@ -49,12 +50,19 @@ def digits() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which `make` has run the whole smoke preset; what it printed is in output.txt. Not to be changed."""
-    folder = clone(tmp_path_factory.mktemp("smoke") / "one")
-    result = run(folder, "bash", "-c", "make 2>&1")
-    assert result.returncode == 0, result.stdout[-3000:]
-    (folder / "output.txt").write_text(result.stdout)
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A clone in which `make` has run the whole smoke preset; what it printed is in output.txt. Not to be changed.
+
+    Test processes that run side by side share one.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    folder = shared / "smoke" / "one"
+    with FileLock(shared / "smoke.lock"):
+        if not (folder / "output.txt").exists():
+            result = run(clone(folder), "bash", "-c", "make 2>&1")
+            assert result.returncode == 0, result.stdout[-3000:]
+            (folder / "output.txt").write_text(result.stdout)
     return folder
 
 
