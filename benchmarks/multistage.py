@@ -3,10 +3,11 @@
 python benchmarks/multistage.py --processes vp edm latent --arms unified multistage --seeds 3 --jobs 2
 
 Each run is a process of its own with one thread, resumes from its checkpoint, and leaves <process>-<arm>-seed<k>.json in
---output; runs that are there are not repeated. After them summary.json is written. Everything is trained from scratch on the
-digits (presets/multistage.yaml; its noise process exchanged for that of presets/edm.yaml, or its pixels for the latents of
-presets/latent.yaml), with a constant learning rate and an average of the weights, so every point of a curve is a finished
-model. Training MACs are 3 x batch x steps x the mean MACs of a forward pass, stages weighted by how often training draws them.
+--output; runs that are there are not repeated. After them summary.json and curves.svg are written. Everything is trained from
+scratch on the digits (presets/multistage.yaml; its noise process exchanged for that of presets/edm.yaml, or its pixels for the
+latents of presets/latent.yaml), with a constant learning rate and an average of the weights, so every point of a curve is a
+finished model. Training MACs are 3 x batch x steps x the mean MACs of a forward pass, stages weighted by how often training
+draws them.
 
 Arms: unified (one decoder), multistage (decoders of the preset's widths), equal (all as wide as unified's), separate (nothing
 shared), warm (as equal, all decoders starting as copies of a unified net trained for a quarter of the steps, whose cost is
@@ -17,6 +18,7 @@ import argparse
 import copy
 import json
 import os
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stages.config import load_params, stage_params
 
 ROOT = Path(__file__).parents[1]
-POINTS = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)  # of the steps, where FID is measured
+POINTS = [0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
+NAMES = {"vp": "VP", "edm": "EDM", "latent": "latent (VP)"}
 WARM = 0.25
 LEARNING_RATE = 1e-3
 
@@ -197,7 +200,7 @@ class Run:
         batch = self.params["retrain"]["batch_size"]
         spent = 3 * batch * self.steps(WARM) * whole if self.arm == "warm" else 0.0
         points = []
-        for share in POINTS:
+        for share in self.arguments.points:
             trained = self.train(net, batches, self.steps(share), "net")
             macs = spent + 3 * batch * self.steps(share) * cost["macs_training"]
             points.append({"step": self.steps(share), "training_macs": macs, "fid": self.fid(trained)})
@@ -246,26 +249,44 @@ def crossing(one: list[dict[str, float]], other: list[dict[str, float]]) -> floa
     return float(grid[0] if not len(last) else grid[last[-1]])
 
 
-def summarise(folder: Path) -> dict[str, Any]:
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """For each process and arm: final FIDs, and the share of the unified net's MACs needed for its final FID, over seeds."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
     unified = {(run["process"], run["seed"]): run["points"] for run in runs if run["arm"] == "unified"}
     summary: dict[str, Any] = {}
     for run in runs:
         entry = summary.setdefault(run["process"], {}).setdefault(run["arm"], {"seeds": [], "final_fid": []})
         entry["seeds"].append(run["seed"])
         entry["final_fid"].append(run["points"][-1]["fid"])
-        entry["macs_training_ratio"], entry["macs_sampling_ratio"] = (
-            run["macs_training_ratio"],
-            run["macs_sampling_ratio"],
-        )
+        entry.setdefault("macs_training_ratio", []).append(run["macs_training_ratio"])
+        entry.setdefault("macs_sampling_ratio", []).append(run["macs_sampling_ratio"])
+        entry.setdefault("boundaries", []).append(run["boundaries"])
         plain = unified.get((run["process"], run["seed"]))
         if plain and run["arm"] != "unified":
             need = reached(run["points"], plain[-1]["fid"])
             meet, whole = crossing(plain, run["points"]), plain[-1]["training_macs"]
             entry.setdefault("share_for_unified_fid", []).append(None if need is None else need / whole)
             entry.setdefault("crossing_share", []).append(None if meet is None else meet / whole)
+    for entry in (entry for arms in summary.values() for entry in arms.values()):
+        entry["mean"] = statistics.mean(entry["final_fid"])
+        entry["std"] = statistics.stdev(entry["final_fid"]) if len(entry["final_fid"]) > 1 else None
     return summary
+
+
+def draw(runs: list[dict[str, Any]], target: Path) -> None:
+    """FID against training MACs, as shares of what the unified net of the same process spent; a panel per process."""
+    from curves import panel, write_figure
+
+    arms, panels = list(dict.fromkeys(run["arm"] for run in runs)), []
+    for process in dict.fromkeys(run["process"] for run in runs):
+        own = [run for run in runs if run["process"] == process]
+        whole = next(run["points"][-1]["training_macs"] for run in own if run["arm"] == "unified")
+        shown = {
+            arm: [[(p["training_macs"] / whole, p["fid"]) for p in run["points"]] for run in own if run["arm"] == arm]
+            for arm in arms
+        }
+        label = "training MACs / those of the unified net"
+        panels.append(panel(shown, NAMES[process], label, "FID (log)"))
+    write_figure(panels, arms, target)
 
 
 def main() -> None:
@@ -276,6 +297,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument(
+        "--points", type=float, nargs="+", default=POINTS, help="shares of the steps where FID is measured"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "multistage")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "multistage")
@@ -298,6 +322,7 @@ def main() -> None:
         if (arguments.output / f"{process}-{arm}-seed{seed}.json").exists():
             return 0
         sizes = ["--steps", str(arguments.steps), "--samples", str(arguments.samples)]
+        sizes += ["--points", *map(str, arguments.points)]
         folders = ["--output", str(arguments.output), "--work", str(arguments.work)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--one", process, arm, str(seed), *sizes, *folders]
@@ -305,7 +330,11 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         codes = list(pool.map(start, wanted))
-    summary = summarise(arguments.output)
+    runs = [json.loads(path.read_text()) for path in sorted(arguments.output.glob("*-seed*.json"))]
+    runs.sort(key=lambda run: (list(NAMES).index(run["process"]), run["arm"] != "unified"))
+    summary = summarise(runs)
+    if len(arguments.points) > 1:
+        draw(runs, arguments.output / "curves.svg")
     (arguments.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     sys.exit(max(codes, default=0))
