@@ -30,7 +30,7 @@ def assemble(
     if params["architecture"] == "given":
         architecture = given_architecture(unet, steps, settings)
     else:
-        architecture = assemble_architecture(unet, read_results(search), steps, settings)
+        architecture = assemble_architecture(unet, read_results(search), steps, settings, params["seed"])
     stages = process.edges(boundaries)
     how = {
         "boundaries": boundaries,

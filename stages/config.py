@@ -329,6 +329,7 @@ def cross_problems(params: Params) -> Iterator[Problem]:
     yield from architecture_problems(params)
     yield from training_problems(params)
     yield from feature_problems(params["cache_features"])
+    yield from search_problems(params)
     yield from evaluation_problems(params)
 
 
@@ -528,6 +529,23 @@ def feature_problems(settings: Params) -> Iterator[Problem]:
         yield (
             "cache_features.held_out",
             f"{share} of {count} triples_per_stage leaves none on one side; raise triples_per_stage",
+        )
+
+
+def search_problems(params: Params) -> Iterator[Problem]:
+    """A score that is not measured, or on more triples than are held out."""
+    search, cached = params["search_block"], params["cache_features"]
+    measured, triples = search["output_candidates"], search["output_triples"]
+    if params["assemble"]["score"] == "output" and measured < 2:
+        yield (
+            "search_block.output_candidates",
+            f"{measured}, but assemble.score is output; set 2 or more, or score: local",
+        )
+    held_out = round(cached["triples_per_stage"] * cached["held_out"])
+    if measured and triples > held_out:
+        yield (
+            "search_block.output_triples",
+            f"{triples} of the {held_out} held-out triples per stage (cache_features); lower it",
         )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from stages.search.selection import (
     pareto,
     select_budget,
     select_local,
+    select_random,
     totals,
     weight_of,
 )
@@ -115,3 +117,54 @@ def test_the_pareto_front_drops_only_what_another_beats():
         for n, m, p in [(0.1, 9, 9), (0.2, 9, 9), (0.2, 5, 9), (0.3, 9, 4), (0.4, 6, 9)]
     ]
     assert pareto(cs) == [cs[0], cs[2], cs[3]]
+
+
+def with_outputs(blocks, seed):
+    """The blocks with an `output` for every candidate but the last."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for block in blocks:
+        stages = len(COSTS.stage_weights) if block.stage is None else 1
+        outputs = [rng.random(stages).tolist() for _ in block.candidates[:-1]] + [None]
+        candidates = [c | {"output": o} for c, o in zip(block.candidates, outputs, strict=True)]
+        found.append(Block(block.name, block.stage, candidates[0], tuple(candidates)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_score_output_is_minimised_over_the_measured_candidates(seed):
+    blocks, budget = with_outputs(random_blocks(seed), seed), Budget(0.7, 1.0, 0.9)
+    chosen = select_budget(blocks, COSTS, budget, "output")
+
+    def score(choice):
+        total = 0.0
+        for block in blocks:
+            weights = COSTS.stage_weights if block.stage is None else [COSTS.stage_weights[block.stage]]
+            total += sum(w * o for w, o in zip(weights, choice[block.name]["output"], strict=True))
+        return total
+
+    options = [[c for c in block.candidates if c["output"] is not None] for block in blocks]
+    names = [block.name for block in blocks]
+    every = (dict(zip(names, picked, strict=True)) for picked in itertools.product(*options))
+    best = min(score(choice) for choice in every if fits(totals(blocks, choice, COSTS), budget))
+    assert score(chosen) == pytest.approx(best, rel=1e-6)
+
+
+def test_a_score_that_was_not_measured_is_named():
+    blocks = [replace(b, candidates=tuple(c | {"output": None} for c in b.candidates)) for b in random_blocks(0)]
+    with pytest.raises(ValueError, match=r"assemble\.score output, but down was searched without it"):
+        select_budget(blocks, COSTS, Budget(0.7, 1.0, 0.9), "output")
+
+
+def test_random_choices_spend_the_budget_and_differ_by_seed():
+    blocks, budget = random_blocks(2, candidates=40), Budget(0.5, 1.0, 0.6)
+    ratios, choices = [], set()
+    for seed in range(6):
+        chosen = select_random(blocks, COSTS, budget, seed)
+        total = totals(blocks, chosen, COSTS)
+        assert fits(total, budget)
+        ratios.append(total["macs_ratio"])
+        choices.add(tuple(chosen[block.name]["spec"] for block in blocks))
+    assert min(ratios) >= 0.49 and len(choices) == 6
+    again = select_random(blocks, COSTS, budget, 5)
+    assert tuple(again[block.name]["spec"] for block in blocks) in choices

@@ -149,9 +149,9 @@ def dot(x: float, y: float, css: str, radius: float, title: str) -> Markup:
 
 
 def candidate_chart(
-    points: Sequence[tuple[float, float]], chosen: tuple[float, float], titles: Sequence[str], alt: str
+    points: Sequence[tuple[float, float]], chosen: tuple[float, float] | None, titles: Sequence[str], alt: str
 ) -> Markup:
-    """NMSE over MACs (as a share of the teacher's block) of every candidate, the Pareto front and the chosen one.
+    """NMSE over MACs (as a share of the teacher's block) of every candidate, the Pareto front and the chosen one, if any.
 
     `titles` name the candidates when pointed at.
     """
@@ -163,7 +163,9 @@ def candidate_chart(
         stairs += [(px, stairs[-1][1]), (px, py)]
     parts = [axes(x, y, "MACs / teacher's block", "NMSE")]
     parts += [dot(x(px), y(py), "candidate", 2, title) for (px, py), title in zip(points, titles, strict=True)]
-    parts += [path(stairs, "front"), dot(x(chosen[0]), y(chosen[1]), "chosen", 5, "chosen")]
+    parts.append(path(stairs, "front"))
+    if chosen is not None:
+        parts.append(dot(x(chosen[0]), y(chosen[1]), "chosen", 5, "chosen"))
     return svg(Markup("").join(parts), alt)
 
 

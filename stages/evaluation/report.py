@@ -73,6 +73,7 @@ def render_report(
         architecture=architecture_rows(architecture, searches),
         expected=architecture["expected"],
         rule=architecture["rule"],
+        score=architecture["score"],
         stage_count=len(architecture["steps_per_stage"]),
         candidates=candidate_charts(architecture, searches),
         losses=loss_charts(logs, searches),
@@ -288,8 +289,11 @@ def candidate_charts(
     for name, search in sorted(searches.items()):
         chosen, whole, candidates = architecture["chosen"][name], search["teacher_macs"], search["candidates"]
         points = [(candidate["macs"] / whole, candidate["nmse"]) for candidate in candidates]
-        picked = (chosen["macs"] / whole, chosen["nmse"])
-        note = f"{len(points)} candidates; chosen: × {picked[0]:.2f} MACs, NMSE {picked[1]:.3g}"
+        share, error = chosen["macs"] / whole, chosen.get("nmse")
+        note = f"{len(points)} candidates; chosen: × {share:.2f} MACs" + (
+            "" if error is None else f", NMSE {error:.3g}"
+        )
+        picked = None if error is None else (share, error)
         chart = charts.candidate_chart(
             points, picked, [spec_text(candidate["spec"]) for candidate in candidates], f"{name}: {note}"
         )

@@ -61,6 +61,34 @@ def run_block(kind: str, block: Module, tensors: Sequence[torch.Tensor]) -> tupl
     return (block(hidden, emb) if kind == "mid" else block(hidden, tuple(skips), emb),)
 
 
+def tail_inputs(unet: Module, border: Border) -> tuple[str, ...]:
+    """The border tensors that `run_tail` needs beside the block's own outputs."""
+    known, needed = set(border.outputs), []
+    for later in after(unet, border):
+        needed += [name for name in later.inputs if name not in known]
+        known |= {*later.inputs, *later.outputs}
+    return tuple(needed)
+
+
+def run_tail(
+    unet: Module, border: Border, outputs: Sequence[torch.Tensor], seen: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The prediction (N,C,H,W) of a UNet whose block at `border` gave these outputs; `seen` holds its `tail_inputs`."""
+    seen = seen | dict(zip(border.outputs, outputs, strict=True))
+    hidden = outputs[-1]
+    for later in after(unet, border):
+        found = run_block(later.kind, unet.get_submodule(later.block), [seen[name] for name in later.inputs])
+        seen.update(zip(later.outputs, found, strict=True))
+        hidden = found[-1]
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+
+def after(unet: Module, border: Border) -> list[Border]:
+    """The borders of the blocks that run after one."""
+    borders = borders_of(unet)
+    return borders[borders.index(border) + 1 :]
+
+
 def trace(
     unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:

@@ -17,7 +17,8 @@ from stages.models.specs import (
     shared_macs,
     shared_params,
 )
-from stages.search.selection import Block, Budget, Costs, select_budget, select_local, totals
+from stages.search.controls import select_largest, select_uniform
+from stages.search.selection import Block, Budget, Costs, select_budget, select_local, select_random, totals
 
 
 def costs_of(unet: UNet2DModel, steps: Sequence[int]) -> Costs:
@@ -38,16 +39,17 @@ def block_of(name: str, result: dict[str, Any]) -> Block:
 
 
 def assemble_architecture(
-    unet: UNet2DModel, results: dict[str, dict[str, Any]], steps: Sequence[int], settings: dict[str, Any]
+    unet: UNet2DModel, results: dict[str, dict[str, Any]], steps: Sequence[int], settings: dict[str, Any], seed: int
 ) -> dict[str, Any]:
     """Choose a spec per block and stage.
 
     Args:
         results: contents of results/search/*.json by job name.
         settings: the `assemble` section of the params.
+        seed: of the rule `random`.
 
     Returns:
-        rule, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
+        rule, score, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
         architecture.json.
 
     Raises:
@@ -56,12 +58,20 @@ def assemble_architecture(
     check_results(unet, results, len(steps))
     blocks, costs = [block_of(name, result) for name, result in sorted(results.items())], costs_of(unet, steps)
     budget, tau = Budget(settings["macs"], settings["params"], settings["params_active"]), None
-    if settings["rule"] == "local":
-        chosen, tau = select_local(blocks, costs, budget, settings["tau"], settings["tau_rel"])
-    else:
-        chosen = select_budget(blocks, costs, budget)
+    match settings["rule"]:
+        case "local":
+            chosen, tau = select_local(blocks, costs, budget, settings["tau"], settings["tau_rel"])
+        case "random":
+            chosen = select_random(blocks, costs, budget, seed)
+        case "uniform":
+            chosen = select_uniform(unet, blocks, costs, budget)
+        case "largest":
+            chosen = select_largest(blocks)
+        case _:
+            chosen = select_budget(blocks, costs, budget, settings["score"])
     return {
         "rule": settings["rule"],
+        "score": settings["score"] if settings["rule"] == "budget" else None,
         "tau": tau,
         "budget": {key: settings[key] for key in ("macs", "params", "params_active")},
         "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps)),
@@ -70,6 +80,7 @@ def assemble_architecture(
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+        "search_macs": sum(result["trained_macs"] for result in results.values()),
     }
 
 
@@ -97,6 +108,7 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
     costs = costs_of(unet, steps)
     return {
         "rule": "given",
+        "score": None,
         "tau": None,
         "budget": None,
         "unet": specs,
@@ -105,6 +117,7 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
         "supernets": {},
         "expected": given_costs(unet, specs, costs, settings["shared_encoder"]),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+        "search_macs": 0.0,
     }
 
 

@@ -1,14 +1,19 @@
-"""Selection: one candidate per block, by the local rule of DiffNAS or by an integer programme under budgets."""
+"""Selection: one candidate per block, by the local rule of DiffNAS or by an integer programme under budgets.
+
+A candidate is a dict with `spec`, `macs`, `params`, and two scores: `nmse` of the block's own outputs, and `output`, that of the
+teacher's prediction for every stage in which the block runs (None when it was not measured).
+"""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 Candidate = dict[str, Any]
 BISECTIONS = 60
+MACS_TOLERANCE = 0.02  # how far below the budget a control may stay
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,12 @@ class Block:
     candidates: tuple[Candidate, ...]
 
 
-def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that no other beats in NMSE, MACs and parameters at once, by ascending NMSE."""
+def pareto(candidates: Sequence[Candidate], values: Sequence[float] | None = None) -> list[Candidate]:
+    """Candidates that no other beats in value, MACs and parameters at once, by ascending value; values default to NMSE."""
     front: list[Candidate] = []
-    for one in sorted(candidates, key=lambda c: (c["nmse"], c["macs"], c["params"])):
+    values = [c["nmse"] for c in candidates] if values is None else values
+    pairs = sorted(zip(values, candidates, strict=True), key=lambda p: (p[0], p[1]["macs"], p[1]["params"]))
+    for _, one in pairs:
         if not any(other["macs"] <= one["macs"] and other["params"] <= one["params"] for other in front):
             front.append(one)
     return front
@@ -124,19 +131,60 @@ def _local_choice(blocks: Sequence[Block], tau: float, tau_rel: float) -> dict[s
     return chosen
 
 
-def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
-    """Minimise the sum of block NMSEs, one candidate per block, under the budgets, exactly (integer programme).
+def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: str = "local") -> dict[str, Candidate]:
+    """Minimise the sum of the blocks' scores, one candidate per block, under the budgets, exactly (integer programme).
 
-    A decoder block's NMSE counts by the share of the sampler's steps in its stage, as its MACs do.
+    A score counts by the share of the sampler's steps in its stage, as MACs do.
+
+    Args:
+        score: `local` for `nmse`, `output` for `output`.
 
     Raises:
-        ValueError: no choice meets the budgets; the message has the least that can be met.
+        ValueError: no choice meets the budgets; the message has the least that can be met. Or the score was not measured.
     """
-    programme = _Programme([pareto(block.candidates) for block in blocks], blocks, costs, budget)
-    picked = programme.solve([weight_of(block, costs) for block in blocks], "nmse")
+    blocks = measured(blocks) if score == "output" else blocks
+    values = [[value_of(block, candidate, costs, score) for candidate in block.candidates] for block in blocks]
+    options = [pareto(block.candidates, column) for block, column in zip(blocks, values, strict=True)]
+    kept = [[value_of(block, c, costs, score) for c in front] for block, front in zip(blocks, options, strict=True)]
+    picked = _Programme(options, blocks, costs, budget).solve(kept)
     if picked is None:
         raise ValueError(infeasible(blocks, costs, budget))
     return {block.name: candidate for block, candidate in zip(blocks, picked, strict=True)}
+
+
+def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: int) -> dict[str, Candidate]:
+    """A random choice that spends the MACs budget to within 2 %: every candidate gets a random value, the least sum wins.
+
+    Raises:
+        ValueError: no choice meets the budgets.
+    """
+    rng = np.random.default_rng(seed)
+    options = [list(block.candidates) for block in blocks]
+    values = [rng.random(len(column)).tolist() for column in options]
+    picked = _Programme(options, blocks, costs, budget, least_macs=1 - MACS_TOLERANCE).solve(values)
+    if picked is None:
+        raise ValueError(infeasible(blocks, costs, budget))
+    return {block.name: candidate for block, candidate in zip(blocks, picked, strict=True)}
+
+
+def measured(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks with those candidates alone whose `output` was measured; ValueError when a block has none."""
+    found = [replace(b, candidates=tuple(c for c in b.candidates if c["output"] is not None)) for b in blocks]
+    for block in found:
+        if not block.candidates:
+            raise ValueError(
+                f"params.yaml: assemble.score output, but {block.name} was searched without it; "
+                "set search_block.output_candidates to 2 or more"
+            )
+    return found
+
+
+def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> float:
+    """What a candidate adds to the objective: its score, weighted by the sampler's steps."""
+    if score == "local":
+        return weight_of(block, costs) * float(candidate["nmse"])
+    weights = costs.stage_weights if block.stage is None else [costs.stage_weights[block.stage]]
+    return sum(weight * value for weight, value in zip(weights, candidate["output"], strict=True))
 
 
 def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget) -> str:
@@ -161,9 +209,20 @@ def _cheapest(blocks: Sequence[Block], cost: str) -> dict[str, Candidate]:
 
 
 class _Programme:
-    """The integer programme: a 0/1 variable per block and candidate."""
+    """The integer programme: a 0/1 variable per block and candidate.
 
-    def __init__(self, options: list[list[Candidate]], blocks: Sequence[Block], costs: Costs, budget: Budget) -> None:
+    Args:
+        least_macs: the share of the MACs budget that must be spent.
+    """
+
+    def __init__(
+        self,
+        options: list[list[Candidate]],
+        blocks: Sequence[Block],
+        costs: Costs,
+        budget: Budget,
+        least_macs: float | None = None,
+    ) -> None:
         self.options, self.blocks = options, blocks
         weights = [weight_of(block, costs) for block in blocks]
         rows = [(self.row("macs", weights), budget.macs * costs.teacher_macs - costs.fixed_macs)]
@@ -175,14 +234,16 @@ class _Programme:
             rows.append(
                 (self.row("params", present), budget.params_active * costs.teacher_params - costs.fixed_params_active)
             )
+        if least_macs is not None:
+            rows.append((-rows[0][0], costs.fixed_macs - least_macs * budget.macs * costs.teacher_macs))
         self.rows = rows
 
     def row(self, key: str, weights: Sequence[float]) -> np.ndarray:
         """Coefficients of one linear form over all variables."""
         return np.array([w * c[key] for w, options in zip(weights, self.options, strict=True) for c in options])
 
-    def solve(self, weights: Sequence[float], key: str) -> list[Candidate] | None:
-        """The cheapest choice by `key`, or None when there is none."""
+    def solve(self, values: Sequence[Sequence[float]]) -> list[Candidate] | None:
+        """The choice with the least sum of values, which are given per block and option, or None when there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         sizes = [len(options) for options in self.options]
@@ -196,7 +257,7 @@ class _Programme:
             return None
         limits = LinearConstraint(np.array([row for row, _ in scaled]), ub=np.array([limit for _, limit in scaled]))
         choice = milp(
-            self.row(key, weights),
+            np.concatenate([np.asarray(column, dtype=float) for column in values]),
             constraints=[LinearConstraint(one_each, 1, 1), limits],
             integrality=np.ones(sum(sizes)),
             bounds=Bounds(0, 1),

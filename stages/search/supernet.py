@@ -1,6 +1,7 @@
-"""Supernet training of one block by imitation of the teacher's features, and the scoring of its sub-blocks."""
+"""Supernet training of one block by imitation of the teacher's features, and the two scores of its sub-blocks."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 
 from stages.device import autocast
 from stages.diffusion.losses import nmse
+from stages.models.borders import Border, run_tail, tail_inputs
 from stages.models.elastic import ElasticBlock
+from stages.models.multi_decoder_unet import Module
 from stages.models.specs import Spec, block_macs, parameter_count
 from stages.pieces import Pieces, kept_record
 from stages.search.features import Features
+from stages.search.selection import pareto
 from stages.search.space import BlockSpace
 
 SCORING_BATCH = 256
@@ -99,3 +103,62 @@ def score(
     starts = range(0, len(specs), KEPT_SCORES)
     scored = [kept_record(pieces, f"scores-{start:05}.json", partial(score_some, start)) for start in starts]
     return list(itertools.chain.from_iterable(scored))
+
+
+class OutputScore:
+    """How much a sub-block changes the teacher's prediction when it stands in for the teacher's block.
+
+    NMSE of the prediction over the last held-out triples of every stage; the blocks after the exchanged one are the teacher's.
+
+    Args:
+        features: the cache, opened with `names` of this border.
+        triples: triples of each stage to measure on.
+    """
+
+    def __init__(self, teacher: Module, border: Border, features: Features, triples: int) -> None:
+        self.teacher, self.border = teacher, border
+        device = next(teacher.parameters()).device
+        rows = features.rows(held_out=True).view(len(features.stages), -1)[:, -triples:]
+        self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]
+
+    @staticmethod
+    def names(teacher: Module, border: Border) -> list[str]:
+        """The tensors that it needs of the feature cache."""
+        return list(dict.fromkeys([*border.inputs, *tail_inputs(teacher, border), "output"]))
+
+    @torch.no_grad()
+    def __call__(self, supernet: ElasticBlock, spec: Spec) -> list[float]:
+        """One number for each stage."""
+        found = []
+        for seen in self.batches:
+            outputs = supernet(spec, [seen[name] for name in self.border.inputs])
+            found.append(float(nmse([run_tail(self.teacher, self.border, outputs, seen)], [seen["output"]])))
+        return found
+
+
+def score_outputs(
+    supernet: ElasticBlock, scored: list[dict[str, Any]], measure: OutputScore, most: int, pieces: Pieces | None = None
+) -> list[dict[str, Any]]:
+    """The scored candidates, the best of them with `output`, their `OutputScore` per stage; the others with None.
+
+    Args:
+        scored: what `score` gave, the teacher's shape first.
+        most: candidates to measure: the teacher's shape and the Pareto front, evenly thinned by MACs when it is longer.
+    """
+    best = front_of(scored, most)
+
+    def measure_some(start: int) -> list[list[float]]:
+        return [measure(supernet, candidate["spec"]) for candidate in best[start : start + KEPT_SCORES]]
+
+    starts = range(0, len(best), KEPT_SCORES)
+    parts = [kept_record(pieces, f"outputs-{start:05}.json", partial(measure_some, start)) for start in starts]
+    outputs = itertools.chain.from_iterable(parts)
+    known = {json.dumps(c["spec"]): output for c, output in zip(best, outputs, strict=True)}
+    return [candidate | {"output": known.get(json.dumps(candidate["spec"]))} for candidate in scored]
+
+
+def front_of(scored: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """The first candidate and at most `most` - 1 others of the Pareto front in NMSE, MACs and parameters, evenly by MACs."""
+    front = sorted((c for c in pareto(scored) if c is not scored[0]), key=lambda c: c["macs"])
+    places = np.linspace(0, len(front) - 1, min(most - 1, len(front))).round().astype(int)
+    return [scored[0], *(front[i] for i in places)]

@@ -1,0 +1,69 @@
+"""Choices without a search, which a search has to beat: uniform inner widths, and the teacher's own blocks."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from stages.models.borders import border_of_job, borders_of
+from stages.models.multi_decoder_unet import Module, apply_spec, group_size
+from stages.models.specs import Spec, block_macs, identity_spec, parameter_count
+from stages.search.selection import Block, Budget, Candidate, Costs, fits, infeasible, totals
+
+
+def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
+    """The teacher's own shape everywhere, whatever the budget."""
+    return {block.name: block.identity for block in blocks}
+
+
+def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
+    """The same share of the inner width in every ResNet layer, with the teacher's kernels, layers and attention.
+
+    Widths come in whole GroupNorm groups. What the budget leaves over one width that fits everywhere goes to the layers one by
+    one, in the order in which they run and in all stages alike.
+
+    Raises:
+        ValueError: not even one group per layer meets the budget.
+    """
+    fitting = None
+    for widths in widening(unet):
+        chosen = {block.name: narrowed(unet, block.name, widths) for block in blocks}
+        if not fits(totals(blocks, chosen, costs), budget):
+            break
+        fitting = chosen
+    if fitting is None:
+        raise ValueError(infeasible(blocks, costs, budget))
+    return fitting
+
+
+def widening(unet: UNet2DModel) -> Iterator[dict[str, int]]:
+    """Groups per ResNet layer by name, from one group everywhere to the teacher's, one layer more at a time."""
+    layers = [
+        f"{b.block}.resnets.{i}" for b in borders_of(unet) for i in range(len(unet.get_submodule(b.block).resnets))
+    ]
+    groups: dict[str, int] = dict.fromkeys(layers, 1)
+    yield dict(groups)
+    for count in range(2, max(whole(unet, name) for name in layers) + 1):
+        for name in layers:
+            if count <= whole(unet, name):
+                groups[name] = count
+                yield dict(groups)
+
+
+def whole(unet: UNet2DModel, name: str) -> int:
+    """GroupNorm groups inside a ResNet layer."""
+    resnet: Module = unet.get_submodule(name)
+    return resnet.norm2.num_groups
+
+
+def narrowed(unet: UNet2DModel, job: str, groups: dict[str, int]) -> dict[str, Any]:
+    """The block of a search job with these groups per layer, and its costs."""
+    border, _ = border_of_job(unet, job)
+    block: Module = unet.get_submodule(border.block)
+    spec: Spec = identity_spec(block)
+    for index, layer in enumerate(spec["layers"]):
+        layer["width"] = groups[f"{border.block}.resnets.{index}"] * group_size(block.resnets[index])
+    skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
+    resolution = unet.config["sample_size"] >> border.level
+    return {"spec": spec, "macs": block_macs(skeleton, resolution), "params": parameter_count(skeleton)}

@@ -1,0 +1,113 @@
+"""One search job: the supernet of one block (and, in the decoder, of one stage) trained, and its sub-blocks scored."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from stages.files import sha256_file
+from stages.models.borders import border_of_job
+from stages.models.elastic import ElasticBlock
+from stages.models.specs import block_macs, parameter_count
+from stages.pieces import Pieces
+from stages.search.features import Features
+from stages.search.space import BlockSpace
+from stages.search.supernet import OutputScore, SandwichLoss, score, score_outputs, sort_channels
+from stages.training.loop import TrainSettings, train
+
+PATHS = 4  # of a step: the smallest, the largest, two random ones
+
+
+class SearchJob:
+    """A search job on the features of one teacher.
+
+    Args:
+        params: the params of the stage `search_block`.
+        name: `down_blocks.0`, `mid_block`, or `up_blocks.0.stage_2`.
+        folder: the feature cache.
+        checkpoint: where training keeps its state, and scoring, in a folder of the same name, its pieces.
+
+    Raises:
+        ValueError: the teacher has no such block, or the cache is not as it was written.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        teacher: UNet2DModel,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        checkpoint: Path,
+    ) -> None:
+        self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
+        self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
+        self.border, self.stage = border_of_job(teacher, name)
+        self.block = teacher.get_submodule(self.border.block)
+        self.resolution = teacher.config["sample_size"] >> self.border.level
+        self.features = self._open([*self.border.inputs, *self.border.outputs])
+        self.space = BlockSpace(self.block, self.settings)
+        self.supernet = ElasticBlock(self.block, self.border.kind, self.settings["kernels"]).to(device)
+        self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json")}
+        self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
+
+    def _open(self, names: list[str]) -> Features:
+        return Features(self.folder, names, None if self.stage is None else [self.stage])
+
+    def train(self) -> list[dict[str, float]]:
+        """Train the supernet; returns the loss history."""
+        inputs, settings = len(self.border.inputs), self.settings
+        sort_channels(self.supernet, self.features, inputs)
+        loss = SandwichLoss(
+            self.supernet, self.space, self.features, inputs, settings["batch_size"], self.params["precision"]
+        )
+        return train(
+            self.supernet,
+            loss,
+            TrainSettings.of(settings, self.params["seed"]),
+            checkpoint=self.checkpoint,
+            fingerprint=self.fingerprint,
+            label=f"search_block {self.name}",
+        ).history
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Every candidate with its costs and both scores."""
+        specs = self.space.candidates(self.settings["candidates"], np.random.default_rng(self.params["seed"]))
+        found = score(self.supernet, specs, self.features, len(self.border.inputs), self.resolution, self.pieces)
+        most, triples = self.settings["output_candidates"], self.settings["output_triples"]
+        if not most:
+            return [candidate | {"output": None} for candidate in found]
+        measure = OutputScore(
+            self.teacher, self.border, self._open(OutputScore.names(self.teacher, self.border)), triples
+        )
+        return score_outputs(self.supernet, found, measure, most, self.pieces)
+
+    def report(self) -> dict[str, Any]:
+        """Train and score; the content of results/search/<name>.json without the hash of the weights."""
+        history, candidates = self.train(), self.scores()
+        return {
+            "block": self.border.block,
+            "stage": self.stage,
+            "kind": self.border.kind,
+            "identity": self.space.identity,
+            "space_size": len(self.space),
+            "teacher_macs": block_macs(self.block, self.resolution),
+            "teacher_params": parameter_count(self.block),
+            "trained_macs": self.trained_macs(candidates),
+            "candidates": candidates,
+            "log": history,
+            "params": self.params,
+        }
+
+    def trained_macs(self, candidates: list[dict[str, Any]]) -> float:
+        """MACs of the training, backward passes counted as two forward ones; random paths as the mean candidate."""
+        macs = [candidate["macs"] for candidate in candidates]
+        step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
+        return 3.0 * self.settings["steps"] * self.settings["batch_size"] * step
+
+    def clean_up(self) -> None:
+        """Remove what was kept for a run that is killed."""
+        self.checkpoint.unlink(missing_ok=True)
+        self.pieces.remove()

@@ -1,0 +1,77 @@
+"""Choices without a search: uniform widths within a budget, and the teacher's own blocks."""
+
+import pytest
+
+from stages.models.borders import borders_of
+from stages.models.specs import identity_spec, parameter_count
+from stages.search.architecture import costs_of
+from stages.search.controls import narrowed, select_largest, select_uniform, widening
+from stages.search.selection import Block, Budget, fits, totals
+from stages.training.student import build_student
+
+STEPS = [12, 4, 9]
+
+
+@pytest.fixture
+def blocks(unet):
+    found = []
+    for border in borders_of(unet):
+        spec = identity_spec(unet.get_submodule(border.block))
+        identity = {"spec": spec, "macs": 0, "params": parameter_count(unet.get_submodule(border.block)), "nmse": 0.0}
+        for stage in range(len(STEPS)) if border.kind == "up" else [None]:
+            name = border.block if stage is None else f"{border.block}.stage_{stage}"
+            found.append(Block(name, stage, identity, (identity,)))
+    return found
+
+
+@pytest.mark.parametrize("macs", [0.75, 0.6])
+def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, blocks, macs):
+    costs, budget = costs_of(unet, STEPS), Budget(macs, 10.0, 10.0)
+    chosen = select_uniform(unet, blocks, costs, budget)
+    total = totals(blocks, chosen, costs)
+    assert fits(total, budget) and total["macs_ratio"] > macs - 0.05
+    sizes = {b: unet.get_submodule(b.block).resnets[0].norm2 for b in borders_of(unet)}
+    groups = set()
+    for border, norm in sizes.items():
+        job = border.block if border.kind != "up" else f"{border.block}.stage_1"
+        spec = chosen[job]["spec"]
+        assert spec["attentions"] == identity_spec(unet.get_submodule(border.block))["attentions"]
+        for layer in spec["layers"]:
+            groups.add(layer["width"] // (norm.num_channels // norm.num_groups))
+            assert layer["kernels"] == [3, 3]
+    assert max(groups) - min(groups) <= 1
+
+
+def test_all_stages_get_the_same_uniform_decoder(unet, blocks):
+    chosen = select_uniform(unet, blocks, costs_of(unet, STEPS), Budget(0.7, 10.0, 10.0))
+    for border in (b for b in borders_of(unet) if b.kind == "up"):
+        assert chosen[f"{border.block}.stage_0"]["spec"] == chosen[f"{border.block}.stage_2"]["spec"]
+
+
+def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet):
+    groups = next(iter(widening(unet)))
+    specs = {
+        b.block: narrowed(unet, f"{b.block}.stage_0" if b.kind == "up" else b.block, groups) for b in borders_of(unet)
+    }
+    student = build_student(
+        unet,
+        {
+            "down_blocks": [specs[f"down_blocks.{i}"]["spec"] for i in range(2)],
+            "mid_block": specs["mid_block"]["spec"],
+            "decoders": [[specs[f"up_blocks.{i}"]["spec"] for i in range(2)]],
+        },
+        [],
+        0,
+    )
+    assert sum(s["params"] for s in specs.values()) == sum(
+        parameter_count(block) for block in [*student.down_blocks, student.mid_block, *student.decoders[0].up_blocks]
+    )
+
+
+def test_a_budget_below_one_group_everywhere_is_refused(unet, blocks):
+    with pytest.raises(ValueError, match=r"assemble\.macs 0\.01"):
+        select_uniform(unet, blocks, costs_of(unet, STEPS), Budget(0.01, 10.0, 10.0))
+
+
+def test_the_largest_is_the_teacher(blocks):
+    assert all(select_largest(blocks)[block.name] is block.identity for block in blocks)

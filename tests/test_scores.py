@@ -1,0 +1,100 @@
+"""The score `output`: what the teacher's prediction loses when one block is exchanged."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_unet
+
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import VPProcess
+from stages.models.borders import borders_of, run_tail, tail_inputs, trace
+from stages.models.elastic import ElasticBlock
+from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
+from stages.models.specs import identity_architecture
+from stages.search.features import Features, FeatureWriter
+from stages.search.space import BlockSpace
+from stages.search.supernet import OutputScore, front_of, score, score_outputs
+from stages.training.student import build_student, warm_start
+
+SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
+STAGES = [[0, 400], [400, 1000]]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(unet, digits, diffusion_settings, tmp_path):
+    data = TrainingSet.of_images(digits)
+    FeatureWriter(unet, VPProcess(diffusion_settings), data, STAGES, SETTINGS, 0, CPU).write(tmp_path, {})
+    return tmp_path
+
+
+def scorer(unet, folder, border, triples=6):
+    return OutputScore(unet, border, Features(folder, OutputScore.names(unet, border)), triples)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("labels", [None, 3])
+def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
+    unet = tiny_unet(num_class_embeds=labels)
+    x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 400, 700, 999])
+    seen = trace(unet, x_t, t, None if labels is None else torch.tensor([0, 1, 2, 0]))
+    for border in borders_of(unet):
+        known = {name: seen[name] for name in tail_inputs(unet, border)}
+        got = run_tail(unet, border, [seen[name] for name in border.outputs], known)
+        torch.testing.assert_close(got, seen["output"], atol=1e-5, rtol=1e-4)
+
+
+def test_the_teachers_shape_with_its_weights_changes_nothing(unet, folder):
+    for border in borders_of(unet):
+        fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3])
+        identity = BlockSpace(unet.get_submodule(border.block), SPACE).identity
+        assert scorer(unet, folder, border)(fresh, identity) == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder):
+    """Against a whole student that differs from the teacher in this block only, run end to end on the cached x_t."""
+    for border in borders_of(unet):
+        block = unet.get_submodule(border.block)
+        supernet, spec = ElasticBlock(block, border.kind, [1, 3]), BlockSpace(block, SPACE).smallest()
+        whole = identity_architecture(unet)
+        place = int(border.block.rpartition(".")[2]) if border.kind != "mid" else None
+        if border.kind == "mid":
+            whole["mid_block"] = spec
+        else:
+            (whole["down_blocks"] if border.kind == "down" else whole["decoders"][0])[place] = spec
+        student: MultiDecoderUNet2DModel = build_student(unet, whole, [], 0)
+        warm_start(student, unet)
+        holder = student.decoders[0] if border.kind == "up" else student
+        holder.get_submodule(border.block).load_state_dict(supernet.weights(spec))
+        cache = Features(folder, ["x_t", "t", "output"])
+        wanted = []
+        for rows in cache.rows(held_out=True).view(2, -1)[:, -6:]:
+            x_t, t, output = cache.take(rows, CPU)
+            error = (student(x_t, t).sample - output).square().mean()
+            wanted.append(float(error / output.var()))
+        assert scorer(unet, folder, border)(supernet, spec) == pytest.approx(wanted, rel=1e-3)
+        assert min(wanted) > 0
+
+
+def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder):
+    border = borders_of(unet)[-1]
+    features = Features(folder, OutputScore.names(unet, border), [1])
+    assert len(OutputScore(unet, border, features, 4).batches) == 1
+    assert min(Features(folder, ["t"], [1]).take(torch.arange(16), CPU)[0]) >= 400
+
+
+def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
+    border = borders_of(unet)[1]
+    block = unet.get_submodule(border.block)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3]), BlockSpace(block, SPACE)
+    features = Features(folder, [*border.inputs, *border.outputs])
+    scored = score(supernet, space.candidates(30, np.random.default_rng(0)), features, len(border.inputs), 4)
+    found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
+    measured = [c for c in found if c["output"] is not None]
+    assert [c["spec"] for c in found] == [c["spec"] for c in scored] and found[0]["output"] is not None
+    assert len(measured) == 5 == len(front_of(scored, 5))
+    cheapest = min(measured, key=lambda c: c["macs"])
+    assert cheapest["macs"] == min(c["macs"] for c in scored)
+    assert all(len(c["output"]) == 2 for c in measured)
