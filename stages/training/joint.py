@@ -60,12 +60,13 @@ class JointLoss:
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         batch = self.batches(generator)
-        rows, total, stage = own_rows(len(batch.t)), len(batch.t), self.student.stage_of(batch.t)
+        rows, total = own_rows(len(batch.t)), len(batch.t)
         own = batch.rows(rows)
         share = end_to_end_share(step, self.settings["steps"], self.settings)
         with autocast(own.x_t.device, self.precision):
             seen = self.teach(own, share)
             if share < 1:
+                stage = self.student.stage_of(batch.t)
                 spread = self.spread(seen, stage[rows], stage.unique().tolist()) if count() > 1 else None
                 losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()

@@ -1,0 +1,327 @@
+"""The search against the simple ways to the same MACs: one command that makes the whole table.
+
+python benchmarks/compression.py --preset digits --seeds 3 --budgets 0.5 --methods search uniform random magnitude --jobs 2
+
+Every run is a process of its own with one thread. It resumes from its checkpoint and leaves <method>-<budget>-seed<k>.json in
+--output; runs that are there are not repeated. After them summary.json and fid.svg are written.
+
+All start from the same teacher, are retrained for the preset's steps with the same batches, learning rate and average, and are
+scored by the same code: `evaluate.samples` images from the seed of the run, against the training split. MACs are thop's, weighted
+by the sampler's steps in each stage, as a share of the teacher's. A seed stands for the whole of a method: clustering, features,
+supernets, choice, retraining and samples.
+
+Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
+its space without scores. `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py),
+with the preset's `output_weight` as distillation. A method with `-plain` after its name is retrained without distillation terms.
+The others exchange one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`,
+`joint-constant`, `joint-none`, `one-stage`. `teacher` and `held-out` are what to compare with.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from shared_inputs import Shared
+
+from stages.config import load_params
+
+ROOT = Path(__file__).parents[1]
+PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
+# What a method changes in the preset.
+SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
+    "search": {},
+    "scratch": {"retrain": {"init": "scratch"}},
+    "uniform": {"assemble": {"rule": "uniform"}},
+    "random": {"assemble": {"rule": "random"}},
+    "largest": {"assemble": {"rule": "largest"}},
+    "local-rule": {"assemble": {"rule": "local"}},
+    "local-score": {"assemble": {"score": "local"}},
+    "output-score": {"assemble": {"score": "output"}},
+    "joint-linear": {"retrain": {"joint_loss": "linear"}},
+    "joint-step": {"retrain": {"joint_loss": "step"}},
+    "joint-constant": {"retrain": {"joint_loss": "constant"}},
+    "joint-none": {"retrain": {"joint_loss": "none"}},
+    "one-stage": {"cluster_timesteps": {"stages": 1}},
+}
+NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
+PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0}}
+REFERENCES = ("teacher", "held-out")
+METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
+
+
+def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The params with some keys of some sections exchanged."""
+    return params | {section: params[section] | values for section, values in changes.items()}
+
+
+def params_of(preset: Path, method: str, budget: float, seed: int) -> dict[str, Any]:
+    """The params of one run. The budget is that of the MACs; parameters may be as many as the teacher's."""
+    name, plain = method.removesuffix("-plain"), method.endswith("-plain")
+    budgets = {"assemble": {"macs": budget, "params": 1.0, "params_active": 1.0}}
+    params = changed(load_params(preset) | {"seed": seed, "device": "cpu"}, budgets)
+    params = changed(params, SEARCHED.get(name, {}))
+    return changed(params, PLAIN) if plain else params
+
+
+class Run:
+    """One method at one budget with one seed.
+
+    Args:
+        shared: what `Shared.prepare` made; search results are made when they are not there.
+        extractors: names or TorchScript files; the first gives `fid`.
+        work: folder for checkpoints and samples.
+    """
+
+    def __init__(
+        self, preset: Path, method: str, budget: float, seed: int, shared: Shared, extractors: list[str], work: Path
+    ) -> None:
+        import torch
+
+        from stages.datasets.prepared import PreparedData
+        from stages.datasets.training import TrainingSet
+        from stages.diffusion.process import make_process
+        from stages.evaluation.fidelity import open_extractor
+        from stages.models.autoencoder import open_autoencoder
+        from stages.models.pipelines import load_teacher
+
+        torch.set_num_threads(1)
+        self.method, self.budget, self.seed, self.shared = method, budget, seed, shared
+        self.params, self.device = params_of(preset, method, budget, seed), torch.device("cpu")
+        self.data, self.prepared = TrainingSet.load(shared.data, shared.latents), PreparedData.load(shared.data)
+        self.process, self.vae = make_process(self.params["diffusion"]), open_autoencoder(shared.vae)
+        self.teacher = load_teacher(shared.teacher)
+        image = self.prepared.images[0]
+        self.extractors = {Path(name).stem: open_extractor(name, shared.extractor, image) for name in extractors}
+        self.work = work / f"{method}-{budget}-seed{seed}"
+
+    def start(self) -> tuple[Any, list[float]]:
+        """The net before retraining, and its boundaries."""
+        from baselines import importance_of, pruned
+
+        from stages.training.student import start_student, supernet_reader
+
+        name = self.method.removesuffix("-plain")
+        if name in PRUNED:
+            importance = importance_of(PRUNED[name], self.teacher, self.process, self.data, self.seed)
+            net = pruned(self.teacher, self.budget, importance)
+            self.teacher.zero_grad()
+            return net, []
+        plan = self.plan()
+        search = self.shared.search(self.params) / "search"
+        reader = supernet_reader(search, plan["supernets"], search / "index.json")
+        init = self.params["retrain"]["init"]
+        return start_student(self.teacher, plan, init, self.seed, reader), plan["boundaries"]
+
+    def plan(self) -> dict[str, Any]:
+        """The content of architecture.json."""
+        from stages.assemble import assemble
+        from stages.config import stage_params
+
+        folder, output = self.shared.search(self.params), self.work / "architecture.json"
+        inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json", "search": folder / "search"}
+        assemble(stage_params(self.params, "assemble"), threads=1, **inputs, output=output)
+        found: dict[str, Any] = json.loads(output.read_text())
+        return found
+
+    def retrain(self, net: Any, boundaries: list[float]) -> Any:
+        """The net with averaged weights after retraining, and the loss history."""
+        from stages.training.joint import JointLoss
+        from stages.training.loop import TrainSettings, train
+        from stages.training.student import student_batches
+
+        params = self.params if self.method.removesuffix("-plain") in SEARCHED else changed(self.params, NO_BLOCKS)
+        settings = params["retrain"]
+        batches = student_batches(self.data, self.process, self.teacher, boundaries, settings, self.device)
+        result = train(
+            net,
+            JointLoss(net, self.teacher, batches, settings, "fp32"),
+            TrainSettings.of(settings, self.seed),
+            checkpoint=self.work / "retrain.pt",
+            fingerprint={"params": self.params, "method": self.method},
+            label=f"{self.method} {self.budget} seed {self.seed}",
+        )
+        if result.ema is not None:
+            net.load_state_dict(result.ema)
+        return net.eval()
+
+    def draw(self, net: Any) -> Any:
+        """Samples, uint8 (N, H, W, C)."""
+        from functools import partial
+
+        from stages.diffusion.sampling import Sampler, sample
+        from stages.models.autoencoder import decode
+        from stages.pieces import Pieces
+
+        sampling, settings = self.params["sampling"], self.params["evaluate"]
+        decoding = None if self.vae is None else partial(decode, self.vae)
+        how = (self.process, sampling["scheduler"], sampling["steps"], self.seed, self.data.shape, self.device)
+        sampler = Sampler(*how, settings["batch_size"], decode=decoding)
+        pieces = Pieces(self.work / "samples", {"params": self.params, "method": self.method})
+        return sample(net, sampler, range(settings["samples"]), pieces=pieces).numpy()
+
+    def score(self, images: Any) -> dict[str, Any]:
+        """Fidelity by every extractor, against the training split."""
+        from stages.evaluation.fidelity import fidelity
+
+        settings = self.params["evaluate"]
+        how = {"seed": 0, "device": self.device} | {key: settings[key] for key in ("kid_subset_size", "neighbours")}
+        found = {name: fidelity(images, self.prepared.train_images, e, **how) for name, e in self.extractors.items()}
+        return {"fid": next(iter(found.values()))["fid"], "fidelity": found}
+
+    def result(self) -> dict[str, Any]:
+        """What the file of the run holds."""
+        about = {"method": self.method, "budget": self.budget, "seed": self.seed}
+        if self.method == "held-out":
+            return about | self.score(self.prepared.held_out_images)
+        if self.method == "teacher":
+            return about | {"macs_ratio": 1.0, "params_ratio": 1.0} | self.score(self.draw(self.teacher))
+        net, boundaries = self.start()
+        untrained = self.output_error(net)
+        net = self.retrain(net, boundaries)
+        return about | self.cost(net, boundaries) | {"output_error": untrained} | self.score(self.draw(net))
+
+    def cost(self, net: Any, boundaries: list[float]) -> dict[str, Any]:
+        """MACs and parameters as shares of the teacher's."""
+        from stages.diffusion.sampling import steps_per_stage
+        from stages.evaluation.cost import model_cost
+
+        sampling = self.params["sampling"]
+        steps = steps_per_stage(self.process, sampling["scheduler"], sampling["steps"], boundaries)
+        small = model_cost(net, self.data.shape, boundaries, steps)
+        whole = model_cost(self.teacher, self.data.shape, [], [1])
+        ratios = {f"{key}_ratio": small[key] / whole[key] for key in ("macs", "params", "params_active")}
+        return ratios | {"boundaries": boundaries, "steps_per_stage": steps}
+
+    def output_error(self, net: Any) -> float:
+        """NMSE of the net's prediction to the teacher's before retraining, over 512 noised training images."""
+        import torch
+
+        from stages.diffusion.losses import NoisyBatches, nmse, predict
+        from stages.diffusion.seeds import generator_for
+
+        batch = NoisyBatches(self.data, self.process, 512, self.device)(generator_for(0, "output_error", 0))
+        with torch.no_grad():
+            outputs = [predict(model.eval(), batch.x_t, batch.t) for model in (net, self.teacher)]
+        return float(nmse(outputs[:1], outputs[1:]))
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, by budget and method, the best first."""
+    summary: dict[str, Any] = {}
+    for run in runs:
+        entry = summary.setdefault(f"{run['budget']}", {}).setdefault(run["method"], {"seeds": [], "fid": {}})
+        entry["seeds"].append(run["seed"])
+        for key in ("macs_ratio", "params_ratio", "output_error"):
+            entry.setdefault(key, []).append(run.get(key))
+        for name, figures in run["fidelity"].items():
+            entry["fid"].setdefault(name, []).append(figures["fid"])
+    for methods in summary.values():
+        for entry in methods.values():
+            entry["mean"] = {name: statistics.mean(values) for name, values in entry["fid"].items()}
+            entry["std"] = {n: statistics.stdev(v) if len(v) > 1 else None for n, v in entry["fid"].items()}
+    order = {
+        budget: sorted(m.items(), key=lambda pair: next(iter(pair[1]["mean"].values())))
+        for budget, m in summary.items()
+    }
+    return {budget: dict(methods) for budget, methods in order.items()}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    lines = []
+    for budget, methods in summary.items():
+        names = list(next(iter(methods.values()))["mean"])
+        lines += [
+            f"MACs budget {budget}",
+            "",
+            "| method | MACs | " + " | ".join(f"FID ({n})" for n in names) + " | seeds |",
+        ]
+        lines.append("| --- | ---: | " + "---: | " * len(names) + "---: |")
+        for method, entry in methods.items():
+            ratios = [ratio for ratio in entry["macs_ratio"] if ratio is not None]
+            macs = f"{statistics.mean(ratios):.3f}" if ratios else ""
+            cells = [
+                f"{entry['mean'][n]:.4f}" + (f" ± {entry['std'][n]:.4f}" if entry["std"][n] is not None else "")
+                for n in names
+            ]
+            lines.append(f"| {method} | {macs} | " + " | ".join(cells) + f" | {len(entry['seeds'])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, several at a time, then summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", required=True, help="name in presets/, or a params file")
+    parser.add_argument("--methods", nargs="+", default=["search", "scratch", "uniform", "random", *PRUNED])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--extractors", nargs="+", default=["classifier"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--one", nargs=3, metavar=("METHOD", "BUDGET", "SEED"), help="a single run; what --jobs starts")
+    arguments = parser.parse_args()
+    preset = (
+        Path(arguments.preset) if arguments.preset.endswith(".yaml") else ROOT / "presets" / f"{arguments.preset}.yaml"
+    )
+    output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
+    work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
+    shared = Shared(preset, work / "shared")
+    for method in arguments.methods:
+        if method.removesuffix("-plain") not in METHODS:
+            parser.error(f"--methods {method}: not one of {', '.join(METHODS)}")
+    if arguments.one:
+        method, budget, seed = arguments.one
+        run = Run(preset, method, float(budget), int(seed), shared, arguments.extractors, work)
+        write(output / f"{method}-{budget}-seed{seed}.json", run.result())
+        return
+
+    output.mkdir(parents=True, exist_ok=True)
+    shared.prepare()
+    codes = run_all(arguments, preset, output, work)
+    runs = [json.loads(path.read_text()) for path in sorted(output.glob("*-seed*.json"))]
+    summary = summarise(runs)
+    write(output / "summary.json", summary)
+    (output / "table.md").write_text(table(summary))
+    print(table(summary))
+    sys.exit(max(codes, default=0))
+
+
+def run_all(arguments: argparse.Namespace, preset: Path, output: Path, work: Path) -> list[int]:
+    """Start every run that has no result yet; their exit codes."""
+
+    def start(job: tuple[int, float, str]) -> int:
+        seed, budget, method = job
+        if (output / f"{method}-{budget}-seed{seed}.json").exists():
+            return 0
+        folders = ["--preset", str(preset), "--output", str(output), "--work", str(work)]
+        command = [sys.executable, __file__, "--one", method, str(budget), str(seed), *folders]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*command, "--extractors", *arguments.extractors], env=environment, check=False
+        ).returncode
+
+    wanted = list(product(range(arguments.seeds), arguments.budgets, arguments.methods))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        return list(pool.map(start, wanted))
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """JSON, written aside and renamed."""
+    aside = path.with_suffix(".aside")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What the runs of benchmarks/compression.py share, made once by the stages themselves: teacher, extractor, search results."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from stages.config import load_params, stage_params
+
+
+class Shared:
+    """Data, extractor and teacher of a preset; and per seed and number of stages what a search needs.
+
+    Args:
+        preset: params file; the teacher has its seed.
+        folder: where everything is kept.
+    """
+
+    def __init__(self, preset: Path, folder: Path) -> None:
+        self.preset, self.folder = preset, folder
+        self.data, self.latents, self.vae = folder / "data", folder / "latents", folder / "autoencoder"
+        self.teacher, self.extractor = folder / "results" / "teacher", folder / "extractor.safetensors"
+        self.inputs = {"data": self.data, "latents": self.latents}
+
+    def prepare(self) -> None:
+        """Data, autoencoder, latents, extractor, teacher."""
+        from stages.encode_latents import encode_latents
+        from stages.prepare_data import prepare_data
+        from stages.train_autoencoder import train_autoencoder
+        from stages.train_extractor import train_extractor
+        from stages.train_teacher import train_teacher
+
+        params, log, data = load_params(self.preset) | {"device": "cpu"}, self.folder / "log.json", self.data
+        self.make(prepare_data, params, self.data / "meta.json", output=self.data)
+        self.make(train_autoencoder, params, self.vae / "index.json", data=data, output=self.vae, log=log)
+        self.make(
+            encode_latents, params, self.latents / "index.json", data=data, autoencoder=self.vae, output=self.latents
+        )
+        self.make(train_extractor, params, self.extractor, data=data, output=self.extractor, log=log)
+        made = {"autoencoder": self.vae, "output": self.teacher, "log": self.teacher.parent / "log.json"}
+        self.make(train_teacher, params, self.teacher / "sha256.json", **self.inputs, **made)
+
+    def search(self, params: dict[str, Any]) -> Path:
+        """The folder with clusters, features and search results of these params' seed and number of stages."""
+        folder = self.folder / f"search-k{params['cluster_timesteps']['stages']}-seed{params['seed']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            self._search(params, folder)
+        return folder
+
+    def _search(self, params: dict[str, Any], folder: Path) -> None:
+        from stages.cache_features import cache_features
+        from stages.cluster_timesteps import cluster_timesteps
+        from stages.collect_search import collect_search
+        from stages.search_block import search_block
+
+        clusters, features, search = folder / "clusters.json", folder / "results" / "features", folder / "search"
+        inputs = self.inputs | {"teacher": self.teacher}
+        self.make(cluster_timesteps, params, clusters, **inputs, output=clusters)
+        self.make(cache_features, params, features / "index.json", **inputs, clusters=clusters, output=features)
+        names = self.jobs(len(json.loads(clusters.read_text())["stages"]))
+        for name in names:
+            found = {"output": search / f"{name}.json", "weights": search / f"{name}.safetensors"}
+            given = {"name": name, "teacher": self.teacher, "features": features}
+            self.make(search_block, params, search / f"{name}.json", **given, **found)
+        self.make(collect_search, params, search / "index.json", names=names, search=search)
+
+    def jobs(self, stages: int) -> list[str]:
+        """Names of the search jobs."""
+        from stages.models.borders import borders_of
+        from stages.models.pipelines import load_teacher
+
+        borders = borders_of(load_teacher(self.teacher))
+        decoders = [f"{b.block}.stage_{s}" for b in borders if b.kind == "up" for s in range(stages)]
+        return [b.block for b in borders if b.kind != "up"] + decoders
+
+    def make(self, stage: Callable[..., None], params: dict[str, Any], target: Path, **arguments: Any) -> None:
+        """Run a stage unless its target is there, and note the seconds it took beside it."""
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        begun = time.perf_counter()
+        stage(stage_params(params, stage.__name__), threads=1, **arguments)
+        seconds = target.with_name(f"{target.stem}.seconds")
+        seconds.write_text(f"{time.perf_counter() - begun:.1f}\n")
