@@ -1,0 +1,58 @@
+"""What the benchmarks conclude from their curves."""
+
+import sys
+
+import pytest
+from helpers import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import multistage
+from curves import mean_curve, panel, write_figure
+
+
+def curve(*points):
+    return [{"step": i, "training_macs": macs, "fid": fid} for i, (macs, fid) in enumerate(points)]
+
+
+def test_what_a_curve_needs_to_reach_a_fid_lies_between_its_points():
+    points = curve((100, 4.0), (200, 2.0), (400, 1.0))
+    assert multistage.reached(points, 3.0) == pytest.approx(150)
+    assert multistage.reached(points, 2.0) == pytest.approx(200)
+    assert multistage.reached(points, 5.0) == 100
+    assert multistage.reached(points, 0.5) is None
+
+
+def test_curves_cross_where_the_other_stays_below_to_the_end():
+    one = curve((0, 4.0), (400, 4.0))
+    assert multistage.crossing(one, curve((0, 6.0), (200, 4.0), (400, 2.0))) == pytest.approx(200, abs=2)
+    assert multistage.crossing(one, curve((0, 2.0), (400, 6.0))) is None
+    assert multistage.crossing(one, curve((0, 2.0), (400, 3.0))) == 0
+
+
+def run(arm, seed, *points):
+    costs = {"macs_training_ratio": 0.8, "macs_sampling_ratio": 0.7, "boundaries": [1.0]}
+    return {"process": "vp", "arm": arm, "seed": seed, "points": curve(*points)} | costs
+
+
+def test_a_summary_compares_runs_of_the_same_seed():
+    runs = [
+        run("unified", 0, (100, 3.0), (200, 2.0)),
+        run("unified", 1, (100, 3.0), (200, 1.0)),
+        run("multistage", 0, (100, 2.0), (200, 1.5)),
+        run("multistage", 1, (100, 2.0), (200, 1.5)),
+    ]
+    found = multistage.summarise(runs)["vp"]
+    assert found["unified"]["mean"] == 1.5 and found["multistage"]["std"] == 0
+    assert found["multistage"]["share_for_unified_fid"] == [0.5, None]
+    assert found["multistage"]["crossing_share"][0] == pytest.approx(0.5, abs=0.01)
+    assert "share_for_unified_fid" not in found["unified"]
+
+
+def test_a_figure_has_a_line_for_every_seed_and_one_for_their_mean(tmp_path):
+    curves = [[(0.5, 2.0), (1.0, 1.0)], [(0.7, 4.0), (1.0, 3.0)]]
+    assert mean_curve(curves) == [(0.6, 3.0), (1.0, 2.0)]
+    write_figure([panel({"ours": curves}, "VP", "MACs", "FID")], ["ours"], tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text()
+    assert text.count('class="seed c0"') == 2 and text.count('<polyline class="mean c0"') == 2
+    assert "ours" in text
