@@ -95,6 +95,7 @@ def test_one_timestep_lies_in_each_stage() -> None:
 def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"encoder": 0.0, "first": 0.5, "second": 0.25}
     monkeypatch.setattr(speed, "time_evaluation", lambda model, x, t: seconds["first" if t < 10 else "second"])
+    monkeypatch.setattr(speed, "time_by_operation", lambda *_: {"convolution": 1.0})
     found = speed.measure_speed(
         {"student": StagedNet()},
         SHAPE,
@@ -105,4 +106,25 @@ def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> N
         device=torch.device("cpu"),
         precision="fp32",
     )
-    assert found == {"student": {"images_per_second": 16 / (4 * 0.5 + 8 * 0.25), "peak_memory_mib": None}}
+    throughput = {"images_per_second": 16 / (4 * 0.5 + 8 * 0.25), "peak_memory_mib": None}
+    assert found == {"student": throughput | {"time_by_operation": {"convolution": 1.0}}}
+
+
+def test_time_is_divided_among_kinds_of_operations() -> None:
+    shares = speed.time_by_operation(tiny_unet(), torch.randn(8, *SHAPE), [5, 500], [3, 1])
+    assert sum(shares.values()) == pytest.approx(1) and set(shares) == {*speed.KINDS, speed.OTHER}
+    assert shares["convolution"] > 0.1 and shares["normalisation"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::addmm", "matrix product"),
+        ("aten::native_group_norm", "normalisation"),
+        ("aten::silu", "activation"),
+        ("aten::copy_", speed.OTHER),
+    ],
+)
+def test_operations_are_known_by_their_names(name: str, kind: str) -> None:
+    assert speed.kind_of(name) == kind

@@ -10,6 +10,7 @@ from stages.evaluation import charts, report, table
 
 TEACHER = {"fid": 0.05, "kid": 0.001, "precision": 0.9, "recall": 0.8, "macs": 1e6, "macs_with_attention": 1.1e6}
 TEACHER |= {"params": 4e5, "params_active": 4e5, "images_per_second": 100.0, "peak_memory_mib": None}
+TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
 IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
 SMALLER = {"layers": [{"width": 16, "kernels": [3, 1]}, None], "attentions": [True, False]}
@@ -58,6 +59,7 @@ def make_architecture() -> dict[str, Any]:
     chosen = {"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30}
     return {
         "rule": "budget",
+        "score": "local",
         "boundaries": [200, 500],
         "boundaries_sigma": [0.7, 3.2],
         "clustered": [200, 500],

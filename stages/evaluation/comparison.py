@@ -106,7 +106,7 @@ class Evaluation:
 
     def measure_speed(
         self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
-    ) -> dict[str, dict[str, float | None]]:
+    ) -> dict[str, dict[str, Any]]:
         """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
         settings = self.params["evaluate"]
         how = {"batch": settings["speed_batch"], "repeats": settings["speed_repeats"]}

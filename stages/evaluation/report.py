@@ -63,6 +63,7 @@ def render_report(
         verdict=verdict(metrics),
         tiles=tiles(metrics),
         rows=table_rows(metrics),
+        times=time_table(metrics),
         measured_with=measured_with(metrics["protocol"]),
         held_out_reason=metrics["held_out"].get("reason"),
         pictures=pictures(samples, params["report"]["images"]),
@@ -149,6 +150,18 @@ def stage_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[d
             "share": (high - low) / total,
         }
         for s, (low, high) in enumerate(stages)
+    ]
+
+
+def time_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Milliseconds that an image takes in each kind of operation: (kind, teacher, student, ratio), with their sum at the end."""
+    models = [metrics[name] for name in ("teacher", "student")]
+    whole = [1000 / model["images_per_second"] for model in models]
+    kinds = {kind: [model["time_by_operation"][kind] for model in models] for kind in models[0]["time_by_operation"]}
+    times = {kind: [w * share for w, share in zip(whole, shares, strict=True)] for kind, shares in kinds.items()}
+    return [
+        (kind, f"{a:.3g} ms", f"{b:.3g} ms", f"x {b / a:.2f}" if a else "")
+        for kind, (a, b) in (times | {"sum": whole}).items()
     ]
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from stages.diffusion.losses import predict
 from stages.evaluation.cost import first_class, stage_timesteps
 
 WARM_UP = 2
+# Kinds of operations by what their names contain; the first that fits counts.
+KINDS = {
+    "convolution": ("conv",),
+    "matrix product": ("mm", "linear", "matmul", "attention", "gemm"),
+    "normalisation": ("norm",),
+    "activation": ("silu", "softmax", "gelu", "relu"),
+}
+OTHER = "other (sums, copies, concatenation, resampling)"
 
 
 def measure_speed(
@@ -24,7 +33,7 @@ def measure_speed(
     repeats: int,
     device: torch.device,
     precision: str,
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """Time whole-sampler throughput from single network evaluations.
 
     Every repeat evaluates each model once in each stage, one model after the other. The time of an evaluation is the median
@@ -37,8 +46,9 @@ def measure_speed(
         boundaries, steps: as in `cost.model_cost`.
 
     Returns:
-        name -> `images_per_second`, `peak_memory_mib`. The second is the model's own weights and what one evaluation of
-        `batch` images allocates beside its input; None on the CPU, where the allocator keeps no such count.
+        name -> `images_per_second`; `peak_memory_mib`, the model's own weights and what one evaluation of `batch` images
+        allocates beside its input, None on the CPU, where the allocator keeps no such count; and `time_by_operation`, the share
+        of the time that each kind of operation takes, which sum to 1.
     """
     x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     times = stage_timesteps(boundaries)
@@ -49,8 +59,16 @@ def measure_speed(
                 elapsed = time_evaluation(models[name], x_NCHW, times[stage])
                 taken += [elapsed] if repeat >= WARM_UP else []
         memory = {name: peak_memory(model, x_NCHW, times) for name, model in models.items()}
+        kinds = {name: time_by_operation(model, x_NCHW, times, steps) for name, model in models.items()}
     totals = {name: sum(n * median(seconds[name, s]) for s, n in enumerate(steps)) for name in models}
-    return {name: {"images_per_second": batch / totals[name], "peak_memory_mib": memory[name]} for name in models}
+    return {
+        name: {
+            "images_per_second": batch / totals[name],
+            "peak_memory_mib": memory[name],
+            "time_by_operation": kinds[name],
+        }
+        for name in models
+    }
 
 
 def time_evaluation(model: nn.Module, x_NCHW: Tensor, timestep: float) -> float:
@@ -62,6 +80,29 @@ def time_evaluation(model: nn.Module, x_NCHW: Tensor, timestep: float) -> float:
     predict(model, x_NCHW, timestep, labels)
     synchronize(x_NCHW.device)
     return time.perf_counter() - begun
+
+
+def time_by_operation(
+    model: nn.Module, x_NCHW: Tensor, timesteps: Sequence[float], steps: Sequence[int]
+) -> dict[str, float]:
+    """Share of the time of a whole sampling run that each kind of operation takes, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = x_NCHW.device.type == "cuda"
+    taken = dict.fromkeys([*KINDS, OTHER], 0.0)
+    for timestep, count in zip(timesteps, steps, strict=True):
+        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+            time_evaluation(model, x_NCHW, timestep)
+        for event in profiler.key_averages():
+            taken[kind_of(event.key)] += count * (event.self_device_time_total if cuda else event.self_cpu_time_total)
+    total = sum(taken.values())
+    return {kind: microseconds / total for kind, microseconds in taken.items()}
+
+
+def kind_of(operation: str) -> str:
+    """The kind of an operation or a device kernel by its name."""
+    name = operation.lower()
+    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
 
 
 def synchronize(device: torch.device) -> None:
