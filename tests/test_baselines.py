@@ -1,0 +1,107 @@
+"""The baselines of the benchmark, and the table that it makes."""
+
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, tiny_unet
+from torch import nn
+
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import make_process
+from stages.evaluation.cost import count_macs
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import baselines
+import compression
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def teacher():
+    return tiny_unet(block_out_channels=(32, 64), norm_num_groups=8)
+
+
+@pytest.fixture
+def data(digits):
+    return TrainingSet.of_images(digits)
+
+
+@pytest.mark.parametrize("criterion", ["random", "magnitude", "taylor", "diff-pruning"])
+def test_a_pruned_teacher_has_the_macs_asked_for_and_runs(teacher, data, diffusion_settings, criterion, monkeypatch):
+    monkeypatch.setattr(baselines, "INTERVALS", 4)
+    monkeypatch.setattr(baselines, "BATCH", 8)
+    process = make_process(diffusion_settings)
+    importance = baselines.importance_of(criterion, teacher, process, data, 0)
+    net = baselines.pruned(teacher, 0.5, importance)
+    ratio = count_macs(net, SHAPE, 0) / count_macs(teacher, SHAPE, 0)
+    assert 0.49 <= ratio <= 0.5
+    assert net(torch.randn(2, *SHAPE), torch.tensor([1, 900])).sample.shape == (2, *SHAPE)
+    norms = zip(net.modules(), teacher.modules(), strict=True)
+    assert all(a.num_groups == b.num_groups for a, b in norms if isinstance(a, nn.GroupNorm))
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_magnitude_keeps_the_large_channels_of_a_layer(teacher):
+    conv = teacher.down_blocks[1].resnets[0].conv1
+    with torch.no_grad():
+        conv.weight.mul_(torch.linspace(0.1, 3, 64)[:, None, None, None])
+    importance = baselines.importance_of("magnitude", teacher, None, None, 0)
+    net = baselines.pruned(teacher, 0.6, importance)
+    kept = net.down_blocks[1].resnets[0].norm2.num_channels
+    largest = conv.bias.view(8, 8)[:, -kept // 8 :].flatten()
+    assert kept < 64
+    torch.testing.assert_close(net.down_blocks[1].resnets[0].conv1.bias, largest)
+
+
+def test_diff_pruning_stops_where_the_loss_is_small(teacher, data, diffusion_settings, monkeypatch):
+    monkeypatch.setattr(baselines, "INTERVALS", 10)
+    monkeypatch.setattr(baselines, "BATCH", 4)
+    losses = iter([0.5, 1.0, 0.2, 0.04, 0.9])
+    weight = next(teacher.parameters())
+    monkeypatch.setattr(baselines, "noise_loss", lambda *_: next(losses) + 0 * weight.sum())
+    assert baselines.accumulate_by_time(teacher, make_process(diffusion_settings), data, 0) == 3
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_of_the_noise_does_not_depend_on_what_is_predicted(data, diffusion_settings, prediction):
+    process = make_process(diffusion_settings | {"prediction_type": prediction})
+    x0, eps, t = torch.randn(4, *SHAPE), torch.randn(4, *SHAPE), torch.tensor([10, 300, 600, 900])
+    guess = eps + 0.1
+    x_t = process.noise(x0, eps, t)
+    s, sigma = (v.float()[:, None, None, None] for v in process.scale_sigma(t))
+    implied_x0 = (x_t - s * sigma * guess) / s
+    batch = baselines.Batch(x_t, t, process.target(x0, eps, t))
+    output = process.target(implied_x0, guess, t)
+    net = lambda x, time: type("Output", (), {"sample": output})  # noqa: E731
+    assert float(baselines.noise_loss(net, process, batch)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_every_method_has_params_that_are_valid():
+    from stages.config import cross_problems, schema_problems
+
+    for method in [*compression.SEARCHED, *(f"{m}-plain" for m in compression.PRUNED)]:
+        params = compression.params_of(ROOT / "presets" / "digits.yaml", method, 0.3, 2)
+        assert [*schema_problems(params), *cross_problems(params)] == []
+        assert params["assemble"]["macs"] == 0.3 and params["seed"] == 2
+        if method.endswith("-plain"):
+            assert params["retrain"]["joint_loss"] == "none" and params["retrain"]["output_weight"] == 0
+
+
+def test_the_table_is_in_the_order_of_the_mean():
+    def run(method, seed, fid):
+        return {
+            "method": method,
+            "budget": 0.5,
+            "seed": seed,
+            "macs_ratio": 0.5,
+            "fidelity": {"classifier": {"fid": fid}},
+        }
+
+    summary = compression.summarise([run("uniform", 0, 3.0), run("search", 0, 1.0), run("search", 1, 2.0)])
+    assert list(summary["0.5"]) == ["search", "uniform"]
+    assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
+    lines = compression.table(summary).splitlines()
+    assert "| search | 0.500 | 1.5000 ± 0.7071 | 2 |" in lines and "| uniform | 0.500 | 3.0000 | 1 |" in lines
