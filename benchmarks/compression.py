@@ -235,6 +235,26 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {budget: dict(methods) for budget, methods in order.items()}
 
 
+def draw(runs: list[dict[str, Any]], target: Path) -> None:
+    """FID against MACs for every method that all seeds have at all budgets, a panel per extractor."""
+    from curves import panel, write_figure
+
+    arms: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for run in sorted((run for run in runs if run["method"] not in REFERENCES), key=lambda run: run["budget"]):
+        arms.setdefault(run["method"], {}).setdefault(run["seed"], []).append(run)
+    most = max(len(points) for seeds in arms.values() for points in seeds.values())
+    whole = {method: [p for p in seeds.values() if len(p) == most] for method, seeds in arms.items()}
+    shown = {method: curves for method, curves in whole.items() if curves}
+    panels = []
+    for name in runs[0]["fidelity"]:
+        curves = {
+            method: [[(run["macs_ratio"], run["fidelity"][name]["fid"]) for run in points] for points in seeds]
+            for method, seeds in shown.items()
+        }
+        panels.append(panel(curves, f"FID ({name})", "MACs / the teacher's", "FID (log)"))
+    write_figure(panels, list(shown), target)
+
+
 def table(summary: dict[str, Any]) -> str:
     """The summary as Markdown."""
     lines = []
@@ -292,6 +312,7 @@ def main() -> None:
     runs = [json.loads(path.read_text()) for path in sorted(output.glob("*-seed*.json"))]
     summary = summarise(runs)
     write(output / "summary.json", summary)
+    draw(runs, output / "fid.svg")
     (output / "table.md").write_text(table(summary))
     print(table(summary))
     sys.exit(max(codes, default=0))

@@ -1,5 +1,6 @@
-"""Charts of the benchmarks as SVG files: a thin line for every seed, a thick one for their mean."""
+"""Charts of the benchmarks as SVG files: a thin line for every seed, a thick one for their mean with its standard deviation."""
 
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -9,16 +10,32 @@ from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.evaluation.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, axes, dot, number, path, scale_over, text
+from stages.evaluation.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    axes,
+    dot,
+    line,
+    number,
+    path,
+    scale_over,
+    text,
+)
 
 Curve = Sequence[tuple[float, float]]
-HEAD = 44  # pixels above the panels, for their titles and the key
-COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6a4c93", "#555555")
+TITLE = 28  # pixels above the panels, beside the rows of the key
+COLOURS = ["#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6a4c93", "#555555", "#17a2a2", "#e07a2f", "#8f8f2a", "#c2569b"]
+KEY_WIDTH, KEY_ROW = 120, 16  # pixels
 STYLE = """
   svg { background: #ffffff; font: 11px system-ui, sans-serif; }
   text { fill: #333333; } .title { font-weight: 600; font-size: 13px; }
   .rule { stroke: #e3e3e3; } .base { stroke: #777777; } polyline { fill: none; }
   .seed { stroke-width: 0.8; opacity: 0.45; } .mean { stroke-width: 2; }
+  .bar { stroke-width: 1.2; }
 """
 
 
@@ -35,6 +52,18 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
     ]
 
 
+def bars(curves: Sequence[Curve]) -> list[tuple[float, float, float]]:
+    """x, mean y less (at least the lowest) and plus its standard deviation over curves, by point; none for one curve."""
+    if len(curves) < 2:
+        return []
+    found = []
+    for points in zip(*curves, strict=True):
+        values = [y for _, y in points]
+        middle, deviation = statistics.mean(values), statistics.stdev(values)
+        found.append((statistics.mean(x for x, _ in points), max(middle - deviation, min(values)), middle + deviation))
+    return found
+
+
 def panel(arms: dict[str, Sequence[Curve]], title: str, x_label: str, y_label: str) -> Markup:
     """The curves of all arms and seeds, y logarithmic."""
     points = [point for curves in arms.values() for curve in curves for point in curve]
@@ -44,26 +73,30 @@ def panel(arms: dict[str, Sequence[Curve]], title: str, x_label: str, y_label: s
     for index, (name, curves) in enumerate(arms.items()):
         parts += [path([(x(px), y(py)) for px, py in curve], f"seed c{index}") for curve in curves]
         mean = mean_curve(curves)
+        parts += [line(x(px), y(low), x(px), y(high), f"bar c{index}") for px, low, high in bars(curves)]
         parts.append(path([(x(px), y(py)) for px, py in mean], f"mean c{index}"))
         parts += [dot(x(px), y(py), f"c{index}", 2.5, f"{name}: {number(py)}") for px, py in mean]
     return Markup("").join(parts)
 
 
-def key(names: Sequence[str]) -> Markup:
-    """Names of the arms in their colours, in a row."""
+def key(names: Sequence[str], columns: int) -> Markup:
+    """Names of the arms in their colours, in rows of `columns`."""
     parts = []
     for index, name in enumerate(names):
-        at = LEFT + 120 * index
-        parts += [path([(at, 16), (at + 18, 16)], f"mean c{index}"), text(at + 24, 20, name, "start")]
+        at, row = LEFT + KEY_WIDTH * (index % columns), KEY_ROW * (1 + index // columns)
+        parts += [path([(at, row), (at + 18, row)], f"mean c{index}"), text(at + 24, row + 4, name, "start")]
     return Markup("").join(parts)
 
 
 def write_figure(panels: Sequence[Markup], names: Sequence[str], target: Path) -> None:
     """Panels side by side under one key, as a file of its own."""
     form = Markup('<g transform="translate({} {})">{}</g>')
-    body = [form.format(WIDTH * index, HEAD - TOP, content) for index, content in enumerate(panels)]
-    width, height = WIDTH * len(panels), HEIGHT + HEAD - TOP
+    columns = (WIDTH * len(panels) - LEFT) // KEY_WIDTH
+    head = KEY_ROW * math.ceil(len(names) / columns) + TITLE
+    body = [form.format(WIDTH * index, head - TOP, content) for index, content in enumerate(panels)]
+    width, height = WIDTH * len(panels), HEIGHT + head - TOP
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     )
-    target.write_text(f"{opening}\n<style>{STYLE}{colours()}</style>\n{key(names)}{Markup('').join(body)}\n</svg>\n")
+    drawn = f"{key(names, columns)}{Markup('').join(body)}"
+    target.write_text(f"{opening}\n<style>{STYLE}{colours()}</style>\n{drawn}\n</svg>\n")
