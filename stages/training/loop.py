@@ -126,7 +126,10 @@ class _Run:
     def __init__(self, model: nn.Module, settings: TrainSettings, fingerprint: str) -> None:
         self.model, self.settings, self.fingerprint = model, settings, fingerprint
         self.weights = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, settings.learning_rate, weight_decay=settings.weight_decay)
+        fused = all(p.device.type in ("cpu", "cuda") for p in self.weights)
+        self.optimizer = torch.optim.AdamW(
+            self.weights, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+        )
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.stretch: dict[str, list[float]] = {}
