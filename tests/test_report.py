@@ -39,6 +39,9 @@ def make_metrics(**changes: float) -> dict[str, Any]:
     }
 
 
+TRAINED = {"source": "train", "steps": 1000, "batch_size": 64}
+
+
 def make_clusters() -> dict[str, Any]:
     grid = list(range(0, 1000, 20))
     return {
@@ -83,7 +86,8 @@ def make_search() -> dict[str, Any]:
     candidates.append({"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30})
     history = [{"step": s, "loss": 1 / s} for s in range(2, 200, 2)]
     found = {"candidates": candidates, "log": history, "params": {}, "weights_sha256": "ab" * 32}
-    return found | {"teacher_macs": 220, "teacher_params": 80}
+    spent = {"macs_spent": {"training": 6e9, "scoring": 1e9}, "triples": 3000}
+    return found | spent | {"teacher_macs": 220, "teacher_params": 80}
 
 
 def make_page(**changes: Any) -> str:
@@ -96,7 +100,10 @@ def make_page(**changes: Any) -> str:
         "clusters": make_clusters(),
         "architecture": make_architecture(),
         "searches": dict.fromkeys(BLOCKS, make_search()),
-        "logs": {"retrain": {"history": history}, "train_teacher": {"history": []}},
+        "logs": {
+            "retrain": {"history": history},
+            "train_teacher": {"history": [], "params": {"train_teacher": TRAINED}},
+        },
         "params": {"report": {"images": 48}},
     }
     return report.render_report(**(inputs | changes))
@@ -161,7 +168,8 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
         "steps_per_stage": [50],
         "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
     }
-    page = make_page(clusters=clusters, architecture=architecture, logs={})
+    logs = {"train_teacher": {"history": [], "params": {"train_teacher": TRAINED}}}
+    page = make_page(clusters=clusters, architecture=architecture, logs=logs)
     assert "Silhouette" not in page
 
 
@@ -183,3 +191,16 @@ def test_scales_hold_their_values_and_have_ticks_inside(values: list[float], log
     assert all(-1e-6 <= scale(v) <= 100 + 1e-6 for v in values)
     assert all(-1e-6 <= scale(tick) <= 100 + 1e-6 for tick in scale.ticks())
     assert 1 <= len(scale.ticks()) <= 10
+
+
+def test_what_the_search_took_stands_beside_the_teachers_training() -> None:
+    searches, logs = dict.fromkeys(BLOCKS, make_search()), {"train_teacher": {"params": {"train_teacher": TRAINED}}}
+    metrics = make_metrics()
+    metrics["teacher"] |= {"macs": 1e6, "macs_training": 1e6}
+    found = {what: (macs, share) for what, macs, share in report.search_cost(metrics, searches, logs)}
+    trained = 3 * 1000 * 64 * 1e6
+    assert found["one teacher pass for the features"] == ("3e+09", f"{3e9 / trained:.1%}")
+    assert found["the search in all"][1] == f"{(3e9 + 7e9 * len(BLOCKS)) / trained:.1%}"
+    given = {"train_teacher": {"params": {"train_teacher": TRAINED | {"source": "path"}}}}
+    assert all(share == "" for _, _, share in report.search_cost(metrics, searches, given))
+    assert report.search_cost(metrics, {}, logs) == []

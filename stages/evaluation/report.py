@@ -77,6 +77,7 @@ def render_report(
         score=architecture["score"],
         stage_count=len(architecture["steps_per_stage"]),
         candidates=candidate_charts(architecture, searches),
+        spent=search_cost(metrics, searches, logs),
         losses=loss_charts(logs, searches),
         protocol=flat(metrics["protocol"]),
         params=[(section, flat(value)) for section, value in merged_params(made_with).items()],
@@ -312,6 +313,27 @@ def candidate_charts(
         )
         found.append((name, note, chart))
     return found
+
+
+def search_cost(
+    metrics: dict[str, Any], searches: dict[str, dict[str, Any]], logs: dict[str, dict[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """MACs that the search took, beside the teacher's training when that was done here: (what, MACs, share of the training)."""
+    if not searches:
+        return []
+    whole = next(iter(searches.values()))["triples"] * metrics["teacher"]["macs"]
+    spent = {"one teacher pass for the features": whole}
+    for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
+        spent[name] = sum(search["macs_spent"][part] for search in searches.values())
+    spent["the search in all"] = sum(spent.values())
+    made_with = logs["train_teacher"]["params"]["train_teacher"]
+    trained = 3 * made_with["steps"] * made_with["batch_size"] * metrics["teacher"]["macs_training"]
+    if made_with["source"] == "path":
+        return [(what, f"{macs:.3g}", "") for what, macs in spent.items()]
+    return [
+        (what, f"{macs:.3g}", f"{macs / trained:.1%}")
+        for what, macs in (spent | {"the teacher's training": trained}).items()
+    ]
 
 
 def spec_text(spec: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import UNet2DModel
 from torch import nn
 
+from stages.models.borders import borders_of
 from stages.models.multi_decoder_unet import Module
 
 Spec = dict[str, Any]
@@ -61,6 +62,13 @@ def shared_macs(unet: UNet2DModel) -> tuple[int, int]:
     side = unet.config.sample_size
     embedding = sum(m.weight.numel() for m in unet.time_embedding.modules() if isinstance(m, nn.Linear))
     return unet.conv_in.weight.numel() * side**2 + embedding, unet.conv_out.weight.numel() * side**2
+
+
+def unet_macs(unet: UNet2DModel) -> int:
+    """MACs of a whole UNet for one sample, counted as `block_macs` does."""
+    side = unet.config["sample_size"]
+    blocks = [block_macs(unet.get_submodule(border.block), side >> border.level) for border in borders_of(unet)]
+    return sum(blocks) + sum(shared_macs(unet))
 
 
 def shared_params(unet: UNet2DModel) -> tuple[int, int]:

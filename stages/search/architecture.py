@@ -16,6 +16,7 @@ from stages.models.specs import (
     parameter_count,
     shared_macs,
     shared_params,
+    unet_macs,
 )
 from stages.search.controls import select_largest, select_uniform
 from stages.search.selection import Block, Budget, Costs, select_budget, select_local, select_random, totals
@@ -23,13 +24,11 @@ from stages.search.selection import Block, Budget, Costs, select_budget, select_
 
 def costs_of(unet: UNet2DModel, steps: Sequence[int]) -> Costs:
     """The teacher's costs and the shared ones; `steps` are the sampler's steps in each stage."""
-    side = unet.config["sample_size"]
-    blocks_macs = sum(block_macs(unet.get_submodule(b.block), side >> b.level) for b in borders_of(unet))
     fixed_macs = sum(shared_macs(unet))
     entrance, head = shared_params(unet)
     weights = tuple(count / sum(steps) for count in steps)
     fixed_params = entrance + head * len(steps)
-    return Costs(fixed_macs + blocks_macs, parameter_count(unet), fixed_macs, fixed_params, entrance + head, weights)
+    return Costs(unet_macs(unet), parameter_count(unet), fixed_macs, fixed_params, entrance + head, weights)
 
 
 def block_of(name: str, result: dict[str, Any]) -> Block:
@@ -80,7 +79,6 @@ def assemble_architecture(
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
-        "search_macs": sum(result["trained_macs"] for result in results.values()),
     }
 
 
@@ -117,7 +115,6 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
         "supernets": {},
         "expected": given_costs(unet, specs, costs, settings["shared_encoder"]),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
-        "search_macs": 0.0,
     }
 
 

@@ -128,7 +128,7 @@ def hash_tensors(shard: Path) -> dict[str, str]:
 
 
 class Features:
-    """Some tensors of some stages of the feature cache, memory-mapped.
+    """Some tensors of some stages of the feature cache, memory-mapped; `total` is the number of all triples in it.
 
     Args:
         folder: where index.json and the shards are.
@@ -144,6 +144,7 @@ class Features:
         self.names = list(names)
         self.held_out, self.per_stage, size = index["held_out"], index["triples_per_stage"], index["shard_size"]
         self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
+        self.total = self.per_stage * len(index["stages"])
         per_stage = math.ceil(self.per_stage / size)
         files = [folder / f"stage_{stage}-shard_{i}.safetensors" for stage in self.stages for i in range(per_stage)]
         self.shards = [self._open(file, index["sha256"].get(file.name, {})) for file in files]

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from stages.files import sha256_file
 from stages.models.borders import border_of_job
 from stages.models.elastic import ElasticBlock
-from stages.models.specs import block_macs, parameter_count
+from stages.models.specs import block_macs, parameter_count, unet_macs
 from stages.pieces import Pieces
 from stages.search.features import Features
 from stages.search.space import BlockSpace
@@ -95,17 +95,23 @@ class SearchJob:
             "space_size": len(self.space),
             "teacher_macs": block_macs(self.block, self.resolution),
             "teacher_params": parameter_count(self.block),
-            "trained_macs": self.trained_macs(candidates),
+            "macs_spent": self.macs_spent(candidates),
+            "triples": self.features.total,
             "candidates": candidates,
             "log": history,
             "params": self.params,
         }
 
-    def trained_macs(self, candidates: list[dict[str, Any]]) -> float:
-        """MACs of the training, backward passes counted as two forward ones; random paths as the mean candidate."""
-        macs = [candidate["macs"] for candidate in candidates]
+    def macs_spent(self, candidates: list[dict[str, Any]]) -> dict[str, float]:
+        """MACs of the job: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`."""
+        macs, whole = [candidate["macs"] for candidate in candidates], unet_macs(self.teacher)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
-        return 3.0 * self.settings["steps"] * self.settings["batch_size"] * step
+        measured = sum(candidate["output"] is not None for candidate in candidates)
+        triples = self.settings["output_triples"] * len(self.features.stages)
+        return {
+            "training": 3.0 * self.settings["steps"] * self.settings["batch_size"] * step,
+            "scoring": float(len(self.features.rows(held_out=True)) * sum(macs) + measured * triples * whole),
+        }
 
     def clean_up(self) -> None:
         """Remove what was kept for a run that is killed."""
