@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from stages.diffusion.keys import PROCESS_KEYS, SAMPLERS
 from stages.files import pipeline_file
 
 Params = dict[str, Any]
@@ -18,12 +19,6 @@ Problem = tuple[str, str]  # key, what is wrong and what to do
 
 SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "params.schema.yaml"
 DIGITS_RESOLUTION = 8  # pixels
-# The keys of `diffusion` and the samplers of each process.
-PROCESS_KEYS = {
-    "vp": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"),
-    "edm": ("sigma_min", "sigma_max", "sigma_data", "rho", "p_mean", "p_std"),
-}
-SAMPLERS = {"vp": ("ddim", "ddpm", "dpm_solver"), "edm": ("edm_euler", "edm_dpm_solver")}
 INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
 

@@ -131,7 +131,7 @@ def test_every_section_is_read_by_some_stage(committed: dict[str, Any]) -> None:
         (
             "sampling.scheduler",
             "edm_euler",
-            "sampling.scheduler: edm_euler is no sampler of process vp, use one of ddim",
+            "sampling.scheduler: edm_euler is no sampler of process vp, use one of ddpm",
         ),
         ("train_autoencoder.source", "path", "train_autoencoder.path: null, but source path needs one"),
         ("train_autoencoder.path", "x", 'train_autoencoder.path: "x" is unused by source none; set source to path'),

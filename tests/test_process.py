@@ -9,12 +9,13 @@ import torch
 from scipy.stats import kstest, norm
 
 from stages.diffusion.images import to_uint8
-from stages.diffusion.process import SCHEDULERS, EDMProcess, VPProcess
+from stages.diffusion.keys import SAMPLERS
+from stages.diffusion.process import EDMProcess, VPProcess
 from stages.diffusion.sampling import Sampler, sample
 from stages.diffusion.seeds import generator_for
 from stages.models.multi_decoder_unet import stage_of
 
-SAMPLERS = [(process, name) for process, names in SCHEDULERS.items() for name in names]
+PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_the_weighted_loss_of_the_denoiser_is_the_plain_loss_of_the_network(edm,
     assert float(weighted) == pytest.approx(float(plain), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS["edm"])
+@pytest.mark.parametrize("name", SAMPLERS["edm"])
 def test_the_preconditioning_is_that_of_diffusers_schedulers(edm, triple, name):
     x0, eps, t, sigma = triple
     scheduler = edm.scheduler(name)
@@ -147,7 +148,7 @@ def test_a_teacher_of_another_edm_process_is_refused(edm):
         edm.check_same_as({"_class_name": "DDPMScheduler"}, "teacher")
 
 
-@pytest.mark.parametrize(("kind", "scheduler"), SAMPLERS)
+@pytest.mark.parametrize(("kind", "scheduler"), PAIRS)
 def test_with_a_perfect_denoiser_of_one_image_every_sampler_draws_it(diffusion_settings, edm_settings, kind, scheduler):
     process = VPProcess(diffusion_settings) if kind == "vp" else EDMProcess(edm_settings)
     point = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers import tiny_unet
 
-from stages.diffusion.process import SCHEDULERS, EDMProcess, VPProcess
+from stages.diffusion.keys import SAMPLERS
+from stages.diffusion.process import EDMProcess, VPProcess
 from stages.diffusion.sampling import Sampler, nodes_of, sample, snap, stages_of, steps_per_stage
 
-SAMPLERS = [(process, name) for process, names in SCHEDULERS.items() for name in names]
+PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
 CPU = torch.device("cpu")
 
 
@@ -19,7 +20,7 @@ def make(diffusion_settings, edm_settings):
     return lambda kind: VPProcess(diffusion_settings) if kind == "vp" else EDMProcess(edm_settings)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS["edm"])
+@pytest.mark.parametrize("scheduler", SAMPLERS["edm"])
 def test_an_edm_sample_depends_on_its_index_and_not_on_its_batch(unet, edm_settings, scheduler):
     def draw(indices, batch_size):
         sampler = Sampler(EDMProcess(edm_settings), scheduler, 6, 1, (1, 8, 8), CPU, batch_size)
@@ -67,7 +68,7 @@ def crossed(process, nodes, boundaries):
     return [i for i, end in enumerate(ends) if start[i] != stages_of(torch.tensor(end), boundaries)]
 
 
-@pytest.mark.parametrize(("kind", "scheduler"), SAMPLERS)
+@pytest.mark.parametrize(("kind", "scheduler"), PAIRS)
 @pytest.mark.parametrize("steps", [9, 18])
 def test_no_step_crosses_a_snapped_boundary(make, kind, scheduler, steps):
     process = make(kind)

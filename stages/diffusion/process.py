@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.diffusion.keys import PROCESS_KEYS, SAMPLERS
 from stages.files import pipeline_file, run_again
 
-VP_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
-EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "rho")
+VP_KEYS = PROCESS_KEYS["vp"]
+EDM_KEYS = tuple(key for key in PROCESS_KEYS["edm"] if not key.startswith("p_"))  # those of schedulers, not of training
 # What diffusers takes for keys that a scheduler_config.json does not hold.
 VP_DEFAULTS = dict(zip(VP_KEYS, (1000, "linear", 0.0001, 0.02, "epsilon"), strict=True))
 EDM_DEFAULTS = dict(zip(EDM_KEYS, (0.002, 80.0, 0.5, 7.0), strict=True))
@@ -33,13 +34,12 @@ EDM_VALUES = {
     "prediction_type": (None, "epsilon"),
 }
 # Clipping x0 to the images' range helps DDPM's noisy steps and biases DDIM's, which keep the old eps beside the clipped x0.
-SCHEDULERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "vp": {
-        "ddpm": ("DDPMScheduler", {"clip_sample": True}),
-        "ddim": ("DDIMScheduler", {"clip_sample": False}),
-        "dpm_solver": ("DPMSolverMultistepScheduler", {}),
-    },
-    "edm": {"edm_euler": ("EDMEulerScheduler", {}), "edm_dpm_solver": ("EDMDPMSolverMultistepScheduler", {})},
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {"clip_sample": True}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "dpm_solver": ("DPMSolverMultistepScheduler", {}),
+    "edm_euler": ("EDMEulerScheduler", {}),
+    "edm_dpm_solver": ("EDMDPMSolverMultistepScheduler", {}),
 }
 
 
@@ -138,8 +138,7 @@ class Process(ABC):
         """A diffusers scheduler of this process, by the name that `sampling.scheduler` uses; the process's first when None."""
         import diffusers
 
-        schedulers = SCHEDULERS[self.name]
-        scheduler, extra = schedulers[name or next(iter(schedulers))]
+        scheduler, extra = SCHEDULERS[name or SAMPLERS[self.name][0]]
         return getattr(diffusers, scheduler).from_config(self.config | extra)
 
     def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:

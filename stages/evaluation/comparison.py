@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from stages.datasets.prepared import PreparedData
-from stages.diffusion.process import SCHEDULERS, Process, make_process
+from stages.diffusion.keys import SAMPLERS
+from stages.diffusion.process import Process, make_process
 from stages.diffusion.sampling import Sampler, sample, steps_per_stage
 from stages.diffusion.seeds import generator_for
 from stages.evaluation.cost import decoder_cost, model_cost
@@ -102,7 +103,7 @@ class Evaluation:
     def steps_of_samplers(self) -> dict[str, list[int]]:
         """The same for every sampler of the process, with as many steps in all."""
         process, steps = self.process, self.params["sampling"]["steps"]
-        return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SCHEDULERS[process.name]}
+        return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
 
     def measure_speed(
         self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]

@@ -1,0 +1,8 @@
+"""Names that the params use for noise processes; without torch, for what only reads params."""
+
+# The keys of `diffusion` beside `process`, and the samplers of `sampling.scheduler`, of each process.
+PROCESS_KEYS = {
+    "vp": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"),
+    "edm": ("sigma_min", "sigma_max", "sigma_data", "rho", "p_mean", "p_std"),
+}
+SAMPLERS = {"vp": ("ddpm", "ddim", "dpm_solver"), "edm": ("edm_euler", "edm_dpm_solver")}
