@@ -20,17 +20,19 @@ The others exchange one part of the search: `local-rule`, `local-score`, `output
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import Shared
+from shared_inputs import Shared, write
 
 from stages.config import load_params
 
@@ -56,6 +58,44 @@ NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0}}
 REFERENCES = ("teacher", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
+DRAWS = 100  # most draws of one seed
+LEAST_DRAWS = 5  # that a correlation is made of
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the name of a method says: `random-2-plain` is draw 2 of `random`, retrained without distillation terms.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+
+    full: str
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS or (self.draw and self.name != "random"):
+            raise ValueError(f"{self.full}: not one of {', '.join(METHODS)}, with -plain or random-<draw>")
+
+    @property
+    def name(self) -> str:
+        """Without what follows it."""
+        return re.sub(r"-\d+$", "", self.full.removesuffix("-plain"))
+
+    @property
+    def row(self) -> str:
+        """The row of the table."""
+        return self.name + ("-plain" if self.plain else "")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is retrained without distillation terms."""
+        return self.full.endswith("-plain")
+
+    @property
+    def draw(self) -> int:
+        """The number of the draw; 0 where there is but one."""
+        found = re.search(r"-(\d+)$", self.full.removesuffix("-plain"))
+        return int(found[1]) if found else 0
 
 
 def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -63,13 +103,12 @@ def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[
     return params | {section: params[section] | values for section, values in changes.items()}
 
 
-def params_of(preset: Path, method: str, budget: float, seed: int) -> dict[str, Any]:
+def params_of(preset: Path, method: Method, budget: float, seed: int) -> dict[str, Any]:
     """The params of one run. The budget is that of the MACs; parameters may be as many as the teacher's."""
-    name, plain = method.removesuffix("-plain"), method.endswith("-plain")
     budgets = {"assemble": {"macs": budget, "params": 1.0, "params_active": 1.0}}
     params = changed(load_params(preset) | {"seed": seed, "device": "cpu"}, budgets)
-    params = changed(params, SEARCHED.get(name, {}))
-    return changed(params, PLAIN) if plain else params
+    params = changed(params, SEARCHED.get(method.name, {}))
+    return changed(params, PLAIN) if method.plain else params
 
 
 class Run:
@@ -82,7 +121,7 @@ class Run:
     """
 
     def __init__(
-        self, preset: Path, method: str, budget: float, seed: int, shared: Shared, extractors: list[str], work: Path
+        self, preset: Path, method: Method, budget: float, seed: int, shared: Shared, extractors: list[str], work: Path
     ) -> None:
         import torch
 
@@ -101,25 +140,24 @@ class Run:
         self.teacher = load_teacher(shared.teacher)
         image = self.prepared.images[0]
         self.extractors = {Path(name).stem: open_extractor(name, shared.extractor, image) for name in extractors}
-        self.work = work / f"{method}-{budget}-seed{seed}"
+        self.work = work / f"{method.full}-{budget}-seed{seed}"
 
-    def start(self) -> tuple[Any, list[float]]:
-        """The net before retraining, and its boundaries."""
+    def pruned(self) -> Any:
+        """The teacher with channels removed."""
         from baselines import importance_of, pruned
 
+        importance = importance_of(PRUNED[self.method.name], self.teacher, self.process, self.data, self.seed)
+        net = pruned(self.teacher, self.budget, importance)
+        self.teacher.zero_grad()
+        return net
+
+    def student(self, plan: dict[str, Any]) -> Any:
+        """The net of an architecture.json before retraining."""
         from stages.training.student import start_student, supernet_reader
 
-        name = self.method.removesuffix("-plain")
-        if name in PRUNED:
-            importance = importance_of(PRUNED[name], self.teacher, self.process, self.data, self.seed)
-            net = pruned(self.teacher, self.budget, importance)
-            self.teacher.zero_grad()
-            return net, []
-        plan = self.plan()
         search = self.shared.search(self.params) / "search"
         reader = supernet_reader(search, plan["supernets"], search / "index.json")
-        init = self.params["retrain"]["init"]
-        return start_student(self.teacher, plan, init, self.seed, reader), plan["boundaries"]
+        return start_student(self.teacher, plan, self.params["retrain"]["init"], self.seed, reader)
 
     def plan(self) -> dict[str, Any]:
         """The content of architecture.json."""
@@ -128,9 +166,29 @@ class Run:
 
         folder, output = self.shared.search(self.params), self.work / "architecture.json"
         inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json", "search": folder / "search"}
-        assemble(stage_params(self.params, "assemble"), threads=1, **inputs, output=output)
+        params = stage_params(self.params, "assemble") | {"seed": DRAWS * self.seed + self.method.draw}
+        assemble(params, threads=1, **inputs, output=output)
         found: dict[str, Any] = json.loads(output.read_text())
         return found
+
+    def block_scores(self, plan: dict[str, Any]) -> dict[str, float]:
+        """Both scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""
+        from safetensors.torch import load_file
+
+        from stages.config import stage_params
+        from stages.search.architecture import costs_of
+        from stages.search.job import SearchJob
+        from stages.search.selection import Block, value_of
+
+        folder, costs = self.shared.search(self.params), costs_of(self.teacher, plan["steps_per_stage"])
+        params, total = stage_params(self.params, "search_block"), {"local": 0.0, "output": 0.0}
+        for name, chosen in plan["chosen"].items():
+            job = SearchJob(params, self.teacher, name, folder / "results" / "features", self.device, self.work / name)
+            job.supernet.load_state_dict(load_file(folder / "search" / f"{name}.safetensors"))
+            candidate = job.measured(chosen["spec"])
+            block = Block(name, job.stage, candidate, (candidate,))
+            total = {score: value + value_of(block, candidate, costs, score) for score, value in total.items()}
+        return total
 
     def retrain(self, net: Any, boundaries: list[float]) -> Any:
         """The net with averaged weights after retraining, and the loss history."""
@@ -138,7 +196,7 @@ class Run:
         from stages.training.loop import TrainSettings, train
         from stages.training.student import student_batches
 
-        params = self.params if self.method.removesuffix("-plain") in SEARCHED else changed(self.params, NO_BLOCKS)
+        params = self.params if self.method.name in SEARCHED else changed(self.params, NO_BLOCKS)
         settings = params["retrain"]
         batches = student_batches(self.data, self.process, self.teacher, boundaries, settings, self.device)
         result = train(
@@ -146,8 +204,8 @@ class Run:
             JointLoss(net, self.teacher, batches, settings, "fp32"),
             TrainSettings.of(settings, self.seed),
             checkpoint=self.work / "retrain.pt",
-            fingerprint={"params": self.params, "method": self.method},
-            label=f"{self.method} {self.budget} seed {self.seed}",
+            fingerprint={"params": self.params, "method": self.method.full},
+            label=f"{self.method.full} {self.budget} seed {self.seed}",
         )
         if result.ema is not None:
             net.load_state_dict(result.ema)
@@ -165,7 +223,7 @@ class Run:
         decoding = None if self.vae is None else partial(decode, self.vae)
         how = (self.process, sampling["scheduler"], sampling["steps"], self.seed, self.data.shape, self.device)
         sampler = Sampler(*how, settings["batch_size"], decode=decoding)
-        pieces = Pieces(self.work / "samples", {"params": self.params, "method": self.method})
+        pieces = Pieces(self.work / "samples", {"params": self.params, "method": self.method.full})
         return sample(net, sampler, range(settings["samples"]), pieces=pieces).numpy()
 
     def score(self, images: Any) -> dict[str, Any]:
@@ -179,15 +237,19 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """What the file of the run holds."""
-        about = {"method": self.method, "budget": self.budget, "seed": self.seed}
-        if self.method == "held-out":
+        about = {"method": self.method.full, "budget": self.budget, "seed": self.seed}
+        if self.method.name == "held-out":
             return about | self.score(self.prepared.held_out_images)
-        if self.method == "teacher":
+        if self.method.name == "teacher":
             return about | {"macs_ratio": 1.0, "params_ratio": 1.0} | self.score(self.draw(self.teacher))
-        net, boundaries = self.start()
-        untrained = self.output_error(net)
+        if self.method.name in PRUNED:
+            net, boundaries, scores = self.pruned(), [], {}
+        else:
+            plan = self.plan()
+            net, boundaries, scores = self.student(plan), plan["boundaries"], self.block_scores(plan)
+        scores["untrained"] = self.untrained(net)
         net = self.retrain(net, boundaries)
-        return about | self.cost(net, boundaries) | {"output_error": untrained} | self.score(self.draw(net))
+        return about | self.cost(net, boundaries) | {"scores": scores} | self.score(self.draw(net))
 
     def cost(self, net: Any, boundaries: list[float]) -> dict[str, Any]:
         """MACs and parameters as shares of the teacher's."""
@@ -201,14 +263,14 @@ class Run:
         ratios = {f"{key}_ratio": small[key] / whole[key] for key in ("macs", "params", "params_active")}
         return ratios | {"boundaries": boundaries, "steps_per_stage": steps}
 
-    def output_error(self, net: Any) -> float:
+    def untrained(self, net: Any) -> float:
         """NMSE of the net's prediction to the teacher's before retraining, over 512 noised training images."""
         import torch
 
         from stages.diffusion.losses import NoisyBatches, nmse, predict
         from stages.diffusion.seeds import generator_for
 
-        batch = NoisyBatches(self.data, self.process, 512, self.device)(generator_for(0, "output_error", 0))
+        batch = NoisyBatches(self.data, self.process, 512, self.device)(generator_for(0, "untrained", 0))
         with torch.no_grad():
             outputs = [predict(model.eval(), batch.x_t, batch.t) for model in (net, self.teacher)]
         return float(nmse(outputs[:1], outputs[1:]))
@@ -218,9 +280,10 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by budget and method, the best first."""
     summary: dict[str, Any] = {}
     for run in runs:
-        entry = summary.setdefault(f"{run['budget']}", {}).setdefault(run["method"], {"seeds": [], "fid": {}})
+        row = Method(run["method"]).row
+        entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
         entry["seeds"].append(run["seed"])
-        for key in ("macs_ratio", "params_ratio", "output_error"):
+        for key in ("macs_ratio", "params_ratio"):
             entry.setdefault(key, []).append(run.get(key))
         for name, figures in run["fidelity"].items():
             entry["fid"].setdefault(name, []).append(figures["fid"])
@@ -235,13 +298,31 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {budget: dict(methods) for budget, methods in order.items()}
 
 
+def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spearman's correlation of the scores before retraining with the FID after it, over the draws of `random` of one seed."""
+    from scipy.stats import spearmanr
+
+    found = []
+    for budget, seed in sorted({(run["budget"], run["seed"]) for run in runs}):
+        draws = [r for r in runs if (r["budget"], r["seed"], Method(r["method"]).row) == (budget, seed, "random")]
+        if len(draws) < LEAST_DRAWS:
+            continue
+        entry: dict[str, Any] = {"budget": budget, "seed": seed, "architectures": len(draws), "scores": {}}
+        for score in draws[0]["scores"]:
+            test = spearmanr([run["scores"][score] for run in draws], [run["fid"] for run in draws])
+            entry["scores"][score] = {"spearman": float(test.statistic), "p": float(test.pvalue)}
+        found.append(entry)
+    return found
+
+
 def draw(runs: list[dict[str, Any]], target: Path) -> None:
     """FID against MACs for every method that all seeds have at all budgets, a panel per extractor."""
     from curves import panel, write_figure
 
-    arms: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    arms: dict[str, dict[tuple[int, int], list[dict[str, Any]]]] = {}
     for run in sorted((run for run in runs if run["method"] not in REFERENCES), key=lambda run: run["budget"]):
-        arms.setdefault(run["method"], {}).setdefault(run["seed"], []).append(run)
+        method = Method(run["method"])
+        arms.setdefault(method.row, {}).setdefault((run["seed"], method.draw), []).append(run)
     most = max(len(points) for seeds in arms.values() for points in seeds.values())
     whole = {method: [p for p in seeds.values() if len(p) == most] for method, seeds in arms.items()}
     shown = {method: curves for method, curves in whole.items() if curves}
@@ -297,21 +378,22 @@ def main() -> None:
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
     work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
     shared = Shared(preset, work / "shared")
-    for method in arguments.methods:
-        if method.removesuffix("-plain") not in METHODS:
-            parser.error(f"--methods {method}: not one of {', '.join(METHODS)}")
     if arguments.one:
         method, budget, seed = arguments.one
-        run = Run(preset, method, float(budget), int(seed), shared, arguments.extractors, work)
+        run = Run(preset, Method(method), float(budget), int(seed), shared, arguments.extractors, work)
         write(output / f"{method}-{budget}-seed{seed}.json", run.result())
         return
+    try:
+        list(map(Method, arguments.methods))
+    except ValueError as error:
+        parser.error(f"--methods {error}")
 
     output.mkdir(parents=True, exist_ok=True)
     shared.prepare()
     codes = run_all(arguments, preset, output, work)
     runs = [json.loads(path.read_text()) for path in sorted(output.glob("*-seed*.json"))]
     summary = summarise(runs)
-    write(output / "summary.json", summary)
+    write(output / "summary.json", {"table": summary, "correlations": correlations(runs)})
     draw(runs, output / "fid.svg")
     (output / "table.md").write_text(table(summary))
     print(table(summary))
@@ -335,13 +417,6 @@ def run_all(arguments: argparse.Namespace, preset: Path, output: Path, work: Pat
     wanted = list(product(range(arguments.seeds), arguments.budgets, arguments.methods))
     with ThreadPoolExecutor(arguments.jobs) as pool:
         return list(pool.map(start, wanted))
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON, written aside and renamed."""
-    aside = path.with_suffix(".aside")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -86,3 +86,10 @@ class Shared:
         stage(stage_params(params, stage.__name__), threads=1, **arguments)
         seconds = target.with_name(f"{target.stem}.seconds")
         seconds.write_text(f"{time.perf_counter() - begun:.1f}\n")
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """JSON, written aside and renamed."""
+    aside = path.with_suffix(".aside")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)

@@ -83,7 +83,7 @@ def test_every_method_has_params_that_are_valid():
     from stages.config import cross_problems, schema_problems
 
     for method in [*compression.SEARCHED, *(f"{m}-plain" for m in compression.PRUNED)]:
-        params = compression.params_of(ROOT / "presets" / "digits.yaml", method, 0.3, 2)
+        params = compression.params_of(ROOT / "presets" / "digits.yaml", compression.Method(method), 0.3, 2)
         assert [*schema_problems(params), *cross_problems(params)] == []
         assert params["assemble"]["macs"] == 0.3 and params["seed"] == 2
         if method.endswith("-plain"):
@@ -105,3 +105,24 @@ def test_the_table_is_in_the_order_of_the_mean():
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
     lines = compression.table(summary).splitlines()
     assert "| search | 0.500 | 1.5000 ± 0.7071 | 2 |" in lines and "| uniform | 0.500 | 3.0000 | 1 |" in lines
+
+
+def test_a_method_is_told_by_its_name():
+    method = compression.Method("random-2-plain")
+    assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
+    assert compression.Method("one-stage").row == "one-stage"
+    for wrong in ("rndom", "search-1", "-plain"):
+        with pytest.raises(ValueError, match="not one of"):
+            compression.Method(wrong)
+
+
+def test_scores_are_correlated_with_the_fid_of_the_draws_of_one_seed():
+    def run(draw, seed=0, method="random"):
+        scores = {"local": float(draw), "output": -float(draw)}
+        return {"method": f"{method}-{draw}", "budget": 0.5, "seed": seed, "scores": scores, "fid": draw**2}
+
+    runs = [*map(run, range(6)), *(run(draw, seed=1) for draw in range(4))]
+    (found,) = compression.correlations(runs)
+    assert found["architectures"] == 6 and found["seed"] == 0
+    assert found["scores"]["local"]["spearman"] == pytest.approx(1)
+    assert found["scores"]["output"]["spearman"] == pytest.approx(-1)

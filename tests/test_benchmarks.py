@@ -8,6 +8,7 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import multistage
+import search_cost
 from curves import mean_curve, panel, write_figure
 
 
@@ -56,3 +57,13 @@ def test_a_figure_has_a_line_for_every_seed_and_one_for_their_mean(tmp_path):
     text = (tmp_path / "figure.svg").read_text()
     assert text.count('class="seed c0"') == 2 and text.count('<polyline class="mean c0"') == 2
     assert "ours" in text
+
+
+def test_a_search_is_a_share_of_the_teachers_training():
+    one = {"teacher_step": 0.1, "features": 1.0, "searches": 8.0, "searches_two_at_once": 4.4, "selection": 1.0}
+    rounds = [one | {"pair": 2.0, "pair_at_once": 1.0}, one | {"pair": 2.0, "pair_at_once": 1.2}]
+    found = search_cost.summarise(rounds, {"features": 1.0, "training": 3.0, "teacher": 50.0}, 1000)
+    assert found["macs_share"] == pytest.approx(0.08)
+    assert found["seconds_share"]["mean"] == pytest.approx(0.1)
+    assert found["two_at_once_share"]["mean"] == pytest.approx(0.55)
+    assert found["pair_at_once_share"]["mean"] == pytest.approx(0.55)

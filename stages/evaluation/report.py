@@ -321,10 +321,7 @@ def search_cost(
     """MACs that the search took, beside the teacher's training when that was done here: (what, MACs, share of the training)."""
     if not searches:
         return []
-    whole = next(iter(searches.values()))["triples"] * metrics["teacher"]["macs"]
-    spent = {"one teacher pass for the features": whole}
-    for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
-        spent[name] = sum(search["macs_spent"][part] for search in searches.values())
+    spent = macs_of_search(metrics["teacher"]["macs"], list(searches.values()))
     spent["the search in all"] = sum(spent.values())
     made_with = logs["train_teacher"]["params"]["train_teacher"]
     trained = 3 * made_with["steps"] * made_with["batch_size"] * metrics["teacher"]["macs_training"]
@@ -334,6 +331,14 @@ def search_cost(
         (what, f"{macs:.3g}", f"{macs / trained:.1%}")
         for what, macs in (spent | {"the teacher's training": trained}).items()
     ]
+
+
+def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[str, float]:
+    """MACs of the parts of a search; one teacher pass takes `teacher_macs` for a sample."""
+    spent = {"one teacher pass for the features": searches[0]["triples"] * teacher_macs}
+    for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
+        spent[name] = sum(search["macs_spent"][part] for search in searches)
+    return spent
 
 
 def spec_text(spec: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from stages.files import sha256_file
 from stages.models.borders import border_of_job
 from stages.models.elastic import ElasticBlock
-from stages.models.specs import block_macs, parameter_count, unet_macs
+from stages.models.specs import Spec, block_macs, parameter_count, unet_macs
 from stages.pieces import Pieces
 from stages.search.features import Features
 from stages.search.space import BlockSpace
@@ -76,13 +76,20 @@ class SearchJob:
         """Every candidate with its costs and both scores."""
         specs = self.space.candidates(self.settings["candidates"], np.random.default_rng(self.params["seed"]))
         found = score(self.supernet, specs, self.features, len(self.border.inputs), self.resolution, self.pieces)
-        most, triples = self.settings["output_candidates"], self.settings["output_triples"]
+        most = self.settings["output_candidates"]
         if not most:
             return [candidate | {"output": None} for candidate in found]
-        measure = OutputScore(
-            self.teacher, self.border, self._open(OutputScore.names(self.teacher, self.border)), triples
-        )
-        return score_outputs(self.supernet, found, measure, most, self.pieces)
+        return score_outputs(self.supernet, found, self.output_score(), most, self.pieces)
+
+    def output_score(self) -> OutputScore:
+        """What measures the change of the teacher's prediction."""
+        features = self._open(OutputScore.names(self.teacher, self.border))
+        return OutputScore(self.teacher, self.border, features, self.settings["output_triples"])
+
+    def measured(self, spec: Spec) -> dict[str, Any]:
+        """One sub-block of the supernet as it is, with its costs and both scores."""
+        (found,) = score(self.supernet, [spec], self.features, len(self.border.inputs), self.resolution)
+        return found | {"output": self.output_score()(self.supernet, spec)}
 
     def report(self) -> dict[str, Any]:
         """Train and score; the content of results/search/<name>.json without the hash of the weights."""
