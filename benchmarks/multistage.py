@@ -1,6 +1,9 @@
 """FID against training compute: one net for all noise levels against a decoder per stage, from the same seeds.
 
-python benchmarks/multistage.py --processes vp edm latent --arms unified multistage --seeds 3 --jobs 2
+python benchmarks/multistage.py --processes vp edm --arms unified multistage --seeds 3 --jobs 2
+
+The committed results are of this command, of the same with `--processes latent --steps 1500`, and, in clustering-ablation, of
+`--processes vp --arms equal cluster-uniform cluster-snr cluster-gradient --seeds 3 --steps 700 --points 1.0`.
 
 Each run is a process of its own with one thread, resumes from its checkpoint, and leaves <process>-<arm>-seed<k>.json in
 --output; runs that are there are not repeated. After them summary.json and curves.svg are written. Everything is trained from
@@ -273,20 +276,25 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(runs: list[dict[str, Any]], target: Path) -> None:
-    """FID against training MACs, as shares of what the unified net of the same process spent; a panel per process."""
+    """FID against training MACs, as shares of what the unified net spent; a panel per process that has one."""
     from curves import panel, write_figure
 
     arms, panels = list(dict.fromkeys(run["arm"] for run in runs)), []
     for process in dict.fromkeys(run["process"] for run in runs):
         own = [run for run in runs if run["process"] == process]
-        whole = next(run["points"][-1]["training_macs"] for run in own if run["arm"] == "unified")
+        plain = [run["points"][-1]["training_macs"] for run in own if run["arm"] == "unified"]
+        if not plain:
+            continue
         shown = {
-            arm: [[(p["training_macs"] / whole, p["fid"]) for p in run["points"]] for run in own if run["arm"] == arm]
+            arm: [
+                [(p["training_macs"] / plain[0], p["fid"]) for p in run["points"]] for run in own if run["arm"] == arm
+            ]
             for arm in arms
         }
         label = "training MACs / those of the unified net"
         panels.append(panel(shown, NAMES[process], label, "FID (log)"))
-    write_figure(panels, arms, target)
+    if panels:
+        write_figure(panels, arms, target)
 
 
 def main() -> None:
