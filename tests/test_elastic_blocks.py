@@ -14,6 +14,7 @@ from stages.models.specs import identity_spec
 from stages.search.space import BlockSpace
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
+SETTINGS |= {"upsampler_kernels": [1, 2]}
 
 
 def borders_with_tensors(unet):
@@ -39,10 +40,12 @@ def test_blocks_fed_with_traced_borders_give_the_traced_outputs(net):
 def test_the_largest_path_of_a_fresh_supernet_is_the_teacher_before_and_after_sorting(net):
     for border, inputs, outputs in borders_with_tensors(net):
         block = net.get_submodule(border.block)
-        supernet = ElasticBlock(block, border.kind, SETTINGS["kernels"])
+        supernet, spec = ElasticBlock(block, border.kind, SETTINGS["kernels"]), identity_spec(block)
+        folded = spec | {"upsampler": 2} if "upsampler" in spec else spec
         for _ in range(2):
-            for got, want in zip(supernet(identity_spec(block), inputs), outputs, strict=True):
-                torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+            for path in (spec, folded):
+                for got, want in zip(supernet(path, inputs), outputs, strict=True):
+                    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
             supernet.sort_channels(inputs)
 
 
@@ -62,7 +65,8 @@ def test_an_extracted_sub_block_equals_the_supernets_path_bit_for_bit(net):
     rng = np.random.default_rng(0)
     for border, inputs, _ in borders_with_tensors(net):
         block = net.get_submodule(border.block)
-        supernet, space = ElasticBlock(block, border.kind, SETTINGS["kernels"]), BlockSpace(block, SETTINGS)
+        kernels = (SETTINGS["kernels"], SETTINGS["upsampler_kernels"])
+        supernet, space = ElasticBlock(block, border.kind, *kernels), BlockSpace(block, SETTINGS)
         supernet.sort_channels(inputs)
         for spec in [space.smallest(), space.identity, *(space.draw(rng) for _ in range(5))]:
             copied = apply_spec(copy.deepcopy(block), spec).eval()

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from helpers import tiny_unet
 
 from stages.diffusion.process import VPProcess
+from stages.evaluation.cost import count_macs
 from stages.models.pipelines import load_given_teacher, load_student, save_student
 from stages.models.specs import block_macs, identity_architecture, parameter_count
 from stages.training.student import build_student
@@ -91,6 +92,25 @@ def test_narrow_layers_kernels_and_dropped_parts_cost_what_they_should(unet):
     assert block_macs(built, 4) < block_macs(unet.up_blocks[0], 4)
     assert parameter_count(built) < parameter_count(unet.up_blocks[0])
     assert student(torch.randn(2, 1, 8, 8), 3).sample.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("kernel", "share"), [(2, 4 / 9), (1, 1 / 36)])
+def test_an_upsampler_at_the_low_resolution_has_a_share_of_the_macs(unet, kernel, share):
+    architecture = identity_architecture(unet, 1)
+    architecture["decoders"][0][0]["upsampler"] = kernel
+    student = student_of(unet, [], architecture)
+    before, after = block_macs(unet.up_blocks[0], 4), block_macs(student.decoders[0].up_blocks[0], 4)
+    channels = unet.up_blocks[0].upsamplers[0].conv.out_channels
+    assert before - after == round((1 - share) * 9 * channels**2 * 64)
+    assert count_macs(unet, (1, 8, 8), 0) - count_macs(student, (1, 8, 8), 0) == before - after
+    assert student(torch.randn(2, 1, 8, 8), 3).sample.shape == (2, 1, 8, 8)
+
+
+def test_an_upsampler_is_demanded_where_a_spec_names_one(unet):
+    architecture = identity_architecture(unet, 1)
+    architecture["decoders"][0][-1]["upsampler"] = 2
+    with pytest.raises(ValueError, match="upsampler 2 for a block that has none"):
+        build_student(unet, architecture, [], seed=0)
 
 
 @pytest.mark.parametrize("width", [6, 0, 66])

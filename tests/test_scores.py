@@ -18,6 +18,7 @@ from stages.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
+SPACE |= {"upsampler_kernels": [1, 2]}
 STAGES = [[0, 400], [400, 1000]]
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
 
 def test_the_teachers_shape_with_its_weights_changes_nothing(unet, folder):
     for border in borders_of(unet):
-        fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3])
+        fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3], [1, 2])
         identity = BlockSpace(unet.get_submodule(border.block), SPACE).identity
         assert scorer(unet, folder, border)(fresh, identity) == pytest.approx([0.0, 0.0], abs=1e-6)
 
@@ -57,7 +58,7 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder):
     """Against a whole student that differs from the teacher in this block only, run end to end on the cached x_t."""
     for border in borders_of(unet):
         block = unet.get_submodule(border.block)
-        supernet, spec = ElasticBlock(block, border.kind, [1, 3]), BlockSpace(block, SPACE).smallest()
+        supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE).smallest()
         whole = identity_architecture(unet)
         place = int(border.block.rpartition(".")[2]) if border.kind != "mid" else None
         if border.kind == "mid":
@@ -88,7 +89,7 @@ def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder)
 def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3]), BlockSpace(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     scored = score(supernet, space.candidates(30, np.random.default_rng(0)), features, len(border.inputs), 4)
     found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)

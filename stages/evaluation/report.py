@@ -277,7 +277,7 @@ def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, st
 
 
 def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The layers of a block for the drawing: width as a share of the teacher's, kernels, attention kept or dropped."""
+    """The layers of a block for the drawing: width as a share of the teacher's, kernels, attention kept or dropped; upsampler."""
     layers = []
     for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
         attention = spec["attentions"][index] if index < len(spec["attentions"]) else None
@@ -292,6 +292,8 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
                 "attention": attention,
             }
         )
+    if kernel := spec.get("upsampler"):
+        layers.append({"share": kernel / 3, "text": f"upsampler · {kernel}×{kernel}", "attention": None})
     return layers
 
 
@@ -348,7 +350,8 @@ def spec_text(spec: dict[str, Any]) -> str:
         for layer in spec["layers"]
     ]
     attentions = "".join("+" if kept else "-" for kept in spec["attentions"])
-    return ", ".join(layers) + (f"; attention {attentions}" if attentions else "")
+    upsampler = f"; upsampler {spec['upsampler']}" if "upsampler" in spec else ""
+    return ", ".join(layers) + (f"; attention {attentions}" if attentions else "") + upsampler
 
 
 def loss_charts(

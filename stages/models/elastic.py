@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.models.borders import run_block
-from stages.models.multi_decoder_unet import Module, apply_spec, group_size
+from stages.models.multi_decoder_unet import Module, apply_spec, group_size, upsampler_kernel
 from stages.models.specs import Spec
 
 SKELETONS_KEPT = 512
+UPSAMPLER = "upsamplers.0.conv.weight"
 
 
 class ElasticBlock(nn.Module):
@@ -30,10 +31,10 @@ class ElasticBlock(nn.Module):
     Args:
         block: a diffusers down, mid or up block; copied.
         kind: down, mid or up.
-        kernels: the kernel sizes of the space.
+        kernels, upsampler_kernels: the kernel sizes of the space.
     """
 
-    def __init__(self, block: Module, kind: str, kernels: Sequence[int]) -> None:
+    def __init__(self, block: Module, kind: str, kernels: Sequence[int], upsampler_kernels: Sequence[int] = ()) -> None:
         super().__init__()
         self.kind = kind
         self.block: Module = copy.deepcopy(block).requires_grad_(True)
@@ -44,6 +45,9 @@ class ElasticBlock(nn.Module):
             for size in kernels:
                 if size != parameter.shape[-1]:
                     self.other_kernels[_key(name, size)] = nn.Parameter(resize_kernel(parameter.detach(), size))
+        if 1 in upsampler_kernels and upsampler_kernel(block):
+            weight = block.upsamplers[0].conv.weight.detach()
+            self.other_kernels[_key(UPSAMPLER, 1)] = nn.Parameter(weight.sum((2, 3), keepdim=True))
 
     def _convolutions(self) -> list[tuple[str, nn.Parameter]]:
         names = [f"resnets.{i}.{conv}.weight" for i in range(len(self.block.resnets)) for conv in ("conv1", "conv2")]
@@ -63,6 +67,8 @@ class ElasticBlock(nn.Module):
         return {name: self._slice(name, p.shape) for name, p in self.skeleton(spec).named_parameters()}
 
     def _slice(self, name: str, shape: torch.Size) -> torch.Tensor:
+        if name.startswith("upsamplers.0.phases."):
+            return self._phase(name, shape)
         full = self.block.get_parameter(name)
         if full.ndim == 4 and full.shape[-1] != shape[-1]:
             full = self.other_kernels[_key(name, shape[-1])]
@@ -72,6 +78,13 @@ class ElasticBlock(nn.Module):
             half, width = full.shape[0] // 2, shape[0] // 2
             return torch.cat([full[:width], full[half : half + width]])
         return full[tuple(slice(size) for size in shape)]
+
+    def _phase(self, name: str, shape: torch.Size) -> torch.Tensor:
+        if name.endswith("bias"):
+            return self.block.upsamplers[0].conv.bias
+        if shape[-1] == 1:
+            return self.other_kernels[_key(UPSAMPLER, 1)]
+        return folded_kernels(self.block.get_parameter(UPSAMPLER))[int(name.split(".")[3])]
 
     def _scale_and_shift(self, name: str) -> bool:
         layer = self.block.get_submodule(name.rsplit(".", 2)[0])
@@ -145,14 +158,28 @@ def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
     return F.pad(weight, (margin,) * 4).clone()
 
 
+def folded_kernels(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The four kernels (out, in, 2, 2) that do at half the resolution what `weight` (out, in, 3, 3) does after upsampling.
+
+    For the even rows of the output, which the first two are for, the second and third row of the kernel meet the same row of the
+    input, for the odd rows the first and the second; likewise the columns.
+    """
+    even, odd = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    sums = weight.new_tensor([even, odd])
+    return [torch.einsum("pr,qs,oirs->oipq", rows, columns, weight) for rows in sums for columns in sums]
+
+
 def _key(name: str, size: int) -> str:
     return f"{name.removesuffix('.weight').replace('.', '-')}-{size}"
 
 
 def student_state(elastic_state: dict[str, torch.Tensor], block: Module, kind: str, spec: Spec) -> dict[str, Any]:
     """Weights of the sub-block `spec` out of a stored ElasticBlock state; `block` is the teacher's block."""
-    sizes = {int(name.rsplit("-", 1)[1]) for name in elastic_state if name.startswith("other_kernels.")}
+    other = [name.rsplit("-", 1) for name in elastic_state if name.startswith("other_kernels.")]
+    sizes, upsampler_sizes = (
+        {int(size) for name, size in other if ("upsamplers" in name) == of_upsampler} for of_upsampler in (False, True)
+    )
     native = {conv.weight.shape[-1] for resnet in block.resnets for conv in (resnet.conv1, resnet.conv2)}
-    elastic = ElasticBlock(block, kind, sorted(sizes | native))
+    elastic = ElasticBlock(block, kind, sorted(sizes | native), sorted(upsampler_sizes))
     elastic.load_state_dict(elastic_state)
     return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

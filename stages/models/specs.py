@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from stages.models.borders import borders_of
-from stages.models.multi_decoder_unet import Module
+from stages.models.multi_decoder_unet import Module, upsampler_kernel
 
 Spec = dict[str, Any]
 
@@ -18,7 +18,9 @@ def identity_spec(block: Module) -> Spec:
         for resnet in block.resnets
     ]
     attentions = getattr(block, "attentions", None) or []
-    return {"layers": layers, "attentions": [attention is not None for attention in attentions]}
+    spec = {"layers": layers, "attentions": [attention is not None for attention in attentions]}
+    kernel = upsampler_kernel(block)
+    return spec if kernel is None else spec | {"upsampler": kernel}
 
 
 def identity_architecture(unet: UNet2DModel, stages: int = 1) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def _positions(name: str, resolution: int) -> int:
         return 1
     if name.startswith("downsamplers"):
         return ((resolution + 1) // 2) ** 2
-    return (2 * resolution) ** 2 if name.startswith("upsamplers") else resolution**2
+    upsampled = name.startswith("upsamplers") and ".phases." not in name
+    return (2 * resolution) ** 2 if upsampled else resolution**2
 
 
 def shared_macs(unet: UNet2DModel) -> tuple[int, int]:

@@ -49,7 +49,8 @@ class SearchJob:
         self.resolution = teacher.config["sample_size"] >> self.border.level
         self.features = self._open([*self.border.inputs, *self.border.outputs])
         self.space = BlockSpace(self.block, self.settings)
-        self.supernet = ElasticBlock(self.block, self.border.kind, self.settings["kernels"]).to(device)
+        kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
+        self.supernet = ElasticBlock(self.block, self.border.kind, *kernels).to(device)
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json")}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
 

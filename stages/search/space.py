@@ -1,4 +1,4 @@
-"""The search space of one block: inner width x kernels x keep or drop layer x keep or drop attention."""
+"""The search space of one block: inner width x kernels x keep or drop layer x keep or drop attention x upsampler."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ class BlockSpace:
     Args:
         block: the teacher's block.
         settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
-            `kernels`, `drop_layers`, `drop_attention`.
+            `kernels`, `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
     """
 
     def __init__(self, block: Module, settings: dict[str, Any]) -> None:
@@ -29,6 +29,8 @@ class BlockSpace:
             [True, False] if present and settings["drop_attention"] else [present]
             for present in self.identity["attentions"]
         ]
+        folds = "upsampler" in self.identity
+        self.upsamplers = [{"upsampler": k} for k in sorted(settings["upsampler_kernels"])] if folds else [{}]
 
     @staticmethod
     def _layer_options(resnet: Module, settings: dict[str, Any]) -> list[Layer]:
@@ -39,36 +41,38 @@ class BlockSpace:
         return [*kept, None] if settings["drop_layers"] else [*kept]
 
     def __len__(self) -> int:
-        return math.prod(map(len, self.layers)) * math.prod(map(len, self.attentions))
+        return math.prod(map(len, [*self.layers, *self.attentions, self.upsamplers]))
 
     def smallest(self) -> Spec:
         """Every layer at its least width and kernels, every attention dropped that may be."""
         return {
             "layers": [options[0] for options in self.layers],
             "attentions": [options[-1] for options in self.attentions],
-        }
+        } | self.upsamplers[0]
 
     def draw(self, rng: np.random.Generator) -> Spec:
         """One spec, each choice uniform over its options."""
         return {
             "layers": [options[rng.integers(len(options))] for options in self.layers],
             "attentions": [options[rng.integers(len(options))] for options in self.attentions],
-        }
+        } | self.upsamplers[rng.integers(len(self.upsamplers))]
 
     def all(self) -> list[Spec]:
         """Every spec of the space."""
         return [
-            {"layers": list(layers), "attentions": list(attentions)}
+            {"layers": list(layers), "attentions": list(attentions)} | upsampler
             for layers in itertools.product(*self.layers)
             for attentions in itertools.product(*self.attentions)
+            for upsampler in self.upsamplers
         ]
 
     def uniform(self) -> list[Spec]:
-        """Specs that treat all layers alike, and all attentions: the plain choices that a sample must not miss."""
+        """Specs that treat all layers alike, and all else at its most or its least: the plain choices a sample must not miss."""
         count = min(map(len, self.layers))
         plain = [[options[i] for options in self.layers] for i in range(count)]
-        ends = [[options[0] for options in self.attentions], [options[-1] for options in self.attentions]]
-        return [{"layers": layers, "attentions": attentions} for layers in plain for attentions in ends]
+        most = {"attentions": [options[0] for options in self.attentions]} | self.upsamplers[-1]
+        least = {"attentions": [options[-1] for options in self.attentions]} | self.upsamplers[0]
+        return [{"layers": layers} | end for layers in plain for end in (most, least)]
 
     def candidates(self, most: int, rng: np.random.Generator) -> list[Spec]:
         """The whole space when it has at most `most` specs; else the identity, the uniform specs and a seeded sample."""
