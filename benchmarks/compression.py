@@ -11,10 +11,14 @@ by the sampler's steps in each stage, as a share of the teacher's. A seed stands
 supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
-its space without scores. `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py),
-with the preset's `output_weight` as distillation. A method with `-plain` after its name is retrained without distillation terms.
-The others exchange one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`,
-`joint-constant`, `joint-none`, `one-stage`. `teacher` and `held-out` are what to compare with.
+its space without scores, and `random-1`, `random-2` ... are further draws, which the table joins to one row. `magnitude`,
+`taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
+distillation; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain` after its name is
+retrained without distillation terms. The others exchange one part of the search: `local-rule`, `local-score`, `output-score`,
+`joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `one-stage`. `teacher` and `held-out` are what to compare with.
+
+Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
+each score with the FID after retraining, over the draws of one seed.
 """
 
 import argparse
@@ -38,6 +42,8 @@ from stages.config import load_params
 
 ROOT = Path(__file__).parents[1]
 PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
+FOLDED = "diff-pruning-folded"
+PRUNED[FOLDED] = "diff-pruning"
 # What a method changes in the preset.
 SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "search": {},
@@ -147,7 +153,7 @@ class Run:
         from baselines import importance_of, pruned
 
         importance = importance_of(PRUNED[self.method.name], self.teacher, self.process, self.data, self.seed)
-        net = pruned(self.teacher, self.budget, importance)
+        net = pruned(self.teacher, self.budget, importance, fold=self.method.name == FOLDED)
         self.teacher.zero_grad()
         return net
 

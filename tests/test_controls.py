@@ -1,5 +1,7 @@
 """Choices without a search: uniform widths within a budget, and the teacher's own blocks."""
 
+from dataclasses import replace
+
 import pytest
 
 from stages.models.borders import borders_of
@@ -48,11 +50,28 @@ def test_all_stages_get_the_same_uniform_decoder(unet, blocks):
         assert chosen[f"{border.block}.stage_0"]["spec"] == chosen[f"{border.block}.stage_2"]["spec"]
 
 
+def test_uniform_widths_come_with_folded_upsamplers_where_the_space_has_them(unet, blocks):
+    def with_folded(block):
+        spec = block.identity["spec"]
+        more = (block.identity | {"spec": spec | {"upsampler": 2}},) if "upsampler" in spec else ()
+        return replace(block, candidates=block.candidates + more)
+
+    costs, budget = costs_of(unet, STEPS), Budget(0.6, 10.0, 10.0)
+    plain, folded = (select_uniform(unet, given, costs, budget) for given in (blocks, [*map(with_folded, blocks)]))
+    assert {c["spec"].get("upsampler") for c in plain.values()} == {None, 3}
+    assert {c["spec"].get("upsampler") for c in folded.values()} == {None, 2}
+    widths = [
+        sum(layer["width"] for c in chosen.values() for layer in c["spec"]["layers"]) for chosen in (plain, folded)
+    ]
+    assert widths[0] < widths[1]
+
+
 def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet):
     groups = next(iter(widening(unet)))
-    specs = {
-        b.block: narrowed(unet, f"{b.block}.stage_0" if b.kind == "up" else b.block, groups) for b in borders_of(unet)
-    }
+    specs = {}
+    for border in borders_of(unet):
+        job = f"{border.block}.stage_0" if border.kind == "up" else border.block
+        specs[border.block] = narrowed(unet, job, groups, fold=border.block == "up_blocks.0")
     student = build_student(
         unet,
         {

@@ -13,7 +13,8 @@ from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
 from stages.models.specs import identity_architecture
 from stages.search.features import Features, FeatureWriter
 from stages.search.space import BlockSpace
-from stages.search.supernet import OutputScore, front_of, score, score_outputs
+from stages.search.supernet import OutputScore, SandwichLoss, front_of, score, score_outputs
+from stages.training.loop import TrainSettings, train
 from stages.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
@@ -28,6 +29,18 @@ def folder(unet, digits, diffusion_settings, tmp_path):
     data = TrainingSet.of_images(digits)
     FeatureWriter(unet, VPProcess(diffusion_settings), data, STAGES, SETTINGS, 0, CPU).write(tmp_path, {})
     return tmp_path
+
+
+def test_a_supernet_is_trained_past_draws_that_have_no_weights(unet, folder, monkeypatch):
+    border = next(border for border in borders_of(unet) if border.kind == "mid")
+    space, supernet = BlockSpace(unet.mid_block, SPACE), ElasticBlock(unet.mid_block, "mid", [1, 3])
+    nothing = {"layers": [None, None], "attentions": [False]}
+    assert nothing in space.all()
+    monkeypatch.setattr(space, "draw", lambda rng: nothing)
+    features = Features(folder, [*border.inputs, *border.outputs])
+    loss = SandwichLoss(supernet, space, features, len(border.inputs), 4, "fp32")
+    found = train(supernet, loss, TrainSettings(steps=2, learning_rate=1e-3))
+    assert {name for record in found.history for name in record} >= {"smallest", "largest"}
 
 
 def scorer(unet, folder, border, triples=6):

@@ -11,6 +11,8 @@ from stages.models.multi_decoder_unet import Module, apply_spec, group_size
 from stages.models.specs import Spec, block_macs, identity_spec, parameter_count
 from stages.search.selection import Block, Budget, Candidate, Costs, fits, infeasible, totals
 
+FOLDED = 2  # the kernel of an upsampler that does all that the teacher's does
+
 
 def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
     """The teacher's own shape everywhere, whatever the budget."""
@@ -20,15 +22,15 @@ def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
 def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
     """The same share of the inner width in every ResNet layer, with the teacher's kernels, layers and attention.
 
-    Widths come in whole GroupNorm groups. What the budget leaves over one width that fits everywhere goes to the layers one by
-    one, in the order in which they run and in all stages alike.
+    Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole GroupNorm groups. What the budget
+    leaves over one width that fits everywhere goes to the layers one by one, as they run and in all stages alike.
 
     Raises:
         ValueError: not even one group per layer meets the budget.
     """
     fitting = None
     for widths in widening(unet):
-        chosen = {block.name: narrowed(unet, block.name, widths) for block in blocks}
+        chosen = {block.name: narrowed(unet, block.name, widths, folds(block)) for block in blocks}
         if not fits(totals(blocks, chosen, costs), budget):
             break
         fitting = chosen
@@ -57,13 +59,20 @@ def whole(unet: UNet2DModel, name: str) -> int:
     return resnet.norm2.num_groups
 
 
-def narrowed(unet: UNet2DModel, job: str, groups: dict[str, int]) -> dict[str, Any]:
+def folds(block: Block) -> bool:
+    """Whether the space of a block has the folded form of its upsampler."""
+    return any(candidate["spec"].get("upsampler") == FOLDED for candidate in block.candidates)
+
+
+def narrowed(unet: UNet2DModel, job: str, groups: dict[str, int], fold: bool) -> dict[str, Any]:
     """The block of a search job with these groups per layer, and its costs."""
     border, _ = border_of_job(unet, job)
     block: Module = unet.get_submodule(border.block)
     spec: Spec = identity_spec(block)
     for index, layer in enumerate(spec["layers"]):
         layer["width"] = groups[f"{border.block}.resnets.{index}"] * group_size(block.resnets[index])
+    if fold:
+        spec["upsampler"] = FOLDED
     skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
     resolution = unet.config["sample_size"] >> border.level
     return {"spec": spec, "macs": block_macs(skeleton, resolution), "params": parameter_count(skeleton)}

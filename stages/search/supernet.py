@@ -28,7 +28,8 @@ SORTING_TRIPLES = 256
 class SandwichLoss:
     """NMSE of the smallest, the largest and two random sub-blocks to the teacher's block (sandwich rule, Yu & Huang 2019).
 
-    Each batch depends on (seed, step) alone. The features hold a border's inputs first, then its outputs.
+    Each batch depends on (seed, step) alone. The features hold a border's inputs first, then its outputs. A mid block of which
+    everything is dropped has no weights, and is passed over.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class SandwichLoss:
         for name, spec in paths:
             with autocast(self.device, self.precision):
                 outputs = self.supernet(spec, inputs)
-            yield name, nmse(outputs, targets)
+            if any(output.requires_grad for output in outputs):
+                yield name, nmse(outputs, targets)
 
 
 def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> None:
