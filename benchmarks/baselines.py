@@ -1,7 +1,7 @@
 """The teacher with channels pruned by a criterion, which a search has to beat.
 
 Channels are pruned with torch-pruning, whole dependency groups at a time and the same share of every layer, as in Diff-Pruning
-(arXiv 2305.10924), until the MACs that thop measures are at the target. GroupNorms keep their number of groups, attention keeps
+(arXiv 2305.10924), until the MACs, counted as thop does, are at the target. GroupNorms keep their number of groups, attention
 its inner width. Upsamplers may be folded as the search's are, with the same output at 4/9 of their MACs.
 """
 
@@ -24,9 +24,9 @@ from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import Batch, NoisyBatches, predict
 from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
-from stages.evaluation.cost import count_macs
 from stages.models.elastic import folded_kernels
 from stages.models.multi_decoder_unet import fold_upsampler, upsampler_kernel
+from stages.models.specs import unet_macs
 
 STEPS = 100  # in which the share of pruned channels rises
 MOST = 0.95  # share of a layer's channels that may go
@@ -48,7 +48,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any, fold: bool = Fal
         ValueError: no sequence of steps ends within the tolerance.
     """
     shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
-    target = ratio * count_macs(teacher, shape, 0)
+    target = ratio * unet_macs(teacher)
     left_out: set[tuple[int, str]] = set()
     while True:
         net, overshot = copied(teacher), None
@@ -58,7 +58,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any, fold: bool = Fal
             group.prune()
             mend(net)
             made = folded(net) if fold else net
-            macs = count_macs(made, shape, 0)
+            macs = unet_macs(made)
             if macs < (1 - TOLERANCE) * target:
                 overshot = name
                 break
