@@ -20,6 +20,7 @@ from stages.files import sha256_file
 INCEPTION = "inception-v3-compat"
 INCEPTION_FEATURES = 2048
 BATCH_SIZE = 250
+DISTANCES_BATCH = 1000  # rows; each takes some 20 bytes for every image of the reference
 MEASURES = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -150,6 +151,7 @@ def fidelity(
         prc=True,
         kid_subset_size=kid_subset_size,
         prc_neighborhood=neighbours,
+        prc_batch_size=DISTANCES_BATCH,
         rng_seed=seed,
         batch_size=BATCH_SIZE,
         cuda=device.type == "cuda",
