@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import Shared, write
+from shared_inputs import ONE_THREAD, Shared, preset_file, write
 
 from stages.config import load_params
 
@@ -378,9 +378,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "BUDGET", "SEED"), help="a single run; what --jobs starts")
     arguments = parser.parse_args()
-    preset = (
-        Path(arguments.preset) if arguments.preset.endswith(".yaml") else ROOT / "presets" / f"{arguments.preset}.yaml"
-    )
+    preset = preset_file(arguments.preset)
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
     work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
     shared = Shared(preset, work / "shared")
@@ -415,7 +413,7 @@ def run_all(arguments: argparse.Namespace, preset: Path, output: Path, work: Pat
             return 0
         folders = ["--preset", str(preset), "--output", str(output), "--work", str(work)]
         command = [sys.executable, __file__, "--one", method, str(budget), str(seed), *folders]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = os.environ | ONE_THREAD
         return subprocess.run(
             [*command, "--extractors", *arguments.extractors], env=environment, check=False
         ).returncode

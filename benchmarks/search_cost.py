@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import Shared, write
+from shared_inputs import ONE_THREAD, Shared, preset_file, write
 
 from stages.config import load_params, stage_params
 
@@ -107,7 +107,7 @@ class Costs:
     def job(self, name: str) -> tuple[float, float]:
         """Begin and end of one block search, in a process of its own."""
         command = [sys.executable, __file__, "--job", name, "--preset", str(self.preset), "--work", str(self.folder)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = os.environ | ONE_THREAD
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         begin, end = json.loads(done.stdout.splitlines()[-1])
         return begin, end
@@ -188,8 +188,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    given = Path(arguments.preset)
-    preset = given if given.suffix == ".yaml" else ROOT / "presets" / f"{given}.yaml"
+    preset = preset_file(arguments.preset)
     shared = Shared(preset, arguments.work / "shared")
     shared.prepare()
     costs = Costs(preset, shared, arguments.work)

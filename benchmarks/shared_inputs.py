@@ -10,6 +10,14 @@ from filelock import FileLock
 
 from stages.config import load_params, stage_params
 
+PRESETS = Path(__file__).parents[1] / "presets"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # environment of a run that has others beside it
+
+
+def preset_file(given: str) -> Path:
+    """The params file of a preset's name, or the file itself."""
+    return Path(given) if given.endswith(".yaml") else PRESETS / f"{given}.yaml"
+
 
 class Shared:
     """Data, extractor and teacher of a preset; and per seed and number of stages what a search needs.

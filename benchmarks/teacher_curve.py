@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compression import Method, Run
 from curves import panel, write_figure
-from shared_inputs import Shared, write
+from shared_inputs import ONE_THREAD, Shared, preset_file, write
 
 ROOT = Path(__file__).parents[1]
 POLL = 1.0  # seconds
@@ -90,8 +90,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--one", type=Path, help="a single checkpoint; what --jobs starts")
     arguments = parser.parse_args()
-    given = Path(arguments.preset)
-    preset = given if given.suffix == ".yaml" else ROOT / "presets" / f"{given}.yaml"
+    preset = preset_file(arguments.preset)
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
     work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
     shared, curve = Shared(preset, work / "shared"), work / "teacher-curve"
@@ -100,7 +99,7 @@ def main() -> None:
         write(curve / f"step-{point['step']}.json", point)
         return
     train(shared, curve)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = os.environ | ONE_THREAD
 
     def start(step: int, checkpoint: Path) -> dict[str, Any]:
         result = curve / f"step-{step}.json"
