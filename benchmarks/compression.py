@@ -198,7 +198,8 @@ class Run:
 
     def retrain(self, net: Any, boundaries: list[float]) -> Any:
         """The net with averaged weights after retraining, and the loss history."""
-        from stages.training.joint import JointLoss
+        from remembered import RememberedJointLoss
+
         from stages.training.loop import TrainSettings, train
         from stages.training.student import student_batches
 
@@ -207,7 +208,9 @@ class Run:
         batches = student_batches(self.data, self.process, self.teacher, boundaries, settings, self.device)
         result = train(
             net,
-            JointLoss(net, self.teacher, batches, settings, "fp32"),
+            RememberedJointLoss(
+                net, self.teacher, batches, settings, "fp32", folder=self.shared.folder / "predictions"
+            ),
             TrainSettings.of(settings, self.seed),
             checkpoint=self.work / "retrain.pt",
             fingerprint={"params": self.params, "method": self.method.full},
@@ -237,7 +240,7 @@ class Run:
         from stages.evaluation.fidelity import fidelity
 
         settings = self.params["evaluate"]
-        how = {"seed": 0, "device": self.device} | {key: settings[key] for key in ("kid_subset_size", "neighbours")}
+        how = {"seed": 0, "device": self.device, "kid_subset_size": settings["kid_subset_size"], "neighbours": None}
         found = {name: fidelity(images, self.prepared.train_images, e, **how) for name, e in self.extractors.items()}
         return {"fid": next(iter(found.values()))["fid"], "fidelity": found}
 

@@ -8,13 +8,17 @@ from helpers import ROOT, tiny_unet
 from torch import nn
 
 from stages.datasets.training import TrainingSet
+from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import make_process
+from stages.diffusion.seeds import generator_for
 from stages.evaluation.cost import count_macs
+from stages.training.joint import JointLoss
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import baselines
 import compression
+from remembered import RememberedJointLoss
 
 SHAPE = (1, 8, 8)
 
@@ -98,6 +102,20 @@ def test_every_method_has_params_that_are_valid():
         assert params["assemble"]["macs"] == 0.3 and params["seed"] == 2
         if method.endswith("-plain"):
             assert params["retrain"]["joint_loss"] == "none" and params["retrain"]["output_weight"] == 0
+
+
+def test_a_prediction_of_the_teacher_is_computed_once_for_runs_with_the_same_batches(
+    teacher, data, diffusion_settings, tmp_path
+):
+    settings = {"joint_loss": "step", "ramp": 0.5, "steps": 10, "output_weight": 1.0}
+    batches = NoisyBatches(data, make_process(diffusion_settings), 4, torch.device("cpu"))
+    calls, student = [], tiny_unet(block_out_channels=(32, 64), norm_num_groups=8)
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    kept = [RememberedJointLoss(student, teacher, batches, settings, "fp32", folder=tmp_path) for _ in range(2)]
+    losses = [*kept, JointLoss(student, teacher, batches, settings, "fp32")]
+    first, second, plain = (dict(loss(7, generator_for(0, "train", 7)))["end_to_end"].item() for loss in losses)
+    assert first == second == plain and len(calls) == 2
+    assert dict(kept[1](8, generator_for(0, "train", 8)))["end_to_end"].item() != first and len(calls) == 3
 
 
 def test_the_table_is_in_the_order_of_the_mean():

@@ -102,6 +102,9 @@ def test_equal_sets_are_at_distance_zero_and_noise_is_not(classifier: fi.Extract
     same = fi.fidelity(images, images, classifier, **SCORING)
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert same["precision"] == same["recall"] == 1
+    assert fi.fidelity(images, images, classifier, **SCORING | {"neighbours": None}) == {
+        m: same[m] for m in ("fid", "kid")
+    }
     noise = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.uint8)
     far = fi.fidelity(noise, images, classifier, **SCORING)
     assert far["fid"] > 100 * abs(same["fid"]) + 0.1

@@ -111,9 +111,11 @@ def describe_extractor(extractor: Extractor) -> dict[str, Any]:
     return {"name": extractor.name, "features": extractor.features, "sha256": sha256_file(extractor.weights)} | known
 
 
-def check_counts(generated: int, reference: int, extractor: Extractor, kid_subset_size: int, neighbours: int) -> None:
+def check_counts(
+    generated: int, reference: int, extractor: Extractor, kid_subset_size: int, neighbours: int | None
+) -> None:
     """Raise ValueError unless both sets are large enough for a full-rank covariance, the KID subsets and the neighbours."""
-    least = max(extractor.features + 1, kid_subset_size, neighbours + 1)
+    least = max(extractor.features + 1, kid_subset_size, (neighbours or 0) + 1)
     for count, what, key in (
         (generated, "generated images", "evaluate.samples"),
         (reference, "training images", "prepare_data"),
@@ -131,14 +133,14 @@ def fidelity(
     extractor: Extractor,
     *,
     kid_subset_size: int,
-    neighbours: int,
+    neighbours: int | None,
     seed: int,
     device: torch.device,
 ) -> dict[str, float]:
     """Compare generated with reference images, both uint8 (N, H, W, C).
 
     Returns `fid`, `kid` (mean over 100 subsets drawn from `seed`), `precision` and `recall` (with `neighbours` nearest
-    neighbours). Raises ValueError for too few images.
+    neighbours; None leaves both out, the slowest with a large reference). Raises ValueError for too few images.
     """
     check_counts(len(generated), len(reference), extractor, kid_subset_size, neighbours)
     found = calculate_metrics(
@@ -148,9 +150,9 @@ def fidelity(
         feature_extractor_weights_path=str(extractor.weights),
         fid=True,
         kid=True,
-        prc=True,
+        prc=neighbours is not None,
         kid_subset_size=kid_subset_size,
-        prc_neighborhood=neighbours,
+        prc_neighborhood=neighbours or 1,
         prc_batch_size=DISTANCES_BATCH,
         rng_seed=seed,
         batch_size=BATCH_SIZE,
@@ -159,7 +161,7 @@ def fidelity(
         cache=False,
         verbose=False,
     )
-    return {name: float(found[key]) for name, key in MEASURES.items()}
+    return {name: float(found[key]) for name, key in MEASURES.items() if key in found}
 
 
 def held_out_fidelity(
