@@ -5,10 +5,10 @@ python benchmarks/compression.py --preset digits --seeds 3 --budgets 0.5 --metho
 Every run is a process of its own with one thread. It resumes from its checkpoint and leaves <method>-<budget>-seed<k>.json in
 --output; runs that are there are not repeated. After them summary.json and fid.svg are written.
 
-All start from the same teacher, are retrained for the preset's steps with the same batches, learning rate and average, and are
-scored by the same code: `evaluate.samples` images from the seed of the run, against the training split. MACs are thop's, weighted
-by the sampler's steps in each stage, as a share of the teacher's. A seed stands for the whole of a method: clustering, features,
-supernets, choice, retraining and samples.
+All start from the same teacher, whose predictions are kept in --work for the runs of a seed, and are retrained for the preset's
+steps with the same batches, learning rate and average. All are scored by the same code, FID and KID: `evaluate.samples` images
+from the seed of the run, against the training split. MACs are thop's, weighted by the sampler's steps in each stage, as a share
+of the teacher's. A seed stands for the whole of a method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
 its space without scores, and `random-1`, `random-2` ... are further draws, which the table joins to one row. `magnitude`,
