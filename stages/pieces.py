@@ -94,9 +94,9 @@ def keep_array(pieces: Pieces | None, name: str, array: np.ndarray) -> np.ndarra
 def kept_record(pieces: Pieces | None, name: str, make: Callable[[], Any]) -> Any:
     """As `kept_array`, for what JSON can hold."""
     if pieces and pieces.has(name):
-        return read_json(pieces.path(name))
+        return read_json(pieces.path(name))["record"]
     record = make()
     if pieces:
-        write_json(pieces.path(name), record)
+        write_json(pieces.path(name), {"record": record})
         pieces.add(name)
     return record

@@ -66,12 +66,10 @@ def test_uniform_widths_come_with_folded_upsamplers_where_the_space_has_them(une
     assert widths[0] < widths[1]
 
 
-def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet):
+def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):
     groups = next(iter(widening(unet)))
-    specs = {}
-    for border in borders_of(unet):
-        job = f"{border.block}.stage_0" if border.kind == "up" else border.block
-        specs[border.block] = narrowed(unet, job, groups, fold=border.block == "up_blocks.0")
+    jobs = {block.name.removesuffix(".stage_0"): block for block in map(with_parts, blocks)}
+    specs = {border.block: narrowed(unet, jobs[border.block], groups) for border in borders_of(unet)}
     student = build_student(
         unet,
         {
@@ -85,6 +83,27 @@ def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet):
     assert sum(s["params"] for s in specs.values()) == sum(
         parameter_count(block) for block in [*student.down_blocks, student.mid_block, *student.decoders[0].up_blocks]
     )
+
+
+def with_parts(block):
+    """A block whose space has layers that read and write parts of the channels, the last groups being the most important."""
+    spec = block.identity["spec"]
+    part = block.identity | {"spec": spec | {"layers": [layer | {"reads": [0]} for layer in spec["layers"]]}}
+    order = {key: [[3, 2, 1, 0] for _ in spec["layers"]] for key in ("reads", "writes")}
+    folded = (block.identity | {"spec": spec | {"upsampler": 2}},) if "upsampler" in spec else ()
+    return replace(block, candidates=(*block.candidates, part, *folded), order=order)
+
+
+def test_uniform_layers_read_and_write_as_much_as_they_hold_where_the_space_has_that(unet, blocks):
+    costs, budget = costs_of(unet, STEPS), Budget(0.5, 10.0, 10.0)
+    chosen = select_uniform(unet, [*map(with_parts, blocks)], costs, budget)
+    assert totals(blocks, chosen, costs)["macs_ratio"] > 0.45
+    for border in borders_of(unet):
+        job = border.block if border.kind != "up" else f"{border.block}.stage_1"
+        for layer, resnet in zip(chosen[job]["spec"]["layers"], unet.get_submodule(border.block).resnets, strict=True):
+            count = layer["width"] * 4 // resnet.conv1.out_channels
+            whole = {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
+            assert {key: layer.get(key, whole[key]) for key in whole} == dict.fromkeys(whole, [0, 1, 2, 3][4 - count :])
 
 
 def test_a_budget_below_one_group_everywhere_is_refused(unet, blocks):

@@ -11,10 +11,10 @@ from stages.models.borders import border_of_job, borders_of, run_block, trace
 from stages.models.elastic import ElasticBlock, student_state
 from stages.models.multi_decoder_unet import apply_spec
 from stages.models.specs import identity_spec
-from stages.search.space import BlockSpace
+from stages.search.space import BlockSpace, key_of
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
-SETTINGS |= {"upsampler_kernels": [1, 2]}
+SETTINGS |= {"upsampler_kernels": [1, 2], "stream": [0.5, 1.0]}
 
 
 def borders_with_tensors(unet):
@@ -66,8 +66,8 @@ def test_an_extracted_sub_block_equals_the_supernets_path_bit_for_bit(net):
     for border, inputs, _ in borders_with_tensors(net):
         block = net.get_submodule(border.block)
         kernels = (SETTINGS["kernels"], SETTINGS["upsampler_kernels"])
-        supernet, space = ElasticBlock(block, border.kind, *kernels), BlockSpace(block, SETTINGS)
-        supernet.sort_channels(inputs)
+        supernet = ElasticBlock(block, border.kind, *kernels)
+        space = BlockSpace(block, SETTINGS, supernet.sort_channels(inputs))
         for spec in [space.smallest(), space.identity, *(space.draw(rng) for _ in range(5))]:
             copied = apply_spec(copy.deepcopy(block), spec).eval()
             copied.load_state_dict(student_state(supernet.state_dict(), block, border.kind, spec))
@@ -87,19 +87,71 @@ def test_every_path_trains_its_own_weights_only(net):
     assert supernet.block.resnets[0].conv1.weight.grad is None
 
 
+def test_a_layer_reads_and_writes_its_most_important_groups_only(net):
+    border, inputs, _ = borders_with_tensors(net)[0]
+    block = copy.deepcopy(net.get_submodule(border.block))
+    with torch.no_grad():
+        block.resnets[0].conv1.weight[:, 4:8] = 0
+        block.resnets[0].conv2.weight[8:12] = 0
+        block.resnets[0].conv2.bias[8:12] = 0
+    supernet = ElasticBlock(block, border.kind, [3])
+    order = supernet.sort_channels(inputs)
+    assert order["reads"][0][-1] == 1 and order["writes"][0][-1] == 2
+    layer = {"width": 16, "kernels": [3, 3], "reads": [0, 2, 3], "writes": [0, 1, 3]}
+    spec = identity_spec(block)
+    without = spec | {"layers": [layer, *spec["layers"][1:]]}
+    for got, want in zip(supernet(without, inputs), supernet(spec, inputs), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_channels_that_are_not_written_pass_a_layer_by(net):
+    border, inputs, _ = borders_with_tensors(net)[0]
+    supernet = ElasticBlock(net.get_submodule(border.block), border.kind, [3])
+    spec = identity_spec(supernet.block)
+    spec["layers"][0] = {"width": 4, "kernels": [3, 3], "writes": [1]}
+    spec["layers"][1] = None
+    states = supernet(spec, inputs)
+    assert torch.equal(states[0][:, :4], inputs[1][:, :4]) and torch.equal(states[0][:, 8:], inputs[1][:, 8:])
+    assert not torch.equal(states[0][:, 4:8], inputs[1][:, 4:8])
+
+
 def test_the_space_holds_the_teacher_and_its_sample_is_seeded_and_without_repetition(net):
     space = BlockSpace(net.up_blocks[0], SETTINGS)
-    one, two = (space.candidates(100, np.random.default_rng(3)) for _ in range(2))
+    one, two = (space.first(100, np.random.default_rng(3)) for _ in range(2))
     assert one == two and one[0] == space.identity == identity_spec(net.up_blocks[0])
     assert len({str(spec) for spec in one}) == len(one) == 100
     assert space.smallest() in one
-    small = BlockSpace(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False})
-    assert len(small.candidates(100, np.random.default_rng(0))) == len(small) == 9
+    small = BlockSpace(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
+    assert len(small.first(100, np.random.default_rng(0))) == len(small) == len(small.all()) == 9
+    assert len(space) == ((3 * 9 * 4 + 1) ** 3) * 2**3 * 2
+
+
+def test_children_are_new_members_of_the_space_near_their_parents(net):
+    space = BlockSpace(net.down_blocks[1], SETTINGS)
+    parents = space.first(20, np.random.default_rng(0))[-2:]
+    found = space.children(parents, 30, parents, np.random.default_rng(1))
+    everything = {key_of(layer) for choices in space.layers for layer in choices.all()}
+    assert len({key_of(spec) for spec in [*found, *parents]}) == 32
+    for child in found:
+        assert all(key_of(layer) in everything for layer in child["layers"])
+        foreign = [
+            layer
+            for i, layer in enumerate(child["layers"])
+            if key_of(layer) not in {key_of(parent["layers"][i]) for parent in parents}
+        ]
+        assert len(foreign) <= 1
+
+
+def test_a_small_space_runs_out_of_children_near_their_parents_and_still_gives_all(net):
+    space = BlockSpace(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
+    known = [space.identity]
+    found = space.children(known, len(space) - 1, known, np.random.default_rng(0))
+    assert {key_of(spec) for spec in [*found, *known]} == {key_of(spec) for spec in space.all()}
 
 
 def test_widths_are_whole_groups(net):
     space = BlockSpace(net.down_blocks[0], SETTINGS | {"widths": [0.1, 0.3, 0.6]})
-    assert {layer["width"] for options in space.layers for layer in options if layer} == {4, 8, 16}
+    assert {layer["width"] for choices in space.layers for layer in choices.all() if layer} == {4, 8, 16}
 
 
 def test_jobs_name_blocks_and_stages(net):

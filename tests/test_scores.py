@@ -11,15 +11,16 @@ from stages.models.borders import borders_of, run_tail, tail_inputs, trace
 from stages.models.elastic import ElasticBlock
 from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
 from stages.models.specs import identity_architecture
+from stages.pieces import Pieces
 from stages.search.features import Features, FeatureWriter
-from stages.search.space import BlockSpace
-from stages.search.supernet import OutputScore, SandwichLoss, front_of, score, score_outputs
+from stages.search.space import BlockSpace, key_of
+from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, front_of, score_outputs
 from stages.training.loop import TrainSettings, train
 from stages.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
-SPACE |= {"upsampler_kernels": [1, 2]}
+SPACE |= {"upsampler_kernels": [1, 2], "stream": [0.5, 1.0]}
 STAGES = [[0, 400], [400, 1000]]
 CPU = torch.device("cpu")
 
@@ -67,8 +68,8 @@ def test_the_teachers_shape_with_its_weights_changes_nothing(unet, folder):
 
 
 @torch.no_grad()
-def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder):
-    """Against a whole student that differs from the teacher in this block only, run end to end on the cached x_t."""
+def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, diffusion_settings):
+    """Against the denoised images of a whole student that differs from the teacher in this block only, on the cached x_t."""
     for border in borders_of(unet):
         block = unet.get_submodule(border.block)
         supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE).smallest()
@@ -82,12 +83,13 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder):
         warm_start(student, unet)
         holder = student.decoders[0] if border.kind == "up" else student
         holder.get_submodule(border.block).load_state_dict(supernet.weights(spec))
-        cache = Features(folder, ["x_t", "t", "output"])
+        process, cache = VPProcess(diffusion_settings), Features(folder, ["x_t", "t", "output"])
         wanted = []
         for rows in cache.rows(held_out=True).view(2, -1)[:, -6:]:
             x_t, t, output = cache.take(rows, CPU)
-            error = (student(x_t, t).sample - output).square().mean()
-            wanted.append(float(error / output.var()))
+            s, sigma = (value.float()[:, None, None, None] for value in process.scale_sigma(t))
+            images = [x_t / s - sigma * eps for eps in (student(x_t, t).sample, output)]
+            wanted.append(float(((images[0] - images[1]) / sigma.clamp(min=1)).square().mean()))
         assert scorer(unet, folder, border)(supernet, spec) == pytest.approx(wanted, rel=1e-3)
         assert min(wanted) > 0
 
@@ -104,7 +106,7 @@ def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     block = unet.get_submodule(border.block)
     supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
-    scored = score(supernet, space.candidates(30, np.random.default_rng(0)), features, len(border.inputs), 4)
+    scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4), 30, 0, None)
     found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
     measured = [c for c in found if c["output"] is not None]
     assert [c["spec"] for c in found] == [c["spec"] for c in scored] and found[0]["output"] is not None
@@ -112,3 +114,54 @@ def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     cheapest = min(measured, key=lambda c: c["macs"])
     assert cheapest["macs"] == min(c["macs"] for c in scored)
     assert all(len(c["output"]) == 2 for c in measured)
+
+
+def test_exploring_finds_a_better_front_than_drawing(unet):
+    """On a score that is known: what a spec leaves out, which only few specs do well at few MACs."""
+    space = BlockSpace(unet.up_blocks[0], SPACE | {"widths": [0.25, 0.5, 0.75, 1.0], "stream": [0.25, 0.5, 0.75, 1.0]})
+
+    def measure(specs):
+        found = []
+        for spec in specs:
+            macs = error = 1
+            for i, layer in enumerate(spec["layers"]):
+                sizes = (0, 0, 0)
+                if layer:
+                    sizes = (len(layer.get("reads", "0123")), layer["width"] // 8, layer["kernels"][0])
+                macs += sizes[0] * sizes[1] * sizes[2] ** 2
+                error += (4 - sizes[0]) ** 2 + (4 - sizes[1]) * (i + 1) + (3 - sizes[2]) * 9
+            found.append({"spec": spec, "nmse": float(error), "macs": macs, "params": macs})
+        return found
+
+    def best(candidates):
+        return [min(c["nmse"] for c in candidates if c["macs"] <= most) for most in (30, 60, 120, 200)]
+
+    explored = explore(space, measure, 300, 0, None)
+    drawn = measure(space.first(300, np.random.default_rng(0)))
+    assert len({key_of(c["spec"]) for c in explored}) == 300
+    assert sum(best(explored)) < sum(best(drawn)) and all(
+        a <= b for a, b in zip(best(explored), best(drawn), strict=True)
+    )
+
+
+def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, tmp_path):
+    border = borders_of(unet)[1]
+    block = unet.get_submodule(border.block)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE)
+    features = Features(folder, [*border.inputs, *border.outputs])
+    measure, calls = BlockScore(supernet, features, len(border.inputs), 4), []
+
+    def until(most):
+        def counted(specs):
+            calls.append(len(specs))
+            if len(calls) > most:
+                raise KeyboardInterrupt
+            return measure(specs)
+
+        return counted
+
+    pieces = Pieces(tmp_path / "pieces", {"made": "with"})
+    with pytest.raises(KeyboardInterrupt):
+        explore(space, until(1), 60, 0, pieces)
+    again = explore(space, until(9), 60, 0, Pieces(tmp_path / "pieces", {"made": "with"}))
+    assert again == explore(space, measure, 60, 0, None) and len(again) == min(60, len(space))

@@ -277,7 +277,7 @@ def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, st
 
 
 def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The layers of a block for the drawing: width as a share of the teacher's, kernels, attention kept or dropped; upsampler."""
+    """The layers of a block for the drawing: width as a share of the teacher's, kernels, what is read and written; the rest."""
     layers = []
     for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
         attention = spec["attentions"][index] if index < len(spec["attentions"]) else None
@@ -288,13 +288,18 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
         layers.append(
             {
                 "share": min(1, layer["width"] / whole["width"]),
-                "text": f"{layer['width']} · {kernels}",
+                "text": " · ".join([str(layer["width"]), kernels, *parts_text(layer)]),
                 "attention": attention,
             }
         )
     if kernel := spec.get("upsampler"):
         layers.append({"share": kernel / 3, "text": f"upsampler · {kernel}×{kernel}", "attention": None})
     return layers
+
+
+def parts_text(layer: dict[str, Any]) -> list[str]:
+    """What a layer reads and writes, in groups of channels, where that is not all."""
+    return [f"{key} {len(layer[key])} groups" for key in ("reads", "writes") if key in layer]
 
 
 def candidate_charts(
@@ -346,7 +351,9 @@ def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[
 def spec_text(spec: dict[str, Any]) -> str:
     """A block spec in one line."""
     layers = [
-        "dropped" if layer is None else f"{layer['width']} {'/'.join(str(k) for k in layer['kernels'])}"
+        "dropped"
+        if layer is None
+        else " ".join([str(layer["width"]), "/".join(map(str, layer["kernels"])), *parts_text(layer)])
         for layer in spec["layers"]
     ]
     attentions = "".join("+" if kept else "-" for kept in spec["attentions"])

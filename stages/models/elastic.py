@@ -14,19 +14,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.models.borders import run_block
-from stages.models.multi_decoder_unet import Module, apply_spec, group_size, upsampler_kernel
+from stages.models.multi_decoder_unet import Module, PartialLayer, apply_spec, group_size, upsampler_kernel
 from stages.models.specs import Spec
 
+ChannelOrder = dict[str, list[list[int]]]
 SKELETONS_KEPT = 512
 UPSAMPLER = "upsamplers.0.conv.weight"
 
 
 class ElasticBlock(nn.Module):
-    """A teacher's block whose inner widths, kernels, layers and attentions can be chosen per call.
+    """A teacher's block whose inner widths, kernels, layers, attentions, and what layers read and write can be chosen per call.
 
     Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
-    the k most important. A convolution has separate weights for every kernel size; a size that the teacher has not
-    starts from the centre of the teacher's kernel (or from that kernel with a border of zeros).
+    the k most important. The channels that a layer reads and writes keep their places; a spec says which it takes. A
+    convolution has separate weights for every kernel size; a size that the teacher has not starts from the centre of the
+    teacher's kernel (or from that kernel with a border of zeros).
 
     Args:
         block: a diffusers down, mid or up block; copied.
@@ -54,24 +56,33 @@ class ElasticBlock(nn.Module):
         return [(name, self.block.get_parameter(name)) for name in names]
 
     def skeleton(self, spec: Spec) -> nn.Module:
-        """The block that `spec` describes, on the meta device."""
-        key = json.dumps(spec, sort_keys=True)
+        """The block that `spec` describes, its parameters on the meta device."""
+        device = next(self.block.parameters()).device
+        key = f"{device} {json.dumps(spec, sort_keys=True)}"
         if key not in self._skeletons:
             if len(self._skeletons) >= SKELETONS_KEPT:
                 self._skeletons.clear()
-            self._skeletons[key] = apply_spec(copy.deepcopy(self._template[0]), spec).eval()
+            skeleton = apply_spec(copy.deepcopy(self._template[0]), spec).eval()
+            for layer in skeleton.modules():
+                if isinstance(layer, PartialLayer):
+                    layer.read, layer.written = layer.read.to(device), layer.written.to(device)
+            self._skeletons[key] = skeleton
         return self._skeletons[key]
 
     def weights(self, spec: Spec) -> dict[str, torch.Tensor]:
         """Slices of the elastic weights for a sub-block, by the names of its state dict."""
-        return {name: self._slice(name, p.shape) for name, p in self.skeleton(spec).named_parameters()}
+        skeleton = self.skeleton(spec)
+        return {name: self._slice(name, parameter.shape, skeleton) for name, parameter in skeleton.named_parameters()}
 
-    def _slice(self, name: str, shape: torch.Size) -> torch.Tensor:
+    def _slice(self, name: str, shape: torch.Size, skeleton: Module) -> torch.Tensor:
         if name.startswith("upsamplers.0.phases."):
             return self._phase(name, shape)
         full = self.block.get_parameter(name)
         if full.ndim == 4 and full.shape[-1] != shape[-1]:
             full = self.other_kernels[_key(name, shape[-1])]
+        layer = skeleton.get_submodule(".".join(name.split(".")[:2]))
+        if isinstance(layer, PartialLayer):
+            full = _partial(full, name, layer)
         if full.shape == shape:
             return full
         if "time_emb_proj" in name and self._scale_and_shift(name):
@@ -97,28 +108,42 @@ class ElasticBlock(nn.Module):
         return torch.func.functional_call(call, weights, (tensors,))
 
     @torch.no_grad()
-    def sort_channels(self, tensors: Sequence[torch.Tensor]) -> None:
+    def sort_channels(self, tensors: Sequence[torch.Tensor]) -> ChannelOrder:
         """Put the groups that add most to each ResNet layer's output first; the block computes what it did before.
 
         The importance of a group is the mean square of what it alone adds: ||conv2[:, g] * a_g||^2, where a is the input of
-        the second convolution on the given border inputs.
+        the second convolution on the given border inputs; that of a group that is read is ||conv1[:, g] * a_g||^2, and that of a
+        group that is written the mean square of conv2's output in it.
+
+        Returns:
+            {"reads", "writes"}: the groups of each layer, the most important first.
         """
-        inputs: dict[int, torch.Tensor] = {}
+        seen: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
         handles = [
-            resnet.conv2.register_forward_hook(lambda module, args, output, i=i: inputs.update({i: args[0]}))
+            conv.register_forward_hook(lambda module, args, output, at=(i, name): seen.update({at: (args[0], output)}))
             for i, resnet in enumerate(self.block.resnets)
+            for name, conv in (("conv1", resnet.conv1), ("conv2", resnet.conv2))
         ]
         run_block(self.kind, self.block, tensors)
         for handle in handles:
             handle.remove()
+        order: ChannelOrder = {"reads": [], "writes": []}
         for i, resnet in enumerate(self.block.resnets):
-            order = group_importance(resnet, inputs[i]).argsort(descending=True, stable=True)
-            self._permute(i, order)
+            inner, written = seen[i, "conv2"]
+            order["reads"].append(
+                _descending(added_by_group(resnet.conv1, seen[i, "conv1"][0], resnet.norm1.num_groups))
+            )
+            energies = [part.square().mean() for part in written.split(group_size(resnet), 1)]
+            order["writes"].append(_descending(torch.stack(energies)))
+            self._permute(i, _descending(added_by_group(resnet.conv2, inner, resnet.norm2.num_groups)))
+        return order
 
-    def _permute(self, index: int, group_order: torch.Tensor) -> None:
+    def _permute(self, index: int, group_order: list[int]) -> None:
         resnet = self.block.resnets[index]
         size = group_size(resnet)
-        order = (group_order[:, None] * size + torch.arange(size, device=group_order.device)).flatten()
+        order = torch.tensor(
+            [g * size + i for g in group_order for i in range(size)], device=resnet.conv1.weight.device
+        )
         for name, parameter in self.block.resnets[index].named_parameters():
             if name.startswith(("conv1", "norm2")):
                 parameter.copy_(parameter[order])
@@ -134,6 +159,18 @@ class ElasticBlock(nn.Module):
                 kernel.copy_(kernel[:, order])
 
 
+def _partial(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
+    """A parameter of a whole layer with the channels that a partial one reads or writes."""
+    match name.split(".")[2:]:
+        case ["norm1", _]:
+            return full.index_select(0, layer.read)
+        case ["conv1", "weight"]:
+            return full.index_select(1, layer.read)
+        case ["conv2", _]:
+            return full.index_select(0, layer.written)
+    return full
+
+
 class _Call(nn.Module):
     """Gives `run_block` the form of a module, for functional_call."""
 
@@ -145,11 +182,15 @@ class _Call(nn.Module):
         return run_block(self.kind, self.block, tensors)
 
 
-def group_importance(resnet: Module, inner: torch.Tensor) -> torch.Tensor:
-    """Mean square of what each GroupNorm group adds to a ResNet layer's output, (groups,); `inner` is conv2's input."""
-    size, conv = group_size(resnet), resnet.conv2
-    parts = zip(inner.split(size, 1), conv.weight.split(size, 1), strict=True)
+def added_by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> torch.Tensor:
+    """Mean square of what each group of a convolution's input channels adds to its output, (groups,)."""
+    size = inputs.shape[1] // groups
+    parts = zip(inputs.split(size, 1), conv.weight.split(size, 1), strict=True)
     return torch.stack([F.conv2d(a, w, padding=conv.padding).square().mean() for a, w in parts])
+
+
+def _descending(importance: torch.Tensor) -> list[int]:
+    return importance.argsort(descending=True, stable=True).tolist()
 
 
 def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], 
 `width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
 (its shortcut stays), false drops the attention. `upsampler`, where a block has one with a convolution, is its kernel: 3 as in
 diffusers, or 2 or 1 (see FoldedUpsample). An up block may also have "channels", those of its output, more or fewer than those of
-the encoder's level.
+the encoder's level. A layer may have "reads" and "writes", the groups of channels that its residual branch reads and writes (see
+PartialLayer); all of them where it has not.
 """
 
 import copy
@@ -64,6 +65,63 @@ class ShortcutLayer(nn.Module):
         return shortcut / self.output_scale_factor
 
 
+class PartialLayer(nn.Module):
+    """A ResNet layer whose residual branch reads and writes some of the channels, N,C_in,H,W to N,C_out,H,W.
+
+    The shortcut passes all channels on, so what comes before and after the layer keeps its width.
+
+    Args:
+        resnet: the layer, its inner width and kernels as they are to be.
+        reads: numbers of the groups of `norm1` that are read, ascending.
+        writes: numbers of the groups of the output that are written, ascending; a group is as wide as one of `norm2`.
+
+    Raises:
+        ValueError: there is no such group, or none, or one twice.
+    """
+
+    read: torch.Tensor
+    written: torch.Tensor
+
+    def __init__(self, resnet: Module, reads: list[int], writes: list[int]) -> None:
+        super().__init__()
+        inner, outer = resnet.conv1, resnet.conv2
+        factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
+        read = channels_of("reads", reads, inner.in_channels, resnet.norm1.num_channels // resnet.norm1.num_groups)
+        write = channels_of("writes", writes, outer.out_channels, group_size(resnet))
+        # Buffers that are no part of the state: the spec says all that they hold.
+        self.register_buffer("read", torch.tensor(read), persistent=False)
+        self.register_buffer("written", torch.tensor(write), persistent=False)
+        self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
+        self.conv1 = nn.Conv2d(len(read), inner.out_channels, inner.kernel_size, padding=inner.padding, **factory)
+        self.conv2 = nn.Conv2d(outer.in_channels, len(write), outer.kernel_size, padding=outer.padding, **factory)
+        self.time_emb_proj, self.norm2, self.dropout = resnet.time_emb_proj, resnet.norm2, resnet.dropout
+        self.nonlinearity, self.conv_shortcut = resnet.nonlinearity, resnet.conv_shortcut
+        self.output_scale_factor = resnet.output_scale_factor
+        self.scale_shift = resnet.time_embedding_norm == "scale_shift"
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        hidden = self.conv1(self.nonlinearity(self.norm1(input_tensor.index_select(1, self.read))))
+        if self.time_emb_proj is None:
+            hidden = self.norm2(hidden)
+        else:
+            shift = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+            if self.scale_shift:
+                scale, shift = shift.chunk(2, dim=1)
+                hidden = self.norm2(hidden) * (1 + scale) + shift
+            else:
+                hidden = self.norm2(hidden + shift)
+        hidden = self.conv2(self.dropout(self.nonlinearity(hidden)))
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return shortcut.index_add(1, self.written, hidden.to(shortcut.dtype)) / self.output_scale_factor
+
+
+def channels_of(key: str, groups: list[int], channels: int, size: int) -> list[int]:
+    """The channels of some groups of `size`; ValueError, naming the key of the spec, when the groups are not ascending ones."""
+    if not groups or sorted(set(groups)) != groups or groups[0] < 0 or groups[-1] >= channels // size:
+        raise ValueError(f"architecture: {key} {groups} are no ascending groups of 0 to {channels // size - 1}")
+    return [group * size + i for group in groups for i in range(size)]
+
+
 class FoldedUpsample(nn.Module):
     """Nearest-neighbour upsampling and a convolution, the convolution at the low resolution: N,C,H,W to N,C,2H,2W.
 
@@ -102,6 +160,18 @@ def group_size(resnet: Module) -> int:
     return resnet.norm2.num_channels // resnet.norm2.num_groups
 
 
+def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
+    """What a spec makes of a ResNet layer, which it changes in place."""
+    if layer is None:
+        return ShortcutLayer(resnet)
+    resnet = resize_layer(resnet, layer["width"], layer["kernels"])
+    if "reads" not in layer and "writes" not in layer:
+        return resnet
+    everything = range(resnet.norm1.num_groups), range(resnet.conv2.out_channels // group_size(resnet))
+    reads, writes = (layer.get(key, list(all_)) for key, all_ in zip(("reads", "writes"), everything, strict=True))
+    return PartialLayer(resnet, reads, writes)
+
+
 def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
     """Give a ResNet layer another inner width and other kernels, in place; untouched when both are as they were."""
     inner, outer = resnet.conv1, resnet.conv2
@@ -130,10 +200,7 @@ def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
             f"block type {type(block).__name__} is not supported; supported are {', '.join(sorted(BLOCK_TYPES))}"
         )
     for index, layer in enumerate(spec["layers"]):
-        resnet = block.resnets[index]
-        block.resnets[index] = (
-            ShortcutLayer(resnet) if layer is None else resize_layer(resnet, layer["width"], layer["kernels"])
-        )
+        block.resnets[index] = rebuilt_layer(block.resnets[index], layer)
     for index, keep in enumerate(spec["attentions"]):
         if not keep:
             block.attentions[index] = Dropped()

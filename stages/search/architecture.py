@@ -34,7 +34,7 @@ def costs_of(unet: UNet2DModel, steps: Sequence[int]) -> Costs:
 def block_of(name: str, result: dict[str, Any]) -> Block:
     """A search result (results/search/<name>.json) as selection takes it."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
-    return Block(name, result["stage"], identity, tuple(result["candidates"]))
+    return Block(name, result["stage"], identity, tuple(result["candidates"]), result["order"])
 
 
 def assemble_architecture(

@@ -1,4 +1,4 @@
-"""Choices without a search, which a search has to beat: uniform inner widths, and the teacher's own blocks."""
+"""Choices without a search, which a search has to beat: uniform widths, and the teacher's own blocks."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,19 @@ def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
 
 
 def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
-    """The same share of the inner width in every ResNet layer, with the teacher's kernels, layers and attention.
+    """The same share of every ResNet layer, with the teacher's kernels, layers and attention.
 
-    Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole GroupNorm groups. What the budget
-    leaves over one width that fits everywhere goes to the layers one by one, as they run and in all stages alike.
+    It is the share of the inner width, and, where the space has that, of the channels that are read and of those written,
+    the most important ones. Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole GroupNorm
+    groups. What the budget leaves over one width that fits everywhere goes to the layers one by one, as they run and in all
+    stages alike.
 
     Raises:
         ValueError: not even one group per layer meets the budget.
     """
     fitting = None
     for widths in widening(unet):
-        chosen = {block.name: narrowed(unet, block.name, widths, folds(block)) for block in blocks}
+        chosen = {block.name: narrowed(unet, block, widths) for block in blocks}
         if not fits(totals(blocks, chosen, costs), budget):
             break
         fitting = chosen
@@ -64,14 +66,27 @@ def folds(block: Block) -> bool:
     return any(candidate["spec"].get("upsampler") == FOLDED for candidate in block.candidates)
 
 
-def narrowed(unet: UNet2DModel, job: str, groups: dict[str, int], fold: bool) -> dict[str, Any]:
+def reads_parts(block: Block) -> bool:
+    """Whether the space of a block has layers that read or write a part of the channels."""
+    layers = (layer for candidate in block.candidates for layer in candidate["spec"]["layers"] if layer)
+    return any({"reads", "writes"} & layer.keys() for layer in layers)
+
+
+def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str, Any]:
     """The block of a search job with these groups per layer, and its costs."""
-    border, _ = border_of_job(unet, job)
+    border, _ = border_of_job(unet, job.name)
     block: Module = unet.get_submodule(border.block)
     spec: Spec = identity_spec(block)
     for index, layer in enumerate(spec["layers"]):
-        layer["width"] = groups[f"{border.block}.resnets.{index}"] * group_size(block.resnets[index])
-    if fold:
+        count = groups[f"{border.block}.resnets.{index}"]
+        layer["width"] = count * group_size(block.resnets[index])
+        if not reads_parts(job):
+            continue
+        for key in ("reads", "writes"):
+            order = job.order[key][index]
+            if count < len(order):
+                layer[key] = sorted(order[:count])
+    if folds(job):
         spec["upsampler"] = FOLDED
     skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
     resolution = unet.config["sample_size"] >> border.level

@@ -26,8 +26,8 @@ GIB = 2**30
 class FeatureWriter:
     """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
 
-    A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the teacher's `output` and all border tensors (see
-    `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+    A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and all
+    border tensors (see `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
 
     Args:
         settings: the `cache_features` section of the params.
@@ -117,7 +117,8 @@ class FeatureWriter:
         eps = torch.randn(x0.shape, generator=generator)
         x_t = self.process.noise(x0, eps, t).to(self.device)
         labels = None if self.labels is None else self.labels[rows].to(self.device)
-        seen = trace(self.teacher, x_t, t.to(self.device), labels) | {"x_t": x_t, "t": t}
+        seen = trace(self.teacher, x_t, t.to(self.device), labels)
+        seen |= {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
         return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DModel
 
@@ -14,7 +13,7 @@ from stages.models.specs import Spec, block_macs, parameter_count, unet_macs
 from stages.pieces import Pieces
 from stages.search.features import Features
 from stages.search.space import BlockSpace
-from stages.search.supernet import OutputScore, SandwichLoss, score, score_outputs, sort_channels
+from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
 from stages.training.loop import TrainSettings, train
 
 PATHS = 4  # of a step: the smallest, the largest, two random ones
@@ -48,9 +47,10 @@ class SearchJob:
         self.block = teacher.get_submodule(self.border.block)
         self.resolution = teacher.config["sample_size"] >> self.border.level
         self.features = self._open([*self.border.inputs, *self.border.outputs])
-        self.space = BlockSpace(self.block, self.settings)
         kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
         self.supernet = ElasticBlock(self.block, self.border.kind, *kernels).to(device)
+        order = sort_channels(self.supernet, self.features, len(self.border.inputs))
+        self.space = BlockSpace(self.block, self.settings, order)
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json")}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
 
@@ -60,7 +60,6 @@ class SearchJob:
     def train(self) -> list[dict[str, float]]:
         """Train the supernet; returns the loss history."""
         inputs, settings = len(self.border.inputs), self.settings
-        sort_channels(self.supernet, self.features, inputs)
         loss = SandwichLoss(
             self.supernet, self.space, self.features, inputs, settings["batch_size"], self.params["precision"]
         )
@@ -75,12 +74,15 @@ class SearchJob:
 
     def scores(self) -> list[dict[str, Any]]:
         """Every candidate with its costs and both scores."""
-        specs = self.space.candidates(self.settings["candidates"], np.random.default_rng(self.params["seed"]))
-        found = score(self.supernet, specs, self.features, len(self.border.inputs), self.resolution, self.pieces)
+        found = explore(self.space, self.block_score(), self.settings["candidates"], self.params["seed"], self.pieces)
         most = self.settings["output_candidates"]
         if not most:
             return [candidate | {"output": None} for candidate in found]
         return score_outputs(self.supernet, found, self.output_score(), most, self.pieces)
+
+    def block_score(self) -> BlockScore:
+        """What measures the error of the block's own outputs."""
+        return BlockScore(self.supernet, self.features, len(self.border.inputs), self.resolution)
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
@@ -89,7 +91,7 @@ class SearchJob:
 
     def measured(self, spec: Spec) -> dict[str, Any]:
         """One sub-block of the supernet as it is, with its costs and both scores."""
-        (found,) = score(self.supernet, [spec], self.features, len(self.border.inputs), self.resolution)
+        (found,) = self.block_score()([spec])
         return found | {"output": self.output_score()(self.supernet, spec)}
 
     def report(self) -> dict[str, Any]:
@@ -101,6 +103,7 @@ class SearchJob:
             "kind": self.border.kind,
             "identity": self.space.identity,
             "space_size": len(self.space),
+            "order": self.space.order,
             "teacher_macs": block_macs(self.block, self.resolution),
             "teacher_params": parameter_count(self.block),
             "macs_spent": self.macs_spent(candidates),

@@ -6,7 +6,7 @@ teacher's prediction for every stage in which the block runs (None when it was n
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class Block:
-    """One search job's result: `stage` is None for blocks that all stages share."""
+    """One search job's result: `stage` is None for blocks of all stages; `order` is that of `ElasticBlock.sort_channels`."""
 
     name: str
     stage: int | None
     identity: Candidate
     candidates: tuple[Candidate, ...]
+    order: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 def pareto(candidates: Sequence[Candidate], values: Sequence[float] | None = None) -> list[Candidate]:

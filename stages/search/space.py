@@ -1,4 +1,7 @@
-"""The search space of one block: inner width x kernels x keep or drop layer x keep or drop attention x upsampler."""
+"""The search space of one block, per ResNet layer: inner width x kernels x what is read x what is written, or none of it.
+
+Besides, each attention is kept or dropped, and the upsampler has one of several kernels.
+"""
 
 import itertools
 import json
@@ -7,10 +10,88 @@ from typing import Any
 
 import numpy as np
 
+from stages.models.elastic import ChannelOrder
 from stages.models.multi_decoder_unet import Module, group_size
 from stages.models.specs import Spec, identity_spec
 
 Layer = dict[str, Any] | None
+ATTEMPTS = 20  # children tried for each that is wanted
+DROPPED = 1 / 8  # share of random draws in which a layer that may be dropped is
+
+
+class LayerChoices:
+    """What may be chosen of one ResNet layer; the last option of everything is the teacher's.
+
+    Args:
+        resnet: the teacher's layer.
+        reads, writes: its groups of input and of output channels, the most important first.
+    """
+
+    def __init__(self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int]) -> None:
+        groups, size = resnet.norm2.num_groups, group_size(resnet)
+        self.widths = [size * count for count in counts(settings["widths"], groups)]
+        self.kernels = sorted({*settings["kernels"], resnet.conv1.kernel_size[0]})
+        self.kernel = self.kernels.index(resnet.conv1.kernel_size[0])
+        self.reads = [sorted(reads[:count]) for count in counts(settings["stream"], len(reads))]
+        self.writes = [sorted(writes[:count]) for count in counts(settings["stream"], len(writes))]
+        self.may_drop: bool = settings["drop_layers"]
+
+    def __len__(self) -> int:
+        return len(self.widths) * len(self.kernels) ** 2 * len(self.reads) * len(self.writes) + self.may_drop
+
+    def layer(self, width: int, first: int, second: int, read: int, write: int) -> Layer:
+        """The spec of the options with these numbers."""
+        layer: dict[str, Any] = {"width": self.widths[width], "kernels": [self.kernels[first], self.kernels[second]]}
+        for key, options, at in (("reads", self.reads, read), ("writes", self.writes, write)):
+            if len(options[at]) < len(options[-1]):
+                layer[key] = options[at]
+        return layer
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of options of each choice, in the order of `layer`."""
+        return len(self.widths), len(self.kernels), len(self.kernels), len(self.reads), len(self.writes)
+
+    def smallest(self) -> Layer:
+        """The least of everything, not dropped."""
+        return self.layer(0, 0, 0, 0, 0)
+
+    def all(self) -> list[Layer]:
+        """Every option, the dropped layer last."""
+        kept = [self.layer(*numbers) for numbers in itertools.product(*map(range, self.sizes))]
+        return [*kept, None] if self.may_drop else kept
+
+    def plain(self) -> list[Layer]:
+        """The same share of what is read, held and written, from the teacher's down, with its kernels; and the dropped layer."""
+        kept = []
+        for less in range(max(len(self.widths), len(self.reads))):
+            width, read, write = (max(0, len(o) - 1 - less) for o in (self.widths, self.reads, self.writes))
+            kept.append(self.layer(width, self.kernel, self.kernel, read, write))
+        return [*kept, None] if self.may_drop else kept
+
+    def draw(self, rng: np.random.Generator) -> Layer:
+        """Each choice uniform over its options, dropped once in eight."""
+        if self.may_drop and rng.random() < DROPPED:
+            return None
+        return self.layer(*(int(rng.integers(size)) for size in self.sizes))
+
+    def changed(self, layer: Layer, rng: np.random.Generator) -> Layer:
+        """A layer that differs in one choice; any at all for a dropped one."""
+        if layer is None or (self.may_drop and rng.random() < DROPPED):
+            return self.draw(rng) if layer is None else None
+        numbers = self.numbers(layer)
+        free = [i for i, size in enumerate(self.sizes) if size > 1]
+        if not free:
+            return layer
+        at = free[rng.integers(len(free))]
+        numbers[at] = (numbers[at] + 1 + int(rng.integers(self.sizes[at] - 1))) % self.sizes[at]
+        return self.layer(*numbers)
+
+    def numbers(self, layer: dict[str, Any]) -> list[int]:
+        """The numbers of a layer's options, as `layer` takes them."""
+        kernels = [self.kernels.index(kernel) for kernel in layer["kernels"]]
+        read, write = layer.get("reads", self.reads[-1]), layer.get("writes", self.writes[-1])
+        return [self.widths.index(layer["width"]), *kernels, self.reads.index(read), self.writes.index(write)]
 
 
 class BlockSpace:
@@ -19,12 +100,16 @@ class BlockSpace:
     Args:
         block: the teacher's block.
         settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
-            `kernels`, `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
+            `stream` (shares of the channels that a layer reads, and that it writes), `kernels`, `drop_layers`,
+            `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
+        order: each layer's groups by importance, as `ElasticBlock.sort_channels` gives it; None takes them as they stand.
     """
 
-    def __init__(self, block: Module, settings: dict[str, Any]) -> None:
+    def __init__(self, block: Module, settings: dict[str, Any], order: ChannelOrder | None = None) -> None:
         self.identity = identity_spec(block)
-        self.layers = [self._layer_options(resnet, settings) for resnet in block.resnets]
+        self.order = natural_order(block) if order is None else order
+        orders = zip(block.resnets, self.order["reads"], self.order["writes"], strict=True)
+        self.layers = [LayerChoices(resnet, settings, reads, writes) for resnet, reads, writes in orders]
         self.attentions = [
             [True, False] if present and settings["drop_attention"] else [present]
             for present in self.identity["attentions"]
@@ -32,28 +117,20 @@ class BlockSpace:
         folds = "upsampler" in self.identity
         self.upsamplers = [{"upsampler": k} for k in sorted(settings["upsampler_kernels"])] if folds else [{}]
 
-    @staticmethod
-    def _layer_options(resnet: Module, settings: dict[str, Any]) -> list[Layer]:
-        groups, size = resnet.norm2.num_groups, group_size(resnet)
-        widths = sorted({size * max(1, round(share * groups)) for share in settings["widths"]} | {groups * size})
-        kernels = sorted({*settings["kernels"], resnet.conv1.kernel_size[0]})
-        kept = [{"width": w, "kernels": [a, b]} for w in widths for a in kernels for b in kernels]
-        return [*kept, None] if settings["drop_layers"] else [*kept]
-
     def __len__(self) -> int:
         return math.prod(map(len, [*self.layers, *self.attentions, self.upsamplers]))
 
     def smallest(self) -> Spec:
-        """Every layer at its least width and kernels, every attention dropped that may be."""
+        """Every layer at its least, every attention dropped that may be."""
         return {
-            "layers": [options[0] for options in self.layers],
+            "layers": [choices.smallest() for choices in self.layers],
             "attentions": [options[-1] for options in self.attentions],
         } | self.upsamplers[0]
 
     def draw(self, rng: np.random.Generator) -> Spec:
         """One spec, each choice uniform over its options."""
         return {
-            "layers": [options[rng.integers(len(options))] for options in self.layers],
+            "layers": [choices.draw(rng) for choices in self.layers],
             "attentions": [options[rng.integers(len(options))] for options in self.attentions],
         } | self.upsamplers[rng.integers(len(self.upsamplers))]
 
@@ -61,29 +138,78 @@ class BlockSpace:
         """Every spec of the space."""
         return [
             {"layers": list(layers), "attentions": list(attentions)} | upsampler
-            for layers in itertools.product(*self.layers)
+            for layers in itertools.product(*(choices.all() for choices in self.layers))
             for attentions in itertools.product(*self.attentions)
             for upsampler in self.upsamplers
         ]
 
-    def uniform(self) -> list[Spec]:
-        """Specs that treat all layers alike, and all else at its most or its least: the plain choices a sample must not miss."""
-        count = min(map(len, self.layers))
-        plain = [[options[i] for options in self.layers] for i in range(count)]
+    def plain(self) -> list[Spec]:
+        """Specs that treat all layers alike, and all else at its most or its least: the choices that a sample must not miss."""
+        options = [choices.plain() for choices in self.layers]
+        layers = [[some[min(i, len(some) - 1)] for some in options] for i in range(max(map(len, options)))]
         most = {"attentions": [options[0] for options in self.attentions]} | self.upsamplers[-1]
         least = {"attentions": [options[-1] for options in self.attentions]} | self.upsamplers[0]
-        return [{"layers": layers} | end for layers in plain for end in (most, least)]
+        return [{"layers": one} | end for one in layers for end in (most, least)]
 
-    def candidates(self, most: int, rng: np.random.Generator) -> list[Spec]:
-        """The whole space when it has at most `most` specs; else the identity, the uniform specs and a seeded sample."""
+    def first(self, most: int, rng: np.random.Generator) -> list[Spec]:
+        """The whole space when it has at most `most` specs; else the identity, the plain specs and a seeded sample."""
         if len(self) <= most:
             return unique([self.identity, *self.all()])
-        chosen = unique([self.identity, self.smallest(), *self.uniform()])
+        chosen = unique([self.identity, self.smallest(), *self.plain()])
         while len(chosen) < most:
             chosen = unique([*chosen, *(self.draw(rng) for _ in range(most - len(chosen)))])
         return chosen
 
+    def children(self, parents: list[Spec], count: int, known: list[Spec], rng: np.random.Generator) -> list[Spec]:
+        """New specs, each a cross of two parents with one choice exchanged; draws where the parents give nothing new."""
+        found: list[Spec] = []
+        seen, attempts = {key_of(spec) for spec in known}, 0
+        while len(found) < count:
+            attempts += 1
+            spec = self._child(parents, rng) if attempts <= ATTEMPTS * count else self.draw(rng)
+            if key_of(spec) not in seen:
+                seen.add(key_of(spec))
+                found.append(spec)
+        return found
+
+    def _child(self, parents: list[Spec], rng: np.random.Generator) -> Spec:
+        pair = [parents[rng.integers(len(parents))] for _ in range(2)]
+        spec: Spec = {
+            "layers": [pair[rng.integers(2)]["layers"][i] for i in range(len(self.layers))],
+            "attentions": [pair[rng.integers(2)]["attentions"][i] for i in range(len(self.attentions))],
+        }
+        if "upsampler" in pair[0]:
+            spec["upsampler"] = pair[rng.integers(2)]["upsampler"]
+        places = len(self.layers) + len(self.attentions) + 1
+        at = int(rng.integers(places))
+        if at < len(self.layers):
+            spec["layers"][at] = self.layers[at].changed(spec["layers"][at], rng)
+        elif at < places - 1:
+            options = self.attentions[at - len(self.layers)]
+            spec["attentions"][at - len(self.layers)] = options[rng.integers(len(options))]
+        else:
+            spec |= self.upsamplers[rng.integers(len(self.upsamplers))]
+        return spec
+
+
+def counts(shares: list[float], groups: int) -> list[int]:
+    """Shares as numbers of whole groups, at least one, ascending; all of them is always among them."""
+    return sorted({max(1, round(share * groups)) for share in shares} | {groups})
+
+
+def natural_order(block: Module) -> ChannelOrder:
+    """The groups that the layers of a block read and write, as they stand."""
+    return {
+        "reads": [list(range(resnet.norm1.num_groups)) for resnet in block.resnets],
+        "writes": [list(range(resnet.norm2.num_groups)) for resnet in block.resnets],
+    }
+
+
+def key_of(spec: Spec) -> str:
+    """The same text for the same spec."""
+    return json.dumps(spec, sort_keys=True)
+
 
 def unique(specs: list[Spec]) -> list[Spec]:
     """The specs without repetition, in their order."""
-    return list({json.dumps(spec, sort_keys=True): spec for spec in specs}.values())
+    return list({key_of(spec): spec for spec in specs}.values())

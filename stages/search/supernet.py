@@ -1,8 +1,8 @@
 """Supernet training of one block by imitation of the teacher's features, and the two scores of its sub-blocks."""
 
 import itertools
-import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,17 @@ import torch
 from stages.device import autocast
 from stages.diffusion.losses import nmse
 from stages.models.borders import Border, run_tail, tail_inputs
-from stages.models.elastic import ElasticBlock
+from stages.models.elastic import ChannelOrder, ElasticBlock
 from stages.models.multi_decoder_unet import Module
 from stages.models.specs import Spec, block_macs, parameter_count
 from stages.pieces import Pieces, kept_record
 from stages.search.features import Features
 from stages.search.selection import pareto
-from stages.search.space import BlockSpace
+from stages.search.space import BlockSpace, key_of
 
 SCORING_BATCH = 256
-KEPT_SCORES = 50  # specs scored between two pieces
+KEPT_SCORES = 50  # specs scored between two pieces, and in a generation
+SAMPLED = 0.25  # share of the candidates that are drawn, not bred
 SORTING_TRIPLES = 256
 
 
@@ -60,57 +61,82 @@ class SandwichLoss:
                 yield name, nmse(outputs, targets)
 
 
-def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> None:
-    """Order the channels of a fresh supernet by importance on the first training triples of every stage."""
+def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> ChannelOrder:
+    """Order the channels of a fresh supernet by importance on the first training triples of every stage.
+
+    Returns:
+        As `ElasticBlock.sort_channels`.
+    """
     rows = features.rows(held_out=False)
     rows = rows[:: max(1, len(rows) // SORTING_TRIPLES)]
-    supernet.sort_channels(features.take(rows, next(supernet.parameters()).device)[:inputs])
+    return supernet.sort_channels(features.take(rows, next(supernet.parameters()).device)[:inputs])
 
 
-@torch.no_grad()
-def score(
-    supernet: ElasticBlock,
-    specs: list[Spec],
-    features: Features,
-    inputs: int,
-    resolution: int,
-    pieces: Pieces | None = None,
-) -> list[dict[str, Any]]:
-    """NMSE on the held-out triples, MACs and parameters of every spec.
+class BlockScore:
+    """NMSE on the held-out triples, MACs and parameters of sub-blocks.
 
     Args:
         resolution: side in pixels at which the block's layers run.
-        pieces: specs scored by a run that was killed, and where to keep those of this one.
-
-    Returns:
-        [{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`.
     """
-    device = next(supernet.parameters()).device
-    batches = [features.take(rows, device) for rows in features.rows(held_out=True).split(SCORING_BATCH)]
-    sizes = torch.tensor([float(len(batch[0])) for batch in batches])
 
-    def score_one(spec: Spec) -> dict[str, Any]:
-        errors = torch.stack([nmse(supernet(spec, batch[:inputs]), batch[inputs:]).cpu() for batch in batches])
-        skeleton = supernet.skeleton(spec)
+    def __init__(self, supernet: ElasticBlock, features: Features, inputs: int, resolution: int) -> None:
+        self.supernet, self.inputs, self.resolution = supernet, inputs, resolution
+        device = next(supernet.parameters()).device
+        self.batches = [features.take(rows, device) for rows in features.rows(held_out=True).split(SCORING_BATCH)]
+        self.sizes = torch.tensor([float(len(batch[0])) for batch in self.batches])
+
+    @torch.no_grad()
+    def __call__(self, specs: list[Spec]) -> list[dict[str, Any]]:
+        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`."""
+        return [self._one(spec) for spec in specs]
+
+    def _one(self, spec: Spec) -> dict[str, Any]:
+        inputs = self.inputs
+        losses = [nmse(self.supernet(spec, batch[:inputs]), batch[inputs:]).cpu() for batch in self.batches]
+        skeleton = self.supernet.skeleton(spec)
         return {
             "spec": spec,
-            "nmse": float((errors * sizes).sum() / sizes.sum()),
-            "macs": block_macs(skeleton, resolution),
+            "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
+            "macs": block_macs(skeleton, self.resolution),
             "params": parameter_count(skeleton),
         }
 
-    def score_some(start: int) -> list[dict[str, Any]]:
-        return [score_one(spec) for spec in specs[start : start + KEPT_SCORES]]
 
-    starts = range(0, len(specs), KEPT_SCORES)
-    scored = [kept_record(pieces, f"scores-{start:05}.json", partial(score_some, start)) for start in starts]
-    return list(itertools.chain.from_iterable(scored))
+def explore(
+    space: BlockSpace,
+    measure: Callable[[list[Spec]], list[dict[str, Any]]],
+    most: int,
+    seed: int,
+    pieces: Pieces | None,
+) -> list[dict[str, Any]]:
+    """At most `most` scored candidates: a seeded sample first, then children of the Pareto front, a few at a time.
+
+    Crosses and single changes of what is on the front find better sub-blocks than draws do (evolutionary search, as in
+    Once-for-All, arXiv 1908.09791). A space that is not larger is scored whole.
+
+    Args:
+        measure: a `BlockScore`.
+        pieces: candidates scored by a run that was killed, and where to keep those of this one.
+    """
+    scored: list[dict[str, Any]] = []
+    whole = len(space) <= most
+    waiting = space.first(most if whole else math.ceil(most * SAMPLED), np.random.default_rng(seed))
+    while waiting:
+        batch, waiting = waiting[:KEPT_SCORES], waiting[KEPT_SCORES:]
+        scored += kept_record(pieces, f"scores-{len(scored):05}.json", partial(measure, batch))
+        if not waiting and not whole and len(scored) < most:
+            parents, known = ([c["spec"] for c in some] for some in (pareto(scored), scored))
+            count, rng = min(KEPT_SCORES, most - len(scored)), np.random.default_rng([seed, len(scored)])
+            waiting = space.children(parents, count, known, rng)
+    return scored
 
 
 class OutputScore:
-    """How much a sub-block changes the teacher's prediction when it stands in for the teacher's block.
+    """How much a sub-block changes the image that the teacher predicts when it stands in for the teacher's block.
 
-    NMSE of the prediction over the last held-out triples of every stage; the blocks after the exchanged one are the teacher's.
+    Mean square error of the denoised image over the last held-out triples of every stage; the blocks after the exchanged one are
+    the teacher's. The error of the prediction itself would weigh noise levels by the parametrisation: with v most of it lies
+    where there is hardly any noise left and the image no longer depends on it.
 
     Args:
         features: the cache, opened with `names` of this border.
@@ -126,7 +152,7 @@ class OutputScore:
     @staticmethod
     def names(teacher: Module, border: Border) -> list[str]:
         """The tensors that it needs of the feature cache."""
-        return list(dict.fromkeys([*border.inputs, *tail_inputs(teacher, border), "output"]))
+        return list(dict.fromkeys([*border.inputs, *tail_inputs(teacher, border), "output", "image_factor"]))
 
     @torch.no_grad()
     def __call__(self, supernet: ElasticBlock, spec: Spec) -> list[float]:
@@ -134,7 +160,8 @@ class OutputScore:
         found = []
         for seen in self.batches:
             outputs = supernet(spec, [seen[name] for name in self.border.inputs])
-            found.append(float(nmse([run_tail(self.teacher, self.border, outputs, seen)], [seen["output"]])))
+            error = run_tail(self.teacher, self.border, outputs, seen).float() - seen["output"]
+            found.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
         return found
 
 
@@ -155,8 +182,8 @@ def score_outputs(
     starts = range(0, len(best), KEPT_SCORES)
     parts = [kept_record(pieces, f"outputs-{start:05}.json", partial(measure_some, start)) for start in starts]
     outputs = itertools.chain.from_iterable(parts)
-    known = {json.dumps(c["spec"]): output for c, output in zip(best, outputs, strict=True)}
-    return [candidate | {"output": known.get(json.dumps(candidate["spec"]))} for candidate in scored]
+    known = {key_of(c["spec"]): output for c, output in zip(best, outputs, strict=True)}
+    return [candidate | {"output": known.get(key_of(candidate["spec"]))} for candidate in scored]
 
 
 def front_of(scored: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
