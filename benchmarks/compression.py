@@ -8,7 +8,8 @@ Every run is a process of its own with one thread. It resumes from its checkpoin
 All start from the same teacher, whose predictions are kept in --work for the runs of a seed, and are retrained for the preset's
 steps with the same batches, learning rate and average. All are scored by the same code, FID and KID: `evaluate.samples` images
 from the seed of the run, against the training split. MACs are thop's, weighted by the sampler's steps in each stage, as a share
-of the teacher's. A seed stands for the whole of a method: clustering, features, supernets, choice, retraining and samples.
+of the teacher's; they alone are limited, and the table says what it takes in parameters. A seed stands for the whole of a
+method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
 its space without scores, and `random-1`, `random-2` ... are further draws, which the table joins to one row. `magnitude`,
@@ -64,6 +65,7 @@ NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0}}
 REFERENCES = ("teacher", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
+UNLIMITED = 100.0
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
 
@@ -110,8 +112,8 @@ def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[
 
 
 def params_of(preset: Path, method: Method, budget: float, seed: int) -> dict[str, Any]:
-    """The params of one run. The budget is that of the MACs; parameters may be as many as the teacher's."""
-    budgets = {"assemble": {"macs": budget, "params": 1.0, "params_active": 1.0}}
+    """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result."""
+    budgets = {"assemble": {"macs": budget, "params": UNLIMITED, "params_active": UNLIMITED}}
     params = changed(load_params(preset) | {"seed": seed, "device": "cpu"}, budgets)
     params = changed(params, SEARCHED.get(method.name, {}))
     return changed(params, PLAIN) if method.plain else params
@@ -353,17 +355,17 @@ def table(summary: dict[str, Any]) -> str:
         lines += [
             f"MACs budget {budget}",
             "",
-            "| method | MACs | " + " | ".join(f"FID ({n})" for n in names) + " | seeds |",
+            "| method | MACs | parameters | " + " | ".join(f"FID ({n})" for n in names) + " | seeds |",
         ]
-        lines.append("| --- | ---: | " + "---: | " * len(names) + "---: |")
+        lines.append("| --- | ---: | ---: | " + "---: | " * len(names) + "---: |")
         for method, entry in methods.items():
-            ratios = [ratio for ratio in entry["macs_ratio"] if ratio is not None]
-            macs = f"{statistics.mean(ratios):.3f}" if ratios else ""
+            costs = [[r for r in entry[key] if r is not None] for key in ("macs_ratio", "params_ratio")]
+            macs, params = (f"{statistics.mean(ratios):.3f}" if ratios else "" for ratios in costs)
             cells = [
                 f"{entry['mean'][n]:.4f}" + (f" ± {entry['std'][n]:.4f}" if entry["std"][n] is not None else "")
                 for n in names
             ]
-            lines.append(f"| {method} | {macs} | " + " | ".join(cells) + f" | {len(entry['seeds'])} |")
+            lines.append(f"| {method} | {macs} | {params} | " + " | ".join(cells) + f" | {len(entry['seeds'])} |")
         lines.append("")
     return "\n".join(lines)
 

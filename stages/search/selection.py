@@ -1,7 +1,7 @@
 """Selection: one candidate per block, by the local rule of DiffNAS or by an integer programme under budgets.
 
-A candidate is a dict with `spec`, `macs`, `params`, and two scores: `nmse` of the block's own outputs, and `output`, that of the
-teacher's prediction for every stage in which the block runs (None when it was not measured).
+A candidate is a dict with `spec`, `macs`, `params`, and two scores: `nmse` of the block's own outputs, and `output`, the error of
+the teacher's denoised image for every stage in which the block runs (None when it was not measured).
 """
 
 import itertools
