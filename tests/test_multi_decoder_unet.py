@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from helpers import tiny_unet
 
 from stages.diffusion.process import VPProcess
 from stages.evaluation.cost import count_macs
+from stages.models.multi_decoder_unet import apply_spec
 from stages.models.pipelines import load_given_teacher, load_student, save_student
 from stages.models.specs import block_macs, identity_architecture, parameter_count
 from stages.training.student import build_student
@@ -92,6 +94,58 @@ def test_narrow_layers_kernels_and_dropped_parts_cost_what_they_should(unet):
     assert block_macs(built, 4) < block_macs(unet.up_blocks[0], 4)
     assert parameter_count(built) < parameter_count(unet.up_blocks[0])
     assert student(torch.randn(2, 1, 8, 8), 3).sample.shape == (2, 1, 8, 8)
+
+
+PART = {"width": 16, "kernels": [3, 3], "reads": [0, 2], "writes": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("scale_shift", ["default", "scale_shift"])
+def test_a_layer_that_reads_and_writes_parts_does_what_the_whole_one_does_with_zeros_elsewhere(scale_shift):
+    unet = tiny_unet(resnet_time_scale_shift=scale_shift)
+    whole = unet.down_blocks[0].resnets[0]
+    part = apply_spec(copy.deepcopy(unet.down_blocks[0]), {"layers": [PART], "attentions": []}).resnets[0].eval()
+    read, written = [*range(4), *range(8, 12)], list(range(4, 16))
+    with torch.no_grad():
+        state = whole.state_dict()
+        for name in ("norm1.weight", "norm1.bias"):
+            state[name] = state[name][read]
+        state["conv1.weight"] = state["conv1.weight"][:, read]
+        state |= {f"conv2.{name}": state[f"conv2.{name}"][written] for name in ("weight", "bias")}
+        part.load_state_dict(state)
+        whole.conv1.weight[:, [i for i in range(16) if i not in read]] = 0
+        for parameter in (whole.conv2.weight, whole.conv2.bias):
+            parameter[[i for i in range(16) if i not in written]] = 0
+        x, emb = torch.randn(2, 16, 8, 8), torch.randn(2, whole.time_emb_proj.in_features)
+        torch.testing.assert_close(part(x, emb), whole(x, emb), atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_with_partial_layers_costs_what_is_counted_and_is_loaded_by_diffusers(
+    unet, tmp_path, diffusion_settings
+):
+    architecture = identity_architecture(unet, 2)
+    architecture["down_blocks"][0]["layers"][0] = PART
+    architecture["decoders"][1][0]["layers"][1] = PART | {"width": 8, "kernels": [1, 3]}
+    student = student_of(unet, [300], architecture)
+    built = student.down_blocks[0]
+    assert block_macs(unet.down_blocks[0], 8) - block_macs(built, 8) == 9 * 64 * (16 * 16 * 2 - 8 * 16 - 16 * 12)
+    assert count_macs(student, (1, 8, 8), 0) == count_macs(unet, (1, 8, 8), 0) - 9 * 64 * (
+        16 * 16 * 2 - 8 * 16 - 16 * 12
+    )
+    save_student(tmp_path / "student", student, VPProcess(diffusion_settings).scheduler(), {"seed": 0})
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        for t in (5, 800):
+            assert torch.equal(pipeline.unet(x, t).sample, student(x, t).sample)
+
+
+@pytest.mark.parametrize("key", ["reads", "writes"])
+@pytest.mark.parametrize("groups", [[], [4], [-1, 0], [1, 0], [2, 2]])
+def test_groups_that_a_layer_has_not_are_refused(unet, key, groups):
+    architecture = identity_architecture(unet, 1)
+    architecture["down_blocks"][0]["layers"][0][key] = groups
+    with pytest.raises(ValueError, match=re.escape(f"{key} {groups} are no ascending groups of 0 to 3")):
+        build_student(unet, architecture, [], seed=0)
 
 
 @pytest.mark.parametrize(("kernel", "share"), [(2, 4 / 9), (1, 1 / 36)])
