@@ -11,7 +11,7 @@ from stages.models.borders import borders_of, trace
 from stages.models.elastic import ElasticBlock
 from stages.models.specs import identity_architecture
 from stages.training.joint import JointLoss, end_to_end_share
-from stages.training.student import build_student, inherit, student_blocks
+from stages.training.student import build_student, inherit, start_student, student_blocks
 
 SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0}
 
@@ -55,6 +55,21 @@ def test_a_student_of_the_teachers_shape_inherits_the_teacher(parts, unet):
         ((name, value),) = loss(99, generator_for(0, "train", 99))
         assert name == "end_to_end" and value > 0.1
         assert set(dict(loss(25, generator_for(0, "train", 25)))) == {"blocks", "end_to_end"}
+
+
+def test_a_student_that_starts_from_the_teacher_has_its_weights_in_changed_layers_too(unet):
+    specs = identity_architecture(unet, 2)
+    for decoder in specs["decoders"]:
+        decoder[0]["upsampler"] = 2
+    chosen = {"unet": specs, "boundaries": [400], "shared_encoder": True, "rule": "budget"}
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
+    with torch.no_grad():
+        student = start_student(unet, chosen, "teacher", 0, lambda job: {})
+        torch.testing.assert_close(student(x, t).sample, unet(x, t).sample, atol=1e-5, rtol=1e-4)
+    specs["down_blocks"][0]["layers"][0] |= {"reads": [1, 3], "width": 8}
+    student = start_student(unet, chosen, "teacher", 0, lambda job: {})
+    mine, theirs = (net.down_blocks[0].resnets[0].conv1.weight for net in (student, unet))
+    assert torch.equal(mine, theirs[:8, [4, 5, 6, 7, 12, 13, 14, 15]])
 
 
 def test_gradients_of_the_block_loss_stay_inside_the_block(parts, unet):

@@ -12,13 +12,14 @@ from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import Process
 from stages.files import check_file, run_again
-from stages.models.borders import Border, borders_of
-from stages.models.elastic import student_state
+from stages.models.borders import Border, border_of_job, borders_of
+from stages.models.elastic import ElasticBlock, student_state
 from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel
 from stages.models.pipelines import is_class_conditional
 from stages.models.specs import identity_architecture
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
+KERNELS, UPSAMPLER_KERNELS = [1, 3, 5], [1, 2]  # all that a search space may have
 
 
 def build_student(
@@ -62,9 +63,22 @@ def start_student(
     if init == "inherit":
         assert isinstance(student, MultiDecoderUNet2DModel), "a searched architecture shares its encoder"
         inherit(student, teacher, supernet)
-    if init == "teacher":
+    if init == "teacher" and chosen["rule"] == "given":
         warm_start(student, teacher)
+    elif init == "teacher":
+        assert isinstance(student, MultiDecoderUNet2DModel), "a searched architecture shares its encoder"
+        inherit(student, teacher, untrained_supernets(teacher))
     return student
+
+
+def untrained_supernets(teacher: UNet2DModel) -> Supernet:
+    """What gives a search job's supernet as it is before its first step: the teacher's weights, channels as they stand."""
+
+    def state(job: str) -> dict[str, torch.Tensor]:
+        border, _ = border_of_job(teacher, job)
+        return ElasticBlock(teacher.get_submodule(border.block), border.kind, KERNELS, UPSAMPLER_KERNELS).state_dict()
+
+    return state
 
 
 def supernet_reader(folder: Path, hashes: dict[str, str], architecture: Path) -> Supernet:
