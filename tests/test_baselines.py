@@ -125,6 +125,7 @@ def test_the_table_is_in_the_order_of_the_mean():
             "budget": 0.5,
             "seed": seed,
             "macs_ratio": 0.5,
+            "params_ratio": 0.6,
             "fidelity": {"classifier": {"fid": fid}},
         }
 
@@ -132,7 +133,8 @@ def test_the_table_is_in_the_order_of_the_mean():
     assert list(summary["0.5"]) == ["search", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
     lines = compression.table(summary).splitlines()
-    assert "| search | 0.500 | 1.5000 ± 0.7071 | 2 |" in lines and "| uniform | 0.500 | 3.0000 | 1 |" in lines
+    assert "| search | 0.500 | 0.600 | 1.5000 ± 0.7071 | 2 |" in lines
+    assert "| uniform | 0.500 | 0.600 | 3.0000 | 1 |" in lines
 
 
 def test_a_method_is_told_by_its_name():

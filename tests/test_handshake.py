@@ -92,7 +92,7 @@ def test_a_clone_pulls_the_results_and_makes_only_what_depends_on_a_changed_para
     ok(tmp_path, "git", "clone", "-q", str(recorded), str(other))
     ok(other, "dvc", "pull")
     assert snakemake(other) == {"record"}
-    edit(other, "candidates: 20", "candidates: 19")
+    edit(other, "warmup_steps: 2\n  candidates", "warmup_steps: 3\n  candidates")
     printed = ok(other, "dvc", "repro")
     ran = set(re.findall(r"Running stage '(\w+)'", printed))
     assert ran == {"search_block", "assemble", "retrain", "evaluate", "report"}
