@@ -114,3 +114,31 @@ def clone(folder: Path) -> Path:
     for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -qm smoke"):
         assert run(folder, "git", *command.split()).returncode == 0
     return folder
+
+
+def natural_order(block):
+    """What `sort_channels` gives when all of the same kind are equally important."""
+    from stages.models.multi_decoder_unet import attention_group_size, group_size, narrows, upsampler_kernel
+
+    attentions = getattr(block, "attentions", None) or []
+    folds = upsampler_kernel(block) is not None
+    return {
+        "reads": [list(range(resnet.norm1.num_groups)) for resnet in block.resnets],
+        "writes": [list(range(resnet.norm2.num_groups)) for resnet in block.resnets],
+        "shortcuts": [[] if r.conv_shortcut is None else list(range(r.norm1.num_groups)) for r in block.resnets],
+        "heads": [list(range(a.heads)) if narrows(a) else [] for a in attentions],
+        "attention_reads": [
+            list(range(a.to_q.in_features // attention_group_size(block, i))) if narrows(a) else []
+            for i, a in enumerate(attentions)
+        ],
+        "upsampler_reads": [list(range(block.upsamplers[0].conv.in_channels // group_size(block.resnets[-1])))]
+        if folds
+        else [],
+    }
+
+
+def space_of(block, settings):
+    """The search space of a block, its channels and heads as they stand."""
+    from stages.search.space import BlockSpace
+
+    return BlockSpace(block, settings, natural_order(block))

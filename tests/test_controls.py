@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from helpers import natural_order, tiny_unet
 
-from stages.models.borders import borders_of
+from stages.models.borders import border_of_job, borders_of
 from stages.models.specs import identity_spec, parameter_count
 from stages.search.architecture import costs_of
 from stages.search.controls import narrowed, select_largest, select_uniform, widening
@@ -89,7 +90,9 @@ def with_parts(block):
     """A block whose space has layers that read and write parts of the channels, the last groups being the most important."""
     spec = block.identity["spec"]
     part = block.identity | {"spec": spec | {"layers": [layer | {"reads": [0]} for layer in spec["layers"]]}}
-    order = {key: [[3, 2, 1, 0] for _ in spec["layers"]] for key in ("reads", "writes")}
+    unet = tiny_unet()
+    whole = unet.get_submodule(border_of_job(unet, block.name)[0].block)
+    order = {key: [groups[::-1] for groups in some] for key, some in natural_order(whole).items()}
     folded = (block.identity | {"spec": spec | {"upsampler": 2}},) if "upsampler" in spec else ()
     return replace(block, candidates=(*block.candidates, part, *folded), order=order)
 
@@ -104,6 +107,15 @@ def test_uniform_layers_read_and_write_as_much_as_they_hold_where_the_space_has_
             count = layer["width"] * 4 // resnet.conv1.out_channels
             whole = {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
             assert {key: layer.get(key, whole[key]) for key in whole} == dict.fromkeys(whole, [0, 1, 2, 3][4 - count :])
+            if resnet.conv_shortcut is not None:
+                assert layer.get("shortcut", whole["reads"]) == [0, 1, 2, 3][4 - count :]
+    spec = chosen["up_blocks.0.stage_1"]["spec"]
+    counts = [layer["width"] // 8 for layer in spec["layers"]]
+    assert [a if a is True else (len(a["heads"]), len(a["reads"])) for a in spec["attentions"]] == [
+        True if count == 4 else (count, count) for count in counts
+    ]
+    assert min(counts) < 4
+    assert spec.get("upsampler_reads", [0, 1, 2, 3]) == [0, 1, 2, 3][4 - counts[-1] :]
 
 
 def test_a_budget_below_one_group_everywhere_is_refused(unet, blocks):

@@ -5,12 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_unet
+from helpers import space_of, tiny_unet
+from thop import profile
 
 from stages.models.borders import border_of_job, borders_of, run_block, trace
 from stages.models.elastic import ElasticBlock, student_state
 from stages.models.multi_decoder_unet import apply_spec
-from stages.models.specs import identity_spec
+from stages.models.specs import block_macs, identity_spec
 from stages.search.space import BlockSpace, key_of
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
@@ -104,6 +105,61 @@ def test_a_layer_reads_and_writes_its_most_important_groups_only(net):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_attention_shortcut_and_upsampler_leave_out_what_adds_least(net):
+    border, inputs, _ = next(found for found in borders_with_tensors(net) if found[0].block == "up_blocks.0")
+    block = copy.deepcopy(net.up_blocks[0])
+    for resnet, attention in zip(block.resnets, block.attentions, strict=True):
+        resnet.conv_shortcut.weight[:, : 2 * resnet.norm1.num_channels // 4] = 0
+        attention.to_out[0].weight[:, 8:16] = 0
+        for linear in (attention.to_q, attention.to_k, attention.to_v):
+            linear.weight[:, 24:] = 0
+    block.upsamplers[0].conv.weight[:, 16:24] = 0
+    supernet = ElasticBlock(block, border.kind, [3], [2])
+    order = supernet.sort_channels(inputs)
+    assert [set(groups[:2]) for groups in order["shortcuts"]] == [{2, 3}] * 3
+    assert [heads[-1] for heads in order["heads"]] == [1] * 3
+    assert [groups[-1] for groups in order["attention_reads"]] == [3] * 3
+    assert order["upsampler_reads"][0][-1] == 2
+    spec = identity_spec(block)
+    less = {
+        "layers": [layer | {"shortcut": [2, 3]} for layer in spec["layers"]],
+        "attentions": [{"heads": [0, 2, 3], "reads": [0, 1, 2]}] * 3,
+        "upsampler": 2,
+        "upsampler_reads": [0, 1, 3],
+    }
+    for got, want in zip(supernet(less, inputs), supernet(spec, inputs), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    assert block_macs(supernet.skeleton(less), 4) == thop_macs(apply_spec(block, less), inputs)
+
+
+def thop_macs(block, inputs):
+    """MACs of an up block for one image, measured as it runs."""
+    emb, hidden, *skips = (tensor[:1] for tensor in inputs)
+    return profile(block, inputs=(hidden, tuple(skips), emb), verbose=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attentions": [{"heads": [4]}, True, True]}, r"heads \[4\] are no ascending groups of 0 to 3"),
+        ({"attentions": [{"reads": []}, True, True]}, r"reads \[\] are no ascending groups"),
+        ({"upsampler": 2, "upsampler_reads": [1, 0]}, r"upsampler_reads \[1, 0\] are no ascending groups"),
+        ({"upsampler_reads": [0]}, r"upsampler_reads \[0\] for an upsampler that is not folded"),
+    ],
+)
+def test_a_spec_names_heads_and_groups_that_there_are(net, change, message):
+    with pytest.raises(ValueError, match=message):
+        apply_spec(copy.deepcopy(net.up_blocks[0]), identity_spec(net.up_blocks[0]) | change)
+
+
+def test_a_shortcut_without_a_convolution_reads_everything(net):
+    spec = identity_spec(net.down_blocks[0])
+    spec["layers"][0] |= {"shortcut": [0]}
+    with pytest.raises(ValueError, match="whose shortcut has no convolution"):
+        apply_spec(copy.deepcopy(net.down_blocks[0]), spec)
+
+
 def test_channels_that_are_not_written_pass_a_layer_by(net):
     border, inputs, _ = borders_with_tensors(net)[0]
     supernet = ElasticBlock(net.get_submodule(border.block), border.kind, [3])
@@ -116,18 +172,18 @@ def test_channels_that_are_not_written_pass_a_layer_by(net):
 
 
 def test_the_space_holds_the_teacher_and_its_sample_is_seeded_and_without_repetition(net):
-    space = BlockSpace(net.up_blocks[0], SETTINGS)
+    space = space_of(net.up_blocks[0], SETTINGS)
     one, two = (space.first(100, np.random.default_rng(3)) for _ in range(2))
     assert one == two and one[0] == space.identity == identity_spec(net.up_blocks[0])
     assert len({str(spec) for spec in one}) == len(one) == 100
     assert space.smallest() in one
-    small = BlockSpace(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
+    small = space_of(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
     assert len(small.first(100, np.random.default_rng(0))) == len(small) == len(small.all()) == 9
-    assert len(space) == ((3 * 9 * 4 + 1) ** 3) * 2**3 * 2
+    assert len(space) == ((3 * 9 * 8 + 1) ** 3) * (3 * 2 + 1) ** 3 * 4
 
 
 def test_children_are_new_members_of_the_space_near_their_parents(net):
-    space = BlockSpace(net.down_blocks[1], SETTINGS)
+    space = space_of(net.down_blocks[1], SETTINGS)
     parents = space.first(20, np.random.default_rng(0))[-2:]
     found = space.children(parents, 30, parents, np.random.default_rng(1))
     everything = {key_of(layer) for choices in space.layers for layer in choices.all()}
@@ -143,14 +199,14 @@ def test_children_are_new_members_of_the_space_near_their_parents(net):
 
 
 def test_a_small_space_runs_out_of_children_near_their_parents_and_still_gives_all(net):
-    space = BlockSpace(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
+    space = space_of(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
     known = [space.identity]
     found = space.children(known, len(space) - 1, known, np.random.default_rng(0))
     assert {key_of(spec) for spec in [*found, *known]} == {key_of(spec) for spec in space.all()}
 
 
 def test_widths_are_whole_groups(net):
-    space = BlockSpace(net.down_blocks[0], SETTINGS | {"widths": [0.1, 0.3, 0.6]})
+    space = space_of(net.down_blocks[0], SETTINGS | {"widths": [0.1, 0.3, 0.6]})
     assert {layer["width"] for choices in space.layers for layer in choices.all() if layer} == {4, 8, 16}
 
 

@@ -173,10 +173,24 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
     assert "Silhouette" not in page
 
 
+def test_what_is_narrowed_is_named() -> None:
+    layer = {"width": 16, "kernels": [3, 3], "reads": [0, 1], "writes": [0, 1, 2], "shortcut": [1]}
+    spec = {"layers": [layer], "attentions": [{"heads": [0], "reads": [1, 2]}], "upsampler": 2, "upsampler_reads": [3]}
+    identity = {"layers": [{"width": 32, "kernels": [3, 3]}], "attentions": [True], "upsampler": 3}
+    inside, upsampler = report.draw_layers(spec, identity)
+    assert inside["text"] == "16 · 3×3 3×3 · reads 2 groups · writes 3 groups · shortcut reads 1 groups"
+    assert inside["attention"] == "attention · 1 heads · reads 2 groups"
+    assert upsampler["text"] == "upsampler · 2×2 · reads 1 groups"
+    assert report.spec_text(spec) == (
+        "16 3/3 reads 2 groups writes 3 groups shortcut reads 1 groups; attention · 1 heads · reads 2 groups; "
+        "upsampler 2, reads 1 groups"
+    )
+
+
 def test_dropped_layers_and_attention_are_drawn_as_such() -> None:
     layers = report.draw_layers(SMALLER, IDENTITY)
-    assert layers[0] == {"share": 0.5, "text": "16 · 3×3 1×1", "attention": True}
-    assert layers[1] == {"share": 0, "text": "dropped", "attention": False}
+    assert layers[0] == {"share": 0.5, "text": "16 · 3×3 1×1", "attention": "attention"}
+    assert layers[1] == {"share": 0, "text": "dropped", "attention": "no attention"}
 
 
 def test_pareto_front_keeps_what_nothing_beats() -> None:

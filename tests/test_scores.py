@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_unet
+from helpers import space_of, tiny_unet
 
 from stages.datasets.training import TrainingSet
 from stages.diffusion.process import VPProcess
@@ -13,7 +13,7 @@ from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
 from stages.models.specs import identity_architecture
 from stages.pieces import Pieces
 from stages.search.features import Features, FeatureWriter
-from stages.search.space import BlockSpace, key_of
+from stages.search.space import key_of
 from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, front_of, score_outputs
 from stages.training.loop import TrainSettings, train
 from stages.training.student import build_student, warm_start
@@ -34,7 +34,7 @@ def folder(unet, digits, diffusion_settings, tmp_path):
 
 def test_a_supernet_is_trained_past_draws_that_have_no_weights(unet, folder, monkeypatch):
     border = next(border for border in borders_of(unet) if border.kind == "mid")
-    space, supernet = BlockSpace(unet.mid_block, SPACE), ElasticBlock(unet.mid_block, "mid", [1, 3])
+    space, supernet = space_of(unet.mid_block, SPACE), ElasticBlock(unet.mid_block, "mid", [1, 3])
     nothing = {"layers": [None, None], "attentions": [False]}
     assert nothing in space.all()
     monkeypatch.setattr(space, "draw", lambda rng: nothing)
@@ -63,7 +63,7 @@ def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
 def test_the_teachers_shape_with_its_weights_changes_nothing(unet, folder):
     for border in borders_of(unet):
         fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3], [1, 2])
-        identity = BlockSpace(unet.get_submodule(border.block), SPACE).identity
+        identity = space_of(unet.get_submodule(border.block), SPACE).identity
         assert scorer(unet, folder, border)(fresh, identity) == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
     """Against the denoised images of a whole student that differs from the teacher in this block only, on the cached x_t."""
     for border in borders_of(unet):
         block = unet.get_submodule(border.block)
-        supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE).smallest()
+        supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE).smallest()
         whole = identity_architecture(unet)
         place = int(border.block.rpartition(".")[2]) if border.kind != "mid" else None
         if border.kind == "mid":
@@ -104,7 +104,7 @@ def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder)
 def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4), 30, 0, None)
     found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
@@ -118,7 +118,7 @@ def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
 
 def test_exploring_finds_a_better_front_than_drawing(unet):
     """On a score that is known: what a spec leaves out, which only few specs do well at few MACs."""
-    space = BlockSpace(unet.up_blocks[0], SPACE | {"widths": [0.25, 0.5, 0.75, 1.0], "stream": [0.25, 0.5, 0.75, 1.0]})
+    space = space_of(unet.up_blocks[0], SPACE | {"widths": [0.25, 0.5, 0.75, 1.0], "stream": [0.25, 0.5, 0.75, 1.0]})
 
     def measure(specs):
         found = []
@@ -147,7 +147,7 @@ def test_exploring_finds_a_better_front_than_drawing(unet):
 def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, tmp_path):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), BlockSpace(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     measure, calls = BlockScore(supernet, features, len(border.inputs), 4), []
 

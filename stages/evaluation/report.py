@@ -280,7 +280,7 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
     """The layers of a block for the drawing: width as a share of the teacher's, kernels, what is read and written; the rest."""
     layers = []
     for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
-        attention = spec["attentions"][index] if index < len(spec["attentions"]) else None
+        attention = attention_text(spec["attentions"][index]) if index < len(spec["attentions"]) else None
         if layer is None:
             layers.append({"share": 0, "text": "dropped", "attention": attention})
             continue
@@ -293,13 +293,26 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
             }
         )
     if kernel := spec.get("upsampler"):
-        layers.append({"share": kernel / 3, "text": f"upsampler · {kernel}×{kernel}", "attention": None})
+        parts = [f"upsampler · {kernel}×{kernel}", *parts_text({"reads": spec.get("upsampler_reads")})]
+        layers.append({"share": kernel / 3, "text": " · ".join(parts), "attention": None})
     return layers
 
 
-def parts_text(layer: dict[str, Any]) -> list[str]:
-    """What a layer reads and writes, in groups of channels, where that is not all."""
-    return [f"{key} {len(layer[key])} groups" for key in ("reads", "writes") if key in layer]
+def parts_text(part: dict[str, Any]) -> list[str]:
+    """What a layer, an attention or an upsampler has of its heads, reads and writes, where that is not all."""
+    texts = {
+        "heads": "{} heads",
+        "reads": "reads {} groups",
+        "writes": "writes {} groups",
+        "shortcut": "shortcut reads {} groups",
+    }
+    return [text.format(len(part[key])) for key, text in texts.items() if part.get(key)]
+
+
+def attention_text(kept: bool | dict[str, Any]) -> str:
+    """An attention of a spec in a few words."""
+    parts = parts_text(kept) if isinstance(kept, dict) else []
+    return " · ".join(["attention", *parts]) if kept else "no attention"
 
 
 def candidate_charts(
@@ -356,9 +369,10 @@ def spec_text(spec: dict[str, Any]) -> str:
         else " ".join([str(layer["width"]), "/".join(map(str, layer["kernels"])), *parts_text(layer)])
         for layer in spec["layers"]
     ]
-    attentions = "".join("+" if kept else "-" for kept in spec["attentions"])
-    upsampler = f"; upsampler {spec['upsampler']}" if "upsampler" in spec else ""
-    return ", ".join(layers) + (f"; attention {attentions}" if attentions else "") + upsampler
+    attentions = [attention_text(kept) for kept in spec["attentions"]]
+    parts = parts_text({"reads": spec.get("upsampler_reads")})
+    upsamplers = [", ".join([f"upsampler {spec['upsampler']}", *parts])] if "upsampler" in spec else []
+    return "; ".join([", ".join(layers), *attentions, *upsamplers])
 
 
 def loss_charts(

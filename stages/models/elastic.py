@@ -14,21 +14,32 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.models.borders import run_block
-from stages.models.multi_decoder_unet import Module, PartialLayer, apply_spec, group_size, upsampler_kernel
+from stages.models.multi_decoder_unet import (
+    FoldedUpsample,
+    Module,
+    PartialAttention,
+    PartialLayer,
+    apply_spec,
+    attention_group_size,
+    group_size,
+    narrows,
+    upsampler_kernel,
+)
 from stages.models.specs import Spec
 
 ChannelOrder = dict[str, list[list[int]]]
+ORDERED = ("reads", "writes", "shortcuts", "heads", "attention_reads", "upsampler_reads")
 SKELETONS_KEPT = 512
 UPSAMPLER = "upsamplers.0.conv.weight"
 
 
 class ElasticBlock(nn.Module):
-    """A teacher's block whose inner widths, kernels, layers, attentions, and what layers read and write can be chosen per call.
+    """A teacher's block of which a spec says per call what is left: widths, kernels, layers, attentions, what each reads, writes.
 
     Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
-    the k most important. The channels that a layer reads and writes keep their places; a spec says which it takes. A
-    convolution has separate weights for every kernel size; a size that the teacher has not starts from the centre of the
-    teacher's kernel (or from that kernel with a border of zeros).
+    the k most important. The channels that a layer reads and writes keep their places, and so do the heads of an attention; a
+    spec says which it takes. A convolution has separate weights for every kernel size; a size that the teacher has not starts
+    from the centre of the teacher's kernel (or from that kernel with a border of zeros).
 
     Args:
         block: a diffusers down, mid or up block; copied.
@@ -64,8 +75,9 @@ class ElasticBlock(nn.Module):
                 self._skeletons.clear()
             skeleton = apply_spec(copy.deepcopy(self._template[0]), spec).eval()
             for layer in skeleton.modules():
-                if isinstance(layer, PartialLayer):
-                    layer.read, layer.written = layer.read.to(device), layer.written.to(device)
+                if isinstance(layer, (PartialLayer, PartialAttention, FoldedUpsample)):
+                    for name, places in layer.named_buffers(recurse=False):
+                        setattr(layer, name, places.to(device))
             self._skeletons[key] = skeleton
         return self._skeletons[key]
 
@@ -76,13 +88,16 @@ class ElasticBlock(nn.Module):
 
     def _slice(self, name: str, shape: torch.Size, skeleton: Module) -> torch.Tensor:
         if name.startswith("upsamplers.0.phases."):
-            return self._phase(name, shape)
+            return self._phase(name, shape, skeleton.upsamplers[0].read)
+        layer = skeleton.get_submodule(".".join(name.split(".")[:2]))
+        if isinstance(layer, PartialAttention):
+            name = name.replace(".attention.", ".")
+            return _part_of_attention(self.block.get_parameter(name), name, layer)
         full = self.block.get_parameter(name)
         if full.ndim == 4 and full.shape[-1] != shape[-1]:
             full = self.other_kernels[_key(name, shape[-1])]
-        layer = skeleton.get_submodule(".".join(name.split(".")[:2]))
         if isinstance(layer, PartialLayer):
-            full = _partial(full, name, layer)
+            full = _part_of_layer(full, name, layer)
         if full.shape == shape:
             return full
         if "time_emb_proj" in name and self._scale_and_shift(name):
@@ -90,12 +105,13 @@ class ElasticBlock(nn.Module):
             return torch.cat([full[:width], full[half : half + width]])
         return full[tuple(slice(size) for size in shape)]
 
-    def _phase(self, name: str, shape: torch.Size) -> torch.Tensor:
+    def _phase(self, name: str, shape: torch.Size, read: torch.Tensor | None) -> torch.Tensor:
         if name.endswith("bias"):
             return self.block.upsamplers[0].conv.bias
         if shape[-1] == 1:
-            return self.other_kernels[_key(UPSAMPLER, 1)]
-        return folded_kernels(self.block.get_parameter(UPSAMPLER))[int(name.split(".")[3])]
+            return _columns(self.other_kernels[_key(UPSAMPLER, 1)], read)
+        weight = _columns(self.block.get_parameter(UPSAMPLER), read)
+        return folded_kernels(weight)[int(name.split(".")[3])]
 
     def _scale_and_shift(self, name: str) -> bool:
         layer = self.block.get_submodule(name.rsplit(".", 2)[0])
@@ -112,31 +128,52 @@ class ElasticBlock(nn.Module):
         """Put the groups that add most to each ResNet layer's output first; the block computes what it did before.
 
         The importance of a group is the mean square of what it alone adds: ||conv2[:, g] * a_g||^2, where a is the input of
-        the second convolution on the given border inputs; that of a group that is read is ||conv1[:, g] * a_g||^2, and that of a
-        group that is written the mean square of conv2's output in it.
+        the second convolution on the given border inputs; that of a group that is read is ||conv1[:, g] * a_g||^2, likewise for
+        what shortcuts, upsamplers and attentions (its queries, keys and values in all) read, and for heads; that of a group
+        that is written is the mean square of conv2's output in it.
 
         Returns:
-            {"reads", "writes"}: the groups of each layer, the most important first.
+            {"reads", "writes", "shortcuts"}: the groups of each layer, the most important first; {"heads", "attention_reads"}:
+            the heads, and the groups, of each attention; {"upsampler_reads"}: one list of groups. Empty lists for what the block
+            has not.
         """
-        seen: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        seen = self._inputs_and_outputs(tensors)
+        order: ChannelOrder = {key: [] for key in ORDERED}
+        for i, resnet in enumerate(self.block.resnets):
+            inner, written = seen[f"resnets.{i}.conv2"]
+            groups, bypass = resnet.norm1.num_groups, f"resnets.{i}.conv_shortcut"
+            order["reads"].append(_by_group(resnet.conv1, seen[f"resnets.{i}.conv1"][0], groups))
+            order["writes"].append(
+                _descending(written.unflatten(1, (-1, group_size(resnet))).square().mean((0, 2, 3, 4)))
+            )
+            order["shortcuts"].append(
+                _by_group(resnet.conv_shortcut, seen[bypass][0], groups) if bypass in seen else []
+            )
+            self._permute(i, _by_group(resnet.conv2, inner, resnet.norm2.num_groups))
+        for i, attention in enumerate(getattr(self.block, "attentions", None) or []):
+            known = narrows(attention)
+            order["heads"].append(_by_head(attention, seen[f"attentions.{i}.to_out.0"][0]) if known else [])
+            size = attention_group_size(self.block, i) if known else 0
+            order["attention_reads"].append(
+                _by_pixels(attention, seen[f"attentions.{i}.to_q"][0], size) if known else []
+            )
+        if upsampler_kernel(self.block):
+            conv, size = self.block.upsamplers[0].conv, group_size(self.block.resnets[-1])
+            order["upsampler_reads"].append(_by_group(conv, seen["upsamplers.0.conv"][0], conv.in_channels // size))
+        return order
+
+    def _inputs_and_outputs(self, tensors: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Input and output of each convolution and linear layer on a border's inputs, by name."""
+        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         handles = [
-            conv.register_forward_hook(lambda module, args, output, at=(i, name): seen.update({at: (args[0], output)}))
-            for i, resnet in enumerate(self.block.resnets)
-            for name, conv in (("conv1", resnet.conv1), ("conv2", resnet.conv2))
+            module.register_forward_hook(lambda module, args, output, at=name: seen.update({at: (args[0], output)}))
+            for name, module in self.block.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear))
         ]
         run_block(self.kind, self.block, tensors)
         for handle in handles:
             handle.remove()
-        order: ChannelOrder = {"reads": [], "writes": []}
-        for i, resnet in enumerate(self.block.resnets):
-            inner, written = seen[i, "conv2"]
-            order["reads"].append(
-                _descending(added_by_group(resnet.conv1, seen[i, "conv1"][0], resnet.norm1.num_groups))
-            )
-            energies = [part.square().mean() for part in written.split(group_size(resnet), 1)]
-            order["writes"].append(_descending(torch.stack(energies)))
-            self._permute(i, _descending(added_by_group(resnet.conv2, inner, resnet.norm2.num_groups)))
-        return order
+        return seen
 
     def _permute(self, index: int, group_order: list[int]) -> None:
         resnet = self.block.resnets[index]
@@ -159,16 +196,37 @@ class ElasticBlock(nn.Module):
                 kernel.copy_(kernel[:, order])
 
 
-def _partial(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
+def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
     """A parameter of a whole layer with the channels that a partial one reads or writes."""
     match name.split(".")[2:]:
         case ["norm1", _]:
             return full.index_select(0, layer.read)
         case ["conv1", "weight"]:
-            return full.index_select(1, layer.read)
+            return _columns(full, layer.read)
         case ["conv2", _]:
             return full.index_select(0, layer.written)
+        case ["conv_shortcut", "weight"]:
+            return _columns(full, layer.shortcut_read)
     return full
+
+
+def _part_of_attention(full: torch.Tensor, name: str, layer: PartialAttention) -> torch.Tensor:
+    """A parameter of a whole attention with the heads that a partial one has and the channels that it reads."""
+    match name.split(".")[2:]:
+        case ["group_norm", _]:
+            return full.index_select(0, layer.read)
+        case ["to_q" | "to_k" | "to_v", "weight"]:
+            return _columns(full.index_select(0, layer.inner), layer.read)
+        case ["to_q" | "to_k" | "to_v", "bias"]:
+            return full.index_select(0, layer.inner)
+        case ["to_out", _, "weight"]:
+            return _columns(full, layer.inner)
+    return full
+
+
+def _columns(weight: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
+    """A weight (out, in, ...) for some of its inputs; for all where that is None."""
+    return weight if read is None else weight.index_select(1, read)
 
 
 class _Call(nn.Module):
@@ -187,6 +245,26 @@ def added_by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> torch.
     size = inputs.shape[1] // groups
     parts = zip(inputs.split(size, 1), conv.weight.split(size, 1), strict=True)
     return torch.stack([F.conv2d(a, w, padding=conv.padding).square().mean() for a, w in parts])
+
+
+def added_by_part(weight: torch.Tensor, inputs: torch.Tensor, parts: int) -> torch.Tensor:
+    """The same for a linear layer: weight (out, in), inputs (N, pixels, in)."""
+    size = inputs.shape[-1] // parts
+    pairs = zip(inputs.split(size, -1), weight.split(size, 1), strict=True)
+    return torch.stack([F.linear(a, w).square().mean() for a, w in pairs])
+
+
+def _by_head(attention: Module, mixed: torch.Tensor) -> list[int]:
+    return _descending(added_by_part(attention.to_out[0].weight, mixed, attention.heads))
+
+
+def _by_pixels(attention: Module, pixels: torch.Tensor, size: int) -> list[int]:
+    weight = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+    return _descending(added_by_part(weight, pixels, pixels.shape[-1] // size))
+
+
+def _by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> list[int]:
+    return _descending(added_by_group(conv, inputs, groups))
 
 
 def _descending(importance: torch.Tensor) -> list[int]:

@@ -7,8 +7,9 @@ A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], 
 `width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
 (its shortcut stays), false drops the attention. `upsampler`, where a block has one with a convolution, is its kernel: 3 as in
 diffusers, or 2 or 1 (see FoldedUpsample). An up block may also have "channels", those of its output, more or fewer than those of
-the encoder's level. A layer may have "reads" and "writes", the groups of channels that its residual branch reads and writes (see
-PartialLayer); all of them where it has not.
+the encoder's level. A layer may have "reads" and "writes", the groups of channels that its residual branch reads and writes, and
+"shortcut", those that the convolution of its shortcut reads (see PartialLayer); an attention may be {"heads": [0, 2], "reads":
+[0, 1]} (see PartialAttention), and beside "upsampler" 2 or 1 there may be "upsampler_reads"; all of them where it has not.
 """
 
 import copy
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -68,12 +70,14 @@ class ShortcutLayer(nn.Module):
 class PartialLayer(nn.Module):
     """A ResNet layer whose residual branch reads and writes some of the channels, N,C_in,H,W to N,C_out,H,W.
 
-    The shortcut passes all channels on, so what comes before and after the layer keeps its width.
+    What comes before and after the layer keeps its width: a shortcut without a convolution passes all channels on, one with a
+    convolution writes them all.
 
     Args:
         resnet: the layer, its inner width and kernels as they are to be.
         reads: numbers of the groups of `norm1` that are read, ascending.
         writes: numbers of the groups of the output that are written, ascending; a group is as wide as one of `norm2`.
+        shortcut: numbers of the groups of the input that the convolution of the shortcut reads, ascending; None for all.
 
     Raises:
         ValueError: there is no such group, or none, or one twice.
@@ -81,16 +85,19 @@ class PartialLayer(nn.Module):
 
     read: torch.Tensor
     written: torch.Tensor
+    shortcut_read: torch.Tensor | None
 
-    def __init__(self, resnet: Module, reads: list[int], writes: list[int]) -> None:
+    def __init__(self, resnet: Module, reads: list[int], writes: list[int], shortcut: list[int] | None = None) -> None:
         super().__init__()
         inner, outer = resnet.conv1, resnet.conv2
         factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
-        read = channels_of("reads", reads, inner.in_channels, resnet.norm1.num_channels // resnet.norm1.num_groups)
+        size = norm_size(resnet.norm1)
+        read = channels_of("reads", reads, inner.in_channels, size)
         write = channels_of("writes", writes, outer.out_channels, group_size(resnet))
         # Buffers that are no part of the state: the spec says all that they hold.
         self.register_buffer("read", torch.tensor(read), persistent=False)
         self.register_buffer("written", torch.tensor(write), persistent=False)
+        self.register_buffer("shortcut_read", None, persistent=False)
         self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
         self.conv1 = nn.Conv2d(len(read), inner.out_channels, inner.kernel_size, padding=inner.padding, **factory)
         self.conv2 = nn.Conv2d(outer.in_channels, len(write), outer.kernel_size, padding=outer.padding, **factory)
@@ -98,6 +105,12 @@ class PartialLayer(nn.Module):
         self.nonlinearity, self.conv_shortcut = resnet.nonlinearity, resnet.conv_shortcut
         self.output_scale_factor = resnet.output_scale_factor
         self.scale_shift = resnet.time_embedding_norm == "scale_shift"
+        if shortcut is not None:
+            if self.conv_shortcut is None:
+                raise ValueError(f"architecture: shortcut {shortcut} for a layer whose shortcut has no convolution")
+            bypass = channels_of("shortcut", shortcut, inner.in_channels, size)
+            self.shortcut_read = torch.tensor(bypass)
+            self.conv_shortcut = nn.Conv2d(len(bypass), outer.out_channels, self.conv_shortcut.kernel_size, **factory)
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = self.conv1(self.nonlinearity(self.norm1(input_tensor.index_select(1, self.read))))
@@ -111,8 +124,68 @@ class PartialLayer(nn.Module):
             else:
                 hidden = self.norm2(hidden + shift)
         hidden = self.conv2(self.dropout(self.nonlinearity(hidden)))
-        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        shortcut = input_tensor if self.shortcut_read is None else input_tensor.index_select(1, self.shortcut_read)
+        if self.conv_shortcut is not None:
+            shortcut = self.conv_shortcut(shortcut)
         return shortcut.index_add(1, self.written, hidden.to(shortcut.dtype)) / self.output_scale_factor
+
+
+class PartialAttention(nn.Module):
+    """A self-attention with some of its heads that reads some of the channels, N,C,H,W to N,C,H,W.
+
+    Args:
+        attention: the whole one, as a diffusers block has it.
+        heads: numbers of its heads that are kept, ascending.
+        reads: numbers of the groups of channels that are read, ascending.
+        size: channels in a group.
+
+    Raises:
+        ValueError: there is no such head or group, or none, or one twice; or the attention is not one over pixels alone.
+    """
+
+    read: torch.Tensor
+    inner: torch.Tensor
+
+    def __init__(self, attention: Module, heads: list[int], reads: list[int], size: int) -> None:
+        super().__init__()
+        if not narrows(attention):
+            raise ValueError(f"architecture: heads {heads}, reads {reads} for an attention of another kind")
+        weight, norm = attention.to_q.weight, attention.group_norm
+        dim_head = weight.shape[0] // attention.heads
+        read, inner = (
+            channels_of("reads", reads, weight.shape[1], size),
+            channels_of("heads", heads, len(weight), dim_head),
+        )
+        self.register_buffer("read", torch.tensor(read), persistent=False)
+        self.register_buffer("inner", torch.tensor(inner), persistent=False)
+        self.attention = Attention(
+            query_dim=len(read),
+            heads=len(heads),
+            dim_head=dim_head,
+            bias=attention.to_q.bias is not None,
+            norm_num_groups=None if norm is None else len(read) // norm_size(norm),
+            eps=1e-5 if norm is None else norm.eps,
+        )
+        outer = attention.to_out[0]
+        self.attention.to_out[0] = nn.Linear(len(inner), outer.out_features, bias=outer.bias is not None)
+        self.attention.to(device=weight.device, dtype=weight.dtype)
+        self.rescale_output_factor = attention.rescale_output_factor
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        pixels = hidden_states.index_select(1, self.read).flatten(2).transpose(1, 2)
+        attended = self.attention(pixels).transpose(1, 2).reshape(hidden_states.shape)
+        return (hidden_states + attended) / self.rescale_output_factor
+
+
+def narrows(attention: Module) -> bool:
+    """Whether an attention is the one that PartialAttention knows: over the pixels, plain, with its residual added."""
+    plain = isinstance(attention, Attention) and attention.residual_connection and not attention.only_cross_attention
+    return plain and attention.spatial_norm is None and attention.norm_q is None and not attention.is_cross_attention
+
+
+def norm_size(norm: Module) -> int:
+    """Channels in one group of a GroupNorm."""
+    return norm.num_channels // norm.num_groups
 
 
 def channels_of(key: str, groups: list[int], channels: int, size: int) -> list[int]:
@@ -128,15 +201,25 @@ class FoldedUpsample(nn.Module):
     The nine pixels that a 3 x 3 kernel meets after upsampling are copies of four. With kernel 2 each pixel of a 2 x 2 patch has
     a 2 x 2 kernel of its own, which can do all that the 3 x 3 kernel does, with 4/9 of its MACs. Kernel 1 is one 1 x 1 kernel for
     the whole patch, 1/36 of them.
+
+    Args:
+        convolution: the one that is replaced, after upsampling.
+        kernel: 2 or 1.
+        read: numbers of the channels that are read; None for all.
     """
 
-    def __init__(self, convolution: nn.Conv2d, kernel: int) -> None:
+    read: torch.Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d, kernel: int, read: list[int] | None = None) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": convolution.weight.device, "dtype": convolution.weight.dtype}
-        channels = (convolution.in_channels, convolution.out_channels)
+        channels = (convolution.in_channels if read is None else len(read), convolution.out_channels)
+        self.register_buffer("read", None if read is None else torch.tensor(read), persistent=False)
         self.phases = nn.ModuleList(nn.Conv2d(*channels, kernel, **factory) for _ in range(kernel**2))
 
     def forward(self, hidden_states: torch.Tensor, output_size: int | None = None) -> torch.Tensor:
+        if self.read is not None:
+            hidden_states = hidden_states.index_select(1, self.read)
         if len(self.phases) == 1:
             return F.interpolate(self.phases[0](hidden_states), scale_factor=2.0, mode="nearest")
         height, width = hidden_states.shape[2:]
@@ -157,7 +240,13 @@ def upsampler_kernel(block: Module) -> int | None:
 
 def group_size(resnet: Module) -> int:
     """Channels in one group of a ResNet layer's inner GroupNorm."""
-    return resnet.norm2.num_channels // resnet.norm2.num_groups
+    return norm_size(resnet.norm2)
+
+
+def attention_group_size(block: Module, index: int) -> int:
+    """Channels in one of the groups that a block's attention reads: its GroupNorm's, or the layer's where it has none."""
+    norm = block.attentions[index].group_norm
+    return group_size(block.resnets[index]) if norm is None else norm_size(norm)
 
 
 def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
@@ -165,11 +254,24 @@ def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
     if layer is None:
         return ShortcutLayer(resnet)
     resnet = resize_layer(resnet, layer["width"], layer["kernels"])
-    if "reads" not in layer and "writes" not in layer:
+    if not {"reads", "writes", "shortcut"} & layer.keys():
         return resnet
     everything = range(resnet.norm1.num_groups), range(resnet.conv2.out_channels // group_size(resnet))
     reads, writes = (layer.get(key, list(all_)) for key, all_ in zip(("reads", "writes"), everything, strict=True))
-    return PartialLayer(resnet, reads, writes)
+    return PartialLayer(resnet, reads, writes, layer.get("shortcut"))
+
+
+def rebuilt_attention(block: Module, index: int, kept: bool | dict[str, list[int]]) -> Module:
+    """What a spec makes of a block's attention."""
+    attention = block.attentions[index]
+    if kept is False:
+        return Dropped()
+    if kept is True:
+        return attention
+    size = attention_group_size(block, index)
+    heads = kept.get("heads", list(range(attention.heads)))
+    reads = kept.get("reads", list(range(attention.to_q.in_features // size)))
+    return PartialAttention(attention, heads, reads, size)
 
 
 def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
@@ -199,23 +301,32 @@ def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
         raise ValueError(
             f"block type {type(block).__name__} is not supported; supported are {', '.join(sorted(BLOCK_TYPES))}"
         )
-    for index, layer in enumerate(spec["layers"]):
-        block.resnets[index] = rebuilt_layer(block.resnets[index], layer)
-    for index, keep in enumerate(spec["attentions"]):
-        if not keep:
-            block.attentions[index] = Dropped()
+    for index, kept in enumerate(spec["attentions"]):
+        block.attentions[index] = rebuilt_attention(block, index, kept)
     if "upsampler" in spec:
-        fold_upsampler(block, spec["upsampler"])
+        fold_upsampler(block, spec["upsampler"], spec.get("upsampler_reads"))
+    for index, layer in enumerate(spec["layers"]):  # last, as the others' groups are those of the layers
+        block.resnets[index] = rebuilt_layer(block.resnets[index], layer)
     return block
 
 
-def fold_upsampler(block: Module, kernel: int) -> None:
-    """Give a block's upsampler a kernel of FoldedUpsample, in place; untouched when it is as it was."""
+def fold_upsampler(block: Module, kernel: int, reads: list[int] | None = None) -> None:
+    """Give a block's upsampler a kernel of FoldedUpsample, in place; untouched when it is as it was.
+
+    Args:
+        reads: numbers of the groups of the block's output that it reads, ascending; None for all. A group is as wide as one of
+            the inner GroupNorm of the block's last layer.
+    """
     usual = upsampler_kernel(block)
     if usual is None:
         raise ValueError(f"architecture: upsampler {kernel} for a block that has none with a 3 x 3 convolution")
-    if kernel != usual:
-        block.upsamplers[0] = FoldedUpsample(block.upsamplers[0].conv, kernel)
+    if reads is not None and kernel == usual:
+        raise ValueError(f"architecture: upsampler_reads {reads} for an upsampler that is not folded")
+    if kernel == usual:
+        return
+    conv, size = block.upsamplers[0].conv, group_size(block.resnets[-1])
+    read = None if reads is None else channels_of("upsampler_reads", reads, conv.in_channels, size)
+    block.upsamplers[0] = FoldedUpsample(conv, kernel, read)
 
 
 def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:

@@ -20,12 +20,12 @@ def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
 
 
 def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
-    """The same share of every ResNet layer, with the teacher's kernels, layers and attention.
+    """The same share of every ResNet layer, attention and upsampler, with the teacher's kernels, nothing dropped.
 
-    It is the share of the inner width, and, where the space has that, of the channels that are read and of those written,
-    the most important ones. Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole GroupNorm
-    groups. What the budget leaves over one width that fits everywhere goes to the layers one by one, as they run and in all
-    stages alike.
+    It is the share of the inner width, and, where the space has that, of the heads, of the channels that are read and of those
+    written, the most important ones. Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole
+    GroupNorm groups. What the budget leaves over one width that fits everywhere goes to the layers one by one, as they run and
+    in all stages alike.
 
     Raises:
         ValueError: not even one group per layer meets the budget.
@@ -73,21 +73,40 @@ def reads_parts(block: Block) -> bool:
 
 
 def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str, Any]:
-    """The block of a search job with these groups per layer, and its costs."""
+    """The block of a search job with these groups per layer, and its costs.
+
+    An attention is narrowed as the layer before it, an upsampler as the last layer.
+    """
     border, _ = border_of_job(unet, job.name)
     block: Module = unet.get_submodule(border.block)
     spec: Spec = identity_spec(block)
-    for index, layer in enumerate(spec["layers"]):
-        count = groups[f"{border.block}.resnets.{index}"]
+    partial, kept = reads_parts(job), [groups[f"{border.block}.resnets.{i}"] for i in range(len(block.resnets))]
+    for index, (layer, count) in enumerate(zip(spec["layers"], kept, strict=True)):
         layer["width"] = count * group_size(block.resnets[index])
-        if not reads_parts(job):
-            continue
-        for key in ("reads", "writes"):
-            order = job.order[key][index]
-            if count < len(order):
-                layer[key] = sorted(order[:count])
+        if partial:
+            order = {key: job.order[key][index] for key in ("reads", "writes")}
+            layer |= some(order | {"shortcut": job.order["shortcuts"][index]}, count, len(order["writes"]))
+    if partial:
+        for index, present in enumerate(spec["attentions"]):
+            order = {"heads": job.order["heads"][index], "reads": job.order["attention_reads"][index]}
+            spec["attentions"][index] = present and (some(order, kept[index], whole_of(block, index)) or True)
     if folds(job):
         spec["upsampler"] = FOLDED
+        if partial:
+            order = {"upsampler_reads": job.order["upsampler_reads"][0]}
+            spec |= some(order, kept[-1], whole_of(block, -1))
     skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
     resolution = unet.config["sample_size"] >> border.level
     return {"spec": spec, "macs": block_macs(skeleton, resolution), "params": parameter_count(skeleton)}
+
+
+def some(orders: dict[str, list[int]], count: int, whole: int) -> dict[str, list[int]]:
+    """The most important of each order, the share count / whole of them, where that is not all."""
+    numbers = {key: max(1, round(count / whole * len(order))) for key, order in orders.items()}
+    return {key: sorted(order[: numbers[key]]) for key, order in orders.items() if numbers[key] < len(order)}
+
+
+def whole_of(block: Module, index: int) -> int:
+    """GroupNorm groups inside a ResNet layer of a block."""
+    resnet: Module = block.resnets[index]
+    return resnet.norm2.num_groups

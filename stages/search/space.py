@@ -1,6 +1,7 @@
 """The search space of one block, per ResNet layer: inner width x kernels x what is read x what is written, or none of it.
 
-Besides, each attention is kept or dropped, and the upsampler has one of several kernels.
+Besides, each attention has some of its heads and reads some channels, or is dropped; and the upsampler has one of several kernels
+and reads some channels.
 """
 
 import itertools
@@ -16,6 +17,7 @@ from stages.models.specs import Spec, identity_spec
 
 Layer = dict[str, Any] | None
 ATTEMPTS = 20  # children tried for each that is wanted
+USUAL = 3  # kernel of an upsampler in diffusers
 DROPPED = 1 / 8  # share of random draws in which a layer that may be dropped is
 
 
@@ -24,37 +26,39 @@ class LayerChoices:
 
     Args:
         resnet: the teacher's layer.
-        reads, writes: its groups of input and of output channels, the most important first.
+        reads, writes, shortcut: its groups of input and of output channels, and those of input for the convolution of its
+            shortcut (none where there is no such convolution), the most important first.
     """
 
-    def __init__(self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int]) -> None:
+    def __init__(
+        self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int], shortcut: list[int]
+    ) -> None:
         groups, size = resnet.norm2.num_groups, group_size(resnet)
         self.widths = [size * count for count in counts(settings["widths"], groups)]
         self.kernels = sorted({*settings["kernels"], resnet.conv1.kernel_size[0]})
         self.kernel = self.kernels.index(resnet.conv1.kernel_size[0])
-        self.reads = [sorted(reads[:count]) for count in counts(settings["stream"], len(reads))]
-        self.writes = [sorted(writes[:count]) for count in counts(settings["stream"], len(writes))]
+        self.reads, self.writes, self.shortcuts = (parts(settings, order) for order in (reads, writes, shortcut))
         self.may_drop: bool = settings["drop_layers"]
 
     def __len__(self) -> int:
-        return len(self.widths) * len(self.kernels) ** 2 * len(self.reads) * len(self.writes) + self.may_drop
+        return math.prod(self.sizes) + self.may_drop
 
-    def layer(self, width: int, first: int, second: int, read: int, write: int) -> Layer:
+    def layer(self, width: int, first: int, second: int, read: int, write: int, shortcut: int) -> Layer:
         """The spec of the options with these numbers."""
         layer: dict[str, Any] = {"width": self.widths[width], "kernels": [self.kernels[first], self.kernels[second]]}
-        for key, options, at in (("reads", self.reads, read), ("writes", self.writes, write)):
-            if len(options[at]) < len(options[-1]):
-                layer[key] = options[at]
-        return layer
+        chosen = {"reads": (self.reads, read), "writes": (self.writes, write), "shortcut": (self.shortcuts, shortcut)}
+        return layer | {
+            key: options[at] for key, (options, at) in chosen.items() if len(options[at]) < len(options[-1])
+        }
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of options of each choice, in the order of `layer`."""
-        return len(self.widths), len(self.kernels), len(self.kernels), len(self.reads), len(self.writes)
+        return tuple(map(len, (self.widths, self.kernels, self.kernels, self.reads, self.writes, self.shortcuts)))
 
     def smallest(self) -> Layer:
         """The least of everything, not dropped."""
-        return self.layer(0, 0, 0, 0, 0)
+        return self.layer(0, 0, 0, 0, 0, 0)
 
     def all(self) -> list[Layer]:
         """Every option, the dropped layer last."""
@@ -62,11 +66,12 @@ class LayerChoices:
         return [*kept, None] if self.may_drop else kept
 
     def plain(self) -> list[Layer]:
-        """The same share of what is read, held and written, from the teacher's down, with its kernels; and the dropped layer."""
+        """The same share of all that is read, held and written, from the teacher's down, its kernels; and the dropped layer."""
         kept = []
         for less in range(max(len(self.widths), len(self.reads))):
-            width, read, write = (max(0, len(o) - 1 - less) for o in (self.widths, self.reads, self.writes))
-            kept.append(self.layer(width, self.kernel, self.kernel, read, write))
+            shares = (self.widths, self.reads, self.writes, self.shortcuts)
+            width, *others = (max(0, len(options) - 1 - less) for options in shares)
+            kept.append(self.layer(width, self.kernel, self.kernel, *others))
         return [*kept, None] if self.may_drop else kept
 
     def draw(self, rng: np.random.Generator) -> Layer:
@@ -90,8 +95,9 @@ class LayerChoices:
     def numbers(self, layer: dict[str, Any]) -> list[int]:
         """The numbers of a layer's options, as `layer` takes them."""
         kernels = [self.kernels.index(kernel) for kernel in layer["kernels"]]
-        read, write = layer.get("reads", self.reads[-1]), layer.get("writes", self.writes[-1])
-        return [self.widths.index(layer["width"]), *kernels, self.reads.index(read), self.writes.index(write)]
+        chosen = {"reads": self.reads, "writes": self.writes, "shortcut": self.shortcuts}
+        others = [options.index(layer.get(key, options[-1])) for key, options in chosen.items()]
+        return [self.widths.index(layer["width"]), *kernels, *others]
 
 
 class BlockSpace:
@@ -99,26 +105,27 @@ class BlockSpace:
 
     Args:
         block: the teacher's block.
-        settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
-            `stream` (shares of the channels that a layer reads, and that it writes), `kernels`, `drop_layers`,
-            `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
-        order: each layer's groups by importance, as `ElasticBlock.sort_channels` gives it; None takes them as they stand.
+        settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups or
+            heads), `stream` (shares of the channels that a layer, a shortcut, an attention or an upsampler reads, and that a
+            layer writes), `kernels`, `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has an upsampler
+            with a convolution).
+        order: groups and heads by importance, as `ElasticBlock.sort_channels` gives them.
     """
 
-    def __init__(self, block: Module, settings: dict[str, Any], order: ChannelOrder | None = None) -> None:
+    def __init__(self, block: Module, settings: dict[str, Any], order: ChannelOrder) -> None:
         self.identity = identity_spec(block)
-        self.order = natural_order(block) if order is None else order
-        orders = zip(block.resnets, self.order["reads"], self.order["writes"], strict=True)
-        self.layers = [LayerChoices(resnet, settings, reads, writes) for resnet, reads, writes in orders]
-        self.attentions = [
-            [True, False] if present and settings["drop_attention"] else [present]
-            for present in self.identity["attentions"]
-        ]
-        folds = "upsampler" in self.identity
-        self.upsamplers = [{"upsampler": k} for k in sorted(settings["upsampler_kernels"])] if folds else [{}]
+        self.order = order
+        orders = zip(block.resnets, order["reads"], order["writes"], order["shortcuts"], strict=True)
+        self.layers = [LayerChoices(resnet, settings, *of_layer) for resnet, *of_layer in orders]
+        attentions = zip(self.identity["attentions"], order["heads"], order["attention_reads"], strict=True)
+        self.attentions = [attention_options(settings, *of_attention) for of_attention in attentions]
+        self.upsamplers = (
+            upsampler_options(settings, *order["upsampler_reads"]) if "upsampler" in self.identity else [{}]
+        )
 
     def __len__(self) -> int:
-        return math.prod(map(len, [*self.layers, *self.attentions, self.upsamplers]))
+        layers = math.prod(len(choices) for choices in self.layers)
+        return layers * math.prod(map(len, [*self.attentions, self.upsamplers]))
 
     def smallest(self) -> Spec:
         """Every layer at its least, every attention dropped that may be."""
@@ -178,8 +185,8 @@ class BlockSpace:
             "layers": [pair[rng.integers(2)]["layers"][i] for i in range(len(self.layers))],
             "attentions": [pair[rng.integers(2)]["attentions"][i] for i in range(len(self.attentions))],
         }
-        if "upsampler" in pair[0]:
-            spec["upsampler"] = pair[rng.integers(2)]["upsampler"]
+        upsampled = pair[rng.integers(2)]
+        spec |= {key: upsampled[key] for key in ("upsampler", "upsampler_reads") if key in upsampled}
         places = len(self.layers) + len(self.attentions) + 1
         at = int(rng.integers(places))
         if at < len(self.layers):
@@ -188,6 +195,7 @@ class BlockSpace:
             options = self.attentions[at - len(self.layers)]
             spec["attentions"][at - len(self.layers)] = options[rng.integers(len(options))]
         else:
+            spec.pop("upsampler_reads", None)
             spec |= self.upsamplers[rng.integers(len(self.upsamplers))]
         return spec
 
@@ -197,12 +205,34 @@ def counts(shares: list[float], groups: int) -> list[int]:
     return sorted({max(1, round(share * groups)) for share in shares} | {groups})
 
 
-def natural_order(block: Module) -> ChannelOrder:
-    """The groups that the layers of a block read and write, as they stand."""
-    return {
-        "reads": [list(range(resnet.norm1.num_groups)) for resnet in block.resnets],
-        "writes": [list(range(resnet.norm2.num_groups)) for resnet in block.resnets],
-    }
+def parts(settings: dict[str, Any], order: list[int]) -> list[list[int]]:
+    """The most important groups, as many as the shares of `stream` say, ascending; one empty option where there are none."""
+    return [sorted(order[:count]) for count in counts(settings["stream"], len(order))] if order else [[]]
+
+
+def attention_options(settings: dict[str, Any], present: bool, heads: list[int], reads: list[int]) -> list[Any]:
+    """What an attention may be, whole first and its least last: the `attentions` of a spec."""
+    if not present:
+        return [False]
+    kept = [sorted(heads[:count]) for count in counts(settings["widths"], len(heads))] if heads else [[]]
+    narrowed: list[Any] = [
+        {
+            key: option
+            for key, option, whole in (("heads", some, heads), ("reads", read, reads))
+            if len(option) < len(whole)
+        }
+        for some, read in itertools.product(reversed(kept), reversed(parts(settings, reads)))
+    ]
+    return [True, *narrowed[1:], *([False] if settings["drop_attention"] else [])]
+
+
+def upsampler_options(settings: dict[str, Any], reads: list[int]) -> list[dict[str, Any]]:
+    """What an upsampler may be, the least first; one that is not folded reads all channels."""
+    options: list[dict[str, Any]] = []
+    for kernel in sorted(settings["upsampler_kernels"]):
+        some = [reads] if kernel == USUAL else parts(settings, reads)
+        options += [{"upsampler": kernel} | ({"upsampler_reads": r} if len(r) < len(reads) else {}) for r in some]
+    return options
 
 
 def key_of(spec: Spec) -> str:
