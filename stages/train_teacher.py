@@ -1,9 +1,15 @@
 """The teacher as a diffusers pipeline folder: trained here (`source: train`) or taken from a folder (`source: path`)."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.command import run_command
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+    from stages.datasets.training import TrainingSet
+    from stages.diffusion.process import Process
 
 
 def train_teacher(
@@ -16,14 +22,7 @@ def train_teacher(
     from stages.diffusion.process import make_process
     from stages.files import write_checked_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import (
-        check_classes,
-        check_fits,
-        is_class_conditional,
-        load_given_teacher,
-        read_scheduler_config,
-        save_teacher,
-    )
+    from stages.models.pipelines import save_teacher
     from stages.processes import is_main
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
@@ -32,15 +31,10 @@ def train_teacher(
     images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
     channels, resolution, _ = images.shape
     if settings["source"] == "path":
-        if not is_main():
-            return
-        teacher = load_given_teacher(Path(settings["path"]))
-        check_fits(teacher, settings["path"], resolution, channels, vae is not None)
-        if is_class_conditional(teacher):
-            check_classes(teacher, settings["path"], None if images.labels is None else images.classes())
-        process.check_same_as(read_scheduler_config(Path(settings["path"])), settings["path"])
-        save_teacher(output, teacher, process.scheduler(), params, vae)
-        write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
+        if is_main():
+            given = given_teacher(settings["path"], images, process, vae is not None)
+            save_teacher(output, given, process.scheduler(), params, vae)
+            write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
         return
 
     device = pick_device(params["device"], threads)
@@ -64,6 +58,29 @@ def train_teacher(
     save_teacher(output, teacher, process.scheduler(), params, vae)
     write_checked_json(log, {"stage": "train_teacher", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)
+
+
+def given_teacher(path: str, images: "TrainingSet", process: "Process", latent: bool) -> "UNet2DModel":
+    """The teacher of a diffusers folder.
+
+    Raises:
+        ValueError: it does not fit the images (or the latents, when `latent`), their classes or the noise process.
+    """
+    from stages.models.pipelines import (
+        check_classes,
+        check_fits,
+        is_class_conditional,
+        load_given_teacher,
+        read_scheduler_config,
+    )
+
+    channels, resolution, _ = images.shape
+    teacher = load_given_teacher(Path(path))
+    check_fits(teacher, path, resolution, channels, latent)
+    if is_class_conditional(teacher):
+        check_classes(teacher, path, None if images.labels is None else images.classes())
+    process.check_same_as(read_scheduler_config(Path(path)), path)
+    return teacher
 
 
 if __name__ == "__main__":

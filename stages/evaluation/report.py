@@ -52,14 +52,7 @@ def render_report(
     """
     check_same_run(clusters, architecture, searches)
     made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params}]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page_template().render(
         verdict=verdict(metrics),
         tiles=tiles(metrics),
         rows=table_rows(metrics),
@@ -84,6 +77,18 @@ def render_report(
         own_params=params,
         versions=versions(),
     )
+
+
+def page_template() -> jinja2.Template:
+    """The template of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> None:
