@@ -14,9 +14,10 @@ method: clustering, features, supernets, choice, retraining and samples.
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
 its space without scores, and `random-1`, `random-2` ... are further draws, which the table joins to one row. `magnitude`,
 `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
-distillation; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain` after its name is
-retrained without distillation terms. The others exchange one part of the search: `local-rule`, `local-score`, `output-score`,
-`joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `one-stage`. `teacher` and `held-out` are what to compare with.
+distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain` after
+its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search: `local-rule`,
+`local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`, `one-stage`.
+`teacher` and `held-out` are what to compare with.
 
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
@@ -59,10 +60,11 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "joint-step": {"retrain": {"joint_loss": "step"}},
     "joint-constant": {"retrain": {"joint_loss": "constant"}},
     "joint-none": {"retrain": {"joint_loss": "none"}},
+    "uncalibrated": {"retrain": {"calibrate": False}},
     "one-stage": {"cluster_timesteps": {"stages": 1}},
 }
 NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
-PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0}}
+PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": False}}
 REFERENCES = ("teacher", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
 UNLIMITED = 100.0
@@ -220,7 +222,17 @@ class Run:
         )
         if result.ema is not None:
             net.load_state_dict(result.ema)
-        return net.eval()
+        return self.calibrated(net.eval(), boundaries) if settings["calibrate"] else net.eval()
+
+    def calibrated(self, net: Any, boundaries: list[float]) -> Any:
+        """The net with the calibration that `retrain` gives a student."""
+        from baselines import Calibrated
+
+        from stages.training.calibration import calibration_table, mean_image
+
+        mean, stages = mean_image(self.data, self.seed), self.process.edges(boundaries)
+        table = calibration_table(net, self.teacher.eval(), self.data, self.process, stages, mean, self.seed)
+        return Calibrated(net, table, mean)
 
     def draw(self, net: Any) -> Any:
         """Samples, uint8 (N, H, W, C)."""

@@ -27,6 +27,7 @@ def retrain(
     from stages.models.autoencoder import open_autoencoder
     from stages.models.pipelines import WEIGHTS, load_teacher, save_student
     from stages.processes import is_main
+    from stages.training.calibration import calibrate_student
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
     from stages.training.student import check_teacher, start_student, student_batches, supernet_reader
@@ -54,6 +55,8 @@ def retrain(
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
+    if settings["calibrate"]:
+        calibrate_student(student, unet, images, process, params["seed"])
     save_student(output, student.cpu(), process.scheduler(), params, vae)
     write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)

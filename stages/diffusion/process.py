@@ -129,15 +129,20 @@ class Process(ABC):
         s, sigma = self._per_sample(t, x0)
         return s * x0 + (s * sigma) * eps
 
+    def image_factors(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(p, q) of the image p y + q x_t that a prediction y implies at x_t, in float64 of the shape of t and on the CPU."""
+        s, sigma = self.scale_sigma(t)
+        a, b = self.target_factors(s, sigma)
+        p = sigma / (a * sigma - b)
+        return p, -b / (s * sigma) * p
+
     def image_factor(self, t: torch.Tensor) -> torch.Tensor:
         """How far an error of the prediction moves the denoised image at t, float32 of the shape of t and on the CPU; at most 1.
 
-        The image that a prediction y = a x0 + b eps implies at x_t moves by sigma / |b - a sigma| times the error of y: sigma for
-        eps, which says nothing about an image under much noise, s sigma for v, c_out for EDM.
+        It is |p| of `image_factors`: sigma for eps, which says nothing about an image under much noise, s sigma for v, c_out for
+        EDM.
         """
-        s, sigma = self.scale_sigma(t)
-        a, b = self.target_factors(s, sigma)
-        return (sigma / (b - a * sigma).abs()).clamp(max=1).float()
+        return self.image_factors(t)[0].abs().clamp(max=1).float()
 
     def target(self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the network is trained to return at (x_t, t), of the shape of x0."""

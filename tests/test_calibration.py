@@ -1,0 +1,160 @@
+"""The calibration of a student's output: what is measured, and what it does."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from helpers import tiny_unet
+from torch import nn
+
+from stages.datasets.training import TrainingSet
+from stages.models.multi_decoder_unet import (
+    Calibration,
+    MultiDecoderUNet2DModel,
+    SeparateUNet2DModel,
+    bands,
+    calibrate,
+    cosine_basis,
+)
+from stages.models.pipelines import load_student, save_student
+from stages.models.specs import identity_architecture
+from stages.training.calibration import EDGES, calibrate_student, calibration_table, mean_image
+from stages.training.student import build_student
+
+SHARES = [0.98, 0.96, 0.95, 0.9, 0.8, 0.7]  # what the weak net has left of each band
+
+
+def shrunk(image: torch.Tensor, mean: torch.Tensor, shares: list[float]) -> torch.Tensor:
+    """An image whose differences from the mean are weaker, by band."""
+    basis = cosine_basis(8)
+    factors = torch.tensor(shares)[bands(8, 8, EDGES)]
+    return mean + basis.T @ (basis @ (image - mean) @ basis.T * factors) @ basis
+
+
+class Weak(nn.Module):
+    """A net whose images are the teacher's, shrunk at t >= `since`."""
+
+    def __init__(self, teacher, process, mean, since):
+        super().__init__()
+        self.teacher, self.process, self.mean, self.since = teacher, process, mean, since
+
+    def forward(self, x, t):
+        t = torch.as_tensor(t).reshape(-1).expand(len(x))
+        p, q = (f.float()[:, None, None, None] for f in self.process.image_factors(t))
+        output = self.teacher(x, t).sample
+        weaker = (shrunk(p * output + q * x, self.mean, SHARES) - q * x) / p
+        return UNet2DOutput(torch.where((t >= self.since)[:, None, None, None], weaker, output))
+
+
+@pytest.fixture
+def data(digits):
+    return TrainingSet.of_images(digits)
+
+
+def middle(process):
+    return process.at_share(0.4)
+
+
+@torch.no_grad()
+def test_a_calibrated_weak_net_is_its_teacher_again(process, data):
+    teacher, mean, since = tiny_unet(), mean_image(data, 0), middle(process)
+    weak, stages = Weak(teacher, process, mean, since), process.edges([since])
+    table = calibration_table(weak, teacher, data, process, stages, mean, 0)
+    rows = [*zip(table["timesteps"], table["gains"], strict=True)]
+    at = [i for i, (t, _) in enumerate(rows) if t == since]
+    for i, (_, gains) in enumerate(rows):
+        if at[0] < i < at[-1]:
+            continue
+        wanted = SHARES if i >= at[-1] else [1.0] * 6
+        # In 8 x 8 pixels the lowest band, up to 1/16 of the highest frequency, is empty.
+        for band, (gain, share) in enumerate(zip(gains, wanted, strict=True)):
+            assert gain == pytest.approx(1.0 if band == 1 else 1 / share, rel=2e-3)
+    calibration = Calibration(table, tuple(mean.shape))
+    calibration.mean.copy_(mean)
+    t = torch.stack([torch.as_tensor(process.at_share(share)) for share in (0.05, 0.39, 0.41, 0.8)])
+    x = process.noise(data.x0(torch.arange(4)), torch.randn(4, 1, 8, 8), t)
+    output = teacher(x, t).sample
+    assert not torch.allclose(weak(x, t).sample, output, atol=1e-3)
+    torch.testing.assert_close(calibration(weak(x, t).sample, x, t), output, atol=5e-3, rtol=5e-3)
+
+
+def test_gains_of_one_change_nothing(process):
+    times = [float(process.low), float(process.at_share(1))]
+    table = {
+        "timesteps": times,
+        "prediction": [-0.5, -1.0],
+        "sample": [1.0, 0.1],
+        "edges": EDGES,
+        "gains": [[1.0] * 6] * 2,
+    }
+    x, y = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8)
+    assert torch.equal(Calibration(table, (1, 8, 8))(y, x, torch.tensor([times[0], 0.0, times[1]])), y)
+
+
+def test_the_gains_of_a_stage_do_not_reach_into_the_next():
+    gains = [[1.0] * 6, [1.0] * 6, [2.0] * 6, [3.0] * 6]
+    table = {"timesteps": [0.0, 400.0, 400.0, 999.0], "prediction": [1.0] * 4, "sample": [0.0] * 4, "edges": EDGES}
+    calibration = Calibration(table | {"gains": gains}, (1, 8, 8))
+    assert calibration.at(torch.tensor([399.0, 400.0, 699.5, 999.0, 2000.0]))[:, 2].tolist() == [
+        1.0,
+        2.0,
+        2.5,
+        3.0,
+        3.0,
+    ]
+    y = torch.randn(2, 1, 8, 8)
+    got = calibration(y, torch.zeros_like(y), torch.tensor([399.0, 999.0]))
+    torch.testing.assert_close(got, torch.stack([y[0], 3 * y[1]]))
+
+
+def test_the_transform_is_orthonormal_and_its_bands_cover_it():
+    basis = cosine_basis(12)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(12), atol=1e-5, rtol=0)
+    found = bands(16, 16, EDGES)
+    assert found[0].tolist() == [0, 1, 2, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5]
+    assert torch.equal(found, found.T) and found[3, 9] == 5
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_saved_student_keeps_its_calibration(tmp_path, data, process, shared):
+    teacher, boundaries = tiny_unet(), [float(middle(process))]
+    student = build_student(teacher, identity_architecture(teacher, 2), boundaries, 0, shared)
+    assert isinstance(student, MultiDecoderUNet2DModel if shared else SeparateUNet2DModel)
+    x, t = torch.randn(2, 1, 8, 8), torch.stack([torch.as_tensor(process.at_share(s)) for s in (0.2, 0.9)])
+    with torch.no_grad():
+        before = student.eval()(x, t).sample
+        calibrate_student(student, teacher, data, process, 0)
+        after = student(x, t).sample
+        assert not torch.equal(before, after)
+        save_student(tmp_path / "student", student, process.scheduler(), {})
+        again = load_student(tmp_path / "student").eval()
+        assert torch.equal(again(x, t).sample, after)
+        assert torch.equal(again.output_calibration.mean, mean_image(data, 0))
+
+
+def test_a_net_that_is_no_weaker_stays_as_it_is(data, process):
+    teacher = tiny_unet()
+    mean = mean_image(data, 0)
+    table = calibration_table(teacher, teacher, data, process, process.edges([]), mean, 0)
+    assert all(gain == pytest.approx(1.0) for gains in table["gains"] for gain in gains)
+    assert table == calibration_table(teacher, teacher, data, process, process.edges([]), mean, 0)
+
+
+def test_the_mean_image_is_that_of_the_training_set(data):
+    torch.testing.assert_close(mean_image(data, 0), data.x0(torch.arange(len(data))).mean(0))
+
+
+def test_a_student_without_a_calibration_has_none(unet):
+    student = build_student(unet, identity_architecture(unet), [], 0)
+    assert student.output_calibration is None and student.config["calibration"] is None
+    mean = torch.zeros(1, 8, 8)
+    table = {
+        "timesteps": [0.0, 999.0],
+        "prediction": [-1.0] * 2,
+        "sample": [0.0] * 2,
+        "edges": EDGES,
+        "gains": [[1.0] * 6] * 2,
+    }
+    calibrate(student, table, mean)
+    assert student.config["calibration"] == table
+    assert isinstance(unet, UNet2DModel)
