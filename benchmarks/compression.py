@@ -16,8 +16,9 @@ its space without scores, and `random-1`, `random-2` ... are further draws, whic
 `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
 distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain` after
 its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search: `local-rule`,
-`local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`, `one-stage`.
-`teacher` and `held-out` are what to compare with.
+`local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
+`calibrated-to-teacher`, `one-stage`.
+`teacher`, `teacher-calibrated` and `held-out` are what to compare with.
 
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
@@ -60,12 +61,12 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "joint-step": {"retrain": {"joint_loss": "step"}},
     "joint-constant": {"retrain": {"joint_loss": "constant"}},
     "joint-none": {"retrain": {"joint_loss": "none"}},
-    "uncalibrated": {"retrain": {"calibrate": False}},
+    "uncalibrated": {"retrain": {"calibrate": "none"}},
     "one-stage": {"cluster_timesteps": {"stages": 1}},
 }
 NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
-PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": False}}
-REFERENCES = ("teacher", "held-out")
+PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": "none"}}
+REFERENCES = ("teacher", "teacher-calibrated", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
 UNLIMITED = 100.0
 DRAWS = 100  # most draws of one seed
@@ -222,17 +223,17 @@ class Run:
         )
         if result.ema is not None:
             net.load_state_dict(result.ema)
-        return self.calibrated(net.eval(), boundaries) if settings["calibrate"] else net.eval()
+        return self.calibrated(net.eval(), boundaries) if settings["calibrate"] != "none" else net.eval()
 
     def calibrated(self, net: Any, boundaries: list[float]) -> Any:
         """The net with the calibration that `retrain` gives a student."""
         from baselines import Calibrated
 
-        from stages.training.calibration import calibration_table, mean_image
+        from stages.training.calibration import Calibrator
 
-        mean, stages = mean_image(self.data, self.seed), self.process.edges(boundaries)
-        table = calibration_table(net, self.teacher.eval(), self.data, self.process, stages, mean, self.seed)
-        return Calibrated(net, table, mean)
+        how = self.params["retrain"]["calibrate"]
+        calibrator = Calibrator(self.teacher, self.data, self.process, self.seed, how)
+        return Calibrated(net, calibrator.table(net, self.process.edges(boundaries)), calibrator.mean)
 
     def draw(self, net: Any) -> Any:
         """Samples, uint8 (N, H, W, C)."""
@@ -263,8 +264,9 @@ class Run:
         about = {"method": self.method.full, "budget": self.budget, "seed": self.seed}
         if self.method.name == "held-out":
             return about | self.score(self.prepared.held_out_images)
-        if self.method.name == "teacher":
-            return about | {"macs_ratio": 1.0, "params_ratio": 1.0} | self.score(self.draw(self.teacher))
+        if self.method.name in REFERENCES:
+            net = self.teacher if self.method.name == "teacher" else self.calibrated(self.teacher.eval(), [])
+            return about | {"macs_ratio": 1.0, "params_ratio": 1.0} | self.score(self.draw(net))
         if self.method.name in PRUNED:
             net, boundaries, scores = self.pruned(), [], {}
         else:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from helpers import tiny_unet
 from torch import nn
@@ -18,7 +17,7 @@ from stages.models.multi_decoder_unet import (
 )
 from stages.models.pipelines import load_student, save_student
 from stages.models.specs import identity_architecture
-from stages.training.calibration import EDGES, calibrate_student, calibration_table, mean_image
+from stages.training.calibration import EDGES, Calibrator, calibrate_student
 from stages.training.student import build_student
 
 SHARES = [0.98, 0.96, 0.95, 0.9, 0.8, 0.7]  # what the weak net has left of each band
@@ -57,9 +56,11 @@ def middle(process):
 
 @torch.no_grad()
 def test_a_calibrated_weak_net_is_its_teacher_again(process, data):
-    teacher, mean, since = tiny_unet(), mean_image(data, 0), middle(process)
-    weak, stages = Weak(teacher, process, mean, since), process.edges([since])
-    table = calibration_table(weak, teacher, data, process, stages, mean, 0)
+    teacher, since = tiny_unet(), middle(process)
+    calibrator = Calibrator(teacher, data, process, 0, "teacher")
+    mean = calibrator.mean
+    weak = Weak(teacher, process, mean, since)
+    table = calibrator.table(weak, process.edges([since]))
     rows = [*zip(table["timesteps"], table["gains"], strict=True)]
     at = [i for i, (t, _) in enumerate(rows) if t == since]
     for i, (_, gains) in enumerate(rows):
@@ -123,25 +124,75 @@ def test_a_saved_student_keeps_its_calibration(tmp_path, data, process, shared):
     x, t = torch.randn(2, 1, 8, 8), torch.stack([torch.as_tensor(process.at_share(s)) for s in (0.2, 0.9)])
     with torch.no_grad():
         before = student.eval()(x, t).sample
-        calibrate_student(student, teacher, data, process, 0)
+        calibrate_student(student, teacher, data, process, 0, "data")
         after = student(x, t).sample
         assert not torch.equal(before, after)
         save_student(tmp_path / "student", student, process.scheduler(), {})
         again = load_student(tmp_path / "student").eval()
         assert torch.equal(again(x, t).sample, after)
-        assert torch.equal(again.output_calibration.mean, mean_image(data, 0))
+        torch.testing.assert_close(again.output_calibration.mean, data.x0(torch.arange(len(data))).mean(0))
 
 
 def test_a_net_that_is_no_weaker_stays_as_it_is(data, process):
     teacher = tiny_unet()
-    mean = mean_image(data, 0)
-    table = calibration_table(teacher, teacher, data, process, process.edges([]), mean, 0)
+    table = Calibrator(teacher, data, process, 0, "teacher").table(teacher, process.edges([]))
     assert all(gain == pytest.approx(1.0) for gains in table["gains"] for gain in gains)
-    assert table == calibration_table(teacher, teacher, data, process, process.edges([]), mean, 0)
+    assert table == Calibrator(teacher, data, process, 0, "teacher").table(teacher, process.edges([]))
 
 
-def test_the_mean_image_is_that_of_the_training_set(data):
-    torch.testing.assert_close(mean_image(data, 0), data.x0(torch.arange(len(data))).mean(0))
+class Known(nn.Module):
+    """A net whose images are a function of x_t / s_t and sigma; it has a parameter, as nets have."""
+
+    def __init__(self, process, image):
+        super().__init__()
+        self.process, self.image, self.config = process, image, {"num_class_embeds": None}
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t):
+        t = torch.as_tensor(t).reshape(-1).expand(len(x))
+        p, q = (f.float()[:, None, None, None] for f in self.process.image_factors(t))
+        s, sigma = (f.float()[:, None, None, None] for f in self.process.scale_sigma(t))
+        return UNet2DOutput((self.image(x / s, sigma) - q * x) / p)
+
+
+@torch.no_grad()
+def test_against_the_data_a_weak_net_gets_the_strength_of_the_optimal_denoiser(process):
+    """Normal coefficients, one in each band, have the known posterior mean c / (1 + sigma^2)."""
+    places = [(0, 0), (0, 1), (2, 0), (3, 2), (6, 5)]
+    numbers = torch.randn(3000, len(places), generator=torch.Generator().manual_seed(0))
+    coefficients = torch.zeros(3000, 1, 8, 8)
+    for i, (row, column) in enumerate(places):
+        coefficients[:, 0, row, column] = numbers[:, i]
+    basis = cosine_basis(8)
+    data = TrainingSet(basis.T @ coefficients @ basis)
+    mask = torch.zeros(8, 8)
+    mask[tuple(zip(*places, strict=True))] = 1
+
+    def optimal(z, sigma):
+        return basis.T @ (basis @ z @ basis.T * mask / (1 + sigma**2)) @ basis
+
+    teacher = Known(process, lambda z, sigma: torch.zeros_like(z))
+    weak = Known(process, lambda z, sigma: shrunk(optimal(z, sigma), torch.zeros(1, 8, 8), SHARES))
+    calibrator = Calibrator(teacher, data, process, 0, "data")
+    table = calibrator.table(weak, process.edges([]))
+    sigma = process.sigma_of(torch.tensor(table["timesteps"]))
+    checked = [gains for gains, level in zip(table["gains"], sigma, strict=True) if 0.7 < level < 3]
+    assert len(checked) > 3
+    for gains in checked:
+        for gain, share, band in zip(gains, SHARES, range(6), strict=True):
+            assert band == 1 or gain == pytest.approx(1 / share, rel=0.06)
+
+
+@torch.no_grad()
+def test_where_the_teacher_is_nearer_to_the_truth_it_is_the_reference(data, process):
+    """At little noise no other training image is near: the optimal denoiser without the draw's own is far off."""
+    teacher = Known(process, lambda z, sigma: z)
+    weak = Known(process, lambda z, sigma: 0.9 * z)
+    calibrator = Calibrator(teacher, data, process, 0, "data")
+    calibrator.mean.zero_()
+    table = calibrator.table(weak, process.edges([]))
+    assert table["gains"][0] == pytest.approx([1 / 0.9, 1, *[1 / 0.9] * 4], rel=1e-4)
+    assert table["gains"][-1] != pytest.approx(table["gains"][0], rel=1e-2)
 
 
 def test_a_student_without_a_calibration_has_none(unet):
@@ -157,4 +208,3 @@ def test_a_student_without_a_calibration_has_none(unet):
     }
     calibrate(student, table, mean)
     assert student.config["calibration"] == table
-    assert isinstance(unet, UNet2DModel)

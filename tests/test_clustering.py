@@ -49,6 +49,22 @@ def test_the_optimal_denoiser_is_its_definition(y, sigma):
     np.testing.assert_allclose(OptimalDenoiser(y, batch=7)(z, sigma), brute_force(y, z, sigma), atol=2e-5)
 
 
+@pytest.mark.parametrize("sigma", [0.5, 3.0])
+def test_each_draw_may_leave_its_own_image_out(y, sigma):
+    twice = np.concatenate([y, y[:3]])
+    z = y[:5] + np.float32(sigma) * np.random.default_rng(0).standard_normal(y[:5].shape, dtype=np.float32)
+    wanted = [brute_force(np.delete(y, i, axis=0), z[i : i + 1], sigma)[0] for i in range(5)]
+    np.testing.assert_allclose(
+        OptimalDenoiser(twice, batch=2)(z, sigma, y[:5])[:3],
+        [
+            brute_force(np.concatenate([np.delete(y, i, axis=0), np.delete(y[:3], i, axis=0)]), z[i : i + 1], sigma)[0]
+            for i in range(3)
+        ],
+        atol=2e-5,
+    )
+    np.testing.assert_allclose(OptimalDenoiser(y, batch=2)(z, sigma, y[:5]), wanted, atol=2e-5)
+
+
 def test_each_draw_has_its_own_noise_level(y):
     x0, eps = draw_pairs(y, 5, np.random.default_rng(0))
     sigma = np.array([0.1, 0.5, 1, 5, 50.0])

@@ -1,4 +1,4 @@
-"""How much weaker the student's images are than the teacher's, by frequency and noise level: the table of a Calibration."""
+"""How much too weak a student's images are, by frequency and noise level: what its Calibration undoes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.clustering.denoiser import OptimalDenoiser
 from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import Batch, NoisyBatches, predict
 from stages.diffusion.process import Process
@@ -15,100 +16,113 @@ from stages.models.pipelines import is_class_conditional
 
 EDGES = [1 / 16, 1 / 8, 1 / 4, 1 / 2]
 LEVELS = 18  # noise levels in all stages together, at least three in each
-SAMPLES = 256  # of each
-MEAN_IMAGES = 4096
+SAMPLES = 512  # of each
 FINER = 4  # timesteps of the table for each that is measured
 MOST = 1.5  # gains are in [1 / MOST, MOST]
 
-
-def calibrate_student(student: Any, teacher: Any, data: TrainingSet, process: Process, seed: int) -> None:
-    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place; see `calibration_table`."""
-    mean, stages = mean_image(data, seed), process.edges(student.config["boundaries"])
-    table = calibration_table(student.eval(), teacher.eval(), data, process, stages, mean, seed)
-    calibrate(student, table, mean)
+Row = tuple[float, list[float]]  # t and its gains
 
 
-def mean_image(data: TrainingSet, seed: int) -> torch.Tensor:
-    """The mean of at most 4,096 training images, C,H,W."""
-    rows = torch.randperm(len(data), generator=generator_for(seed, "calibration", 0))[:MEAN_IMAGES]
-    total = sum(data.x0(some).double().sum(0) for some in rows.split(SAMPLES))
-    assert isinstance(total, torch.Tensor)
-    return (total / len(rows)).float()
+def calibrate_student(
+    student: Any, teacher: Any, data: TrainingSet, process: Process, seed: int, reference: str
+) -> None:
+    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place; `reference` as in Calibrator."""
+    calibrator = Calibrator(teacher, data, process, seed, reference)
+    table = calibrator.table(student.eval(), process.edges(student.config["boundaries"]))
+    calibrate(student, table, calibrator.mean)
 
 
-@torch.no_grad()
-def calibration_table(
-    student: Any,
-    teacher: Any,
-    data: TrainingSet,
-    process: Process,
-    stages: Sequence[Sequence[float]],
-    mean: torch.Tensor,
-    seed: int,
-) -> dict[str, Any]:
-    """The table that undoes the shrinkage of a retrained student.
+class Calibrator:
+    """Finds the gains that undo the shrinkage of nets trained by mean square error.
 
-    Trained by mean square error, a net of less capacity regresses to the mean: its image, less the mean image, is on average
-    slope < 1 times the teacher's, S = slope T + error. The slope of each frequency band is the least squares one over noised
-    training images, and its inverse the gain. A sampler adds such errors up, as they are alike at all steps.
+    Such a net regresses to the mean where its capacity ends: less the mean image, its image is on average slope < 1 times what
+    it should be, S = slope R + error, and the sampler adds that up, as it is alike at all steps. The gain of a frequency band is
+    1 / slope, over noised training images. With `teacher`, R is the teacher's image T, and the slope that of least squares,
+    <S, T> / <T, T>.
+
+    With `data`, R is the image O of the training set's optimal denoiser (OptimalDenoiser), each draw's own image left out of
+    it, at noise levels at which O is nearer to the true images x0 than T is. There the teacher is too weak itself. As O has an
+    error of its own, the slope is the ratio <S, x0> / <O, x0>, in which that error has no part. At other levels R is T.
 
     Args:
-        student, teacher: nets in eval mode on one device, the student without a calibration.
-        stages: [lo, hi) of t in every stage; between two levels of one stage gains are linear in t.
-        mean: the mean image.
+        teacher: the teacher in eval mode, on the device to compute on.
+        reference: `teacher` or `data`.
     """
-    count, device, labels = (
-        max(3, LEVELS // len(stages)),
-        next(teacher.parameters()).device,
-        is_class_conditional(teacher),
-    )
-    rows: list[tuple[float, list[float]]] = []
-    for number, (lo, hi) in enumerate(stages):
-        found: list[tuple[float, list[float]]] = []
-        for level in range(count):
-            t = process.as_t(lo + (hi - lo) * (level + 0.5) / count)
-            at_t: dict[str, Any] = {"labels": labels, "stages": [[t, process.above(t)]], "probabilities": [1.0]}
-            batch = NoisyBatches(data, process, SAMPLES, device, **at_t)(
-                generator_for(seed, "calibration", 1 + number * count + level)
-            )
-            found.append((float(t), gains(*(strengths(net, batch, process, mean) for net in (student, teacher)))))
-        last = min(float(hi), float(process.at_share(1)))
-        rows += [(float(lo), found[0][1]), *found, (last, found[-1][1])]
-    return finer(rows, process)
+
+    def __init__(self, teacher: Any, data: TrainingSet, process: Process, seed: int, reference: str) -> None:
+        self.teacher, self.data, self.process, self.seed = teacher.eval(), data, process, seed
+        images = torch.cat([data.x0(rows).flatten(1) for rows in torch.arange(len(data)).split(SAMPLES)])
+        self.denoiser = OptimalDenoiser(images.numpy()) if reference == "data" else None
+        self.mean = images.mean(0, dtype=torch.float64).float().view(data.shape)
+
+    @torch.no_grad()
+    def table(self, student: Any, stages: Sequence[Sequence[float]]) -> dict[str, Any]:
+        """The table of a student's Calibration.
+
+        Args:
+            student: a net in eval mode without one, beside the teacher.
+            stages: [lo, hi) of t in every stage; between two levels of one stage gains are linear in t.
+        """
+        count, rows = max(3, LEVELS // len(stages)), []
+        for number, (lo, hi) in enumerate(stages):
+            shares = (np.arange(count) + 0.5) / count
+            times = [self.process.as_t(lo + (hi - lo) * float(share)) for share in shares]
+            found = [self._row(student, t, number * count + level) for level, t in enumerate(times)]
+            last = min(float(hi), float(self.process.at_share(1)))
+            rows += [(float(lo), found[0][1]), *found, (last, found[-1][1])]
+        return finer(rows, self.process)
+
+    def _row(self, student: Any, t: float, number: int) -> Row:
+        device, labels = next(self.teacher.parameters()).device, is_class_conditional(self.teacher)
+        only = [[t, self.process.above(t)]]
+        batches = NoisyBatches(
+            self.data, self.process, SAMPLES, device, labels=labels, stages=only, probabilities=[1.0]
+        )
+        batch = batches(generator_for(self.seed, "calibration", number))
+        p, q = (float(factor[0]) for factor in self.process.image_factors(batch.t[:1]))
+        ours, theirs = (
+            self._strengths(p * predict(net, batch.x_t, batch.t, batch.labels) + q * batch.x_t)
+            for net in (student, self.teacher)
+        )
+        if self.denoiser:
+            images = p * batch.target + q * batch.x_t
+            truth, best = self._strengths(images), self._strengths(self._denoised(self.denoiser, batch, images))
+            if (best - truth).square().mean() <= (theirs - truth).square().mean():
+                return float(t), gains(best * truth, ours * truth)
+        return float(t), gains(theirs * theirs, ours * theirs)
+
+    def _denoised(self, denoiser: OptimalDenoiser, batch: Batch, images: torch.Tensor) -> torch.Tensor:
+        s, sigma = (float(value[0]) for value in self.process.scale_sigma(batch.t[:1]))
+        z, own = ((x / scale).cpu().flatten(1).numpy() for x, scale in ((batch.x_t, s), (images, 1.0)))
+        return torch.from_numpy(denoiser(z, sigma, own)).view(images.shape)
+
+    def _strengths(self, images: torch.Tensor) -> torch.Tensor:
+        """Cosine coefficients N,C,H,W of the difference from the mean image."""
+        vertical, horizontal = (cosine_basis(side) for side in self.mean.shape[1:])
+        return vertical @ (images.cpu() - self.mean) @ horizontal.T
 
 
-def strengths(net: Any, batch: Batch, process: Process, mean: torch.Tensor) -> torch.Tensor:
-    """Cosine coefficients N,C,H,W of the difference between a net's images and the mean image, for a batch of one t."""
-    p, q = (float(factor[0]) for factor in process.image_factors(batch.t[:1]))
-    images = (p * predict(net, batch.x_t, batch.t, batch.labels) + q * batch.x_t).cpu()
-    vertical, horizontal = (cosine_basis(side) for side in mean.shape[1:])
-    return vertical @ (images - mean) @ horizontal.T
-
-
-def finer(rows: list[tuple[float, list[float]]], process: Process) -> dict[str, Any]:
+def finer(rows: list[Row], process: Process) -> dict[str, Any]:
     """The table with timesteps between those measured, as p and q are not linear between them."""
-    known = np.array([t for t, _ in rows])
-    table = np.array([gains for _, gains in rows])
+    known, measured = np.array([t for t, _ in rows]), np.array([gains for _, gains in rows])
     # Positions, not timesteps, are divided: a timestep that is there twice stays so.
+    given = np.arange(len(rows))
     places = np.linspace(0, len(rows) - 1, FINER * (len(rows) - 1) + 1)
-    times = np.array([process.as_t(t) for t in np.interp(places, np.arange(len(rows)), known)], dtype=np.float64)
+    times = np.array([process.as_t(t) for t in np.interp(places, given, known)], dtype=np.float64)
     p, q = process.image_factors(torch.from_numpy(times))
-    columns = [np.interp(places, np.arange(len(rows)), column) for column in table.T]
     return {
         "timesteps": times.tolist(),
         "prediction": p.tolist(),
         "sample": q.tolist(),
         "edges": EDGES,
-        "gains": np.stack(columns, 1).tolist(),
+        "gains": np.stack([np.interp(places, given, column) for column in measured.T], 1).tolist(),
     }
 
 
-def gains(student: torch.Tensor, teacher: torch.Tensor) -> list[float]:
-    """The inverse slope of the student's coefficients on the teacher's, both N,C,H,W, per band; 1 for an empty band."""
-    products, squares = (student * teacher).sum((0, 1)), teacher.square().sum((0, 1))
-    band, found = bands(student.shape[2], student.shape[3], EDGES), []
+def gains(wanted: torch.Tensor, found: torch.Tensor) -> list[float]:
+    """Ratios of the sums of two N,C,H,W per band, within limits; 1 where a band is empty or a sum says nothing."""
+    sums, band, ratios = [x.sum((0, 1)) for x in (wanted, found)], bands(wanted.shape[2], wanted.shape[3], EDGES), []
     for number in range(len(EDGES) + 2):
-        inside = band == number
-        slope = float(products[inside].sum() / squares[inside].sum()) if inside.any() else 1.0
-        found.append(float(np.clip(1 / slope, 1 / MOST, MOST)) if slope > 0 else MOST)
-    return found
+        high, low = (float(total[band == number].sum()) for total in sums)
+        ratios.append(float(np.clip(high / low, 1 / MOST, MOST)) if high > 0 and low > 0 else 1.0)
+    return ratios
