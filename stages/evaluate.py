@@ -38,7 +38,8 @@ def evaluate(
     plan, small = read_checked_json(architecture, "assemble"), load_student(student)
     check_architecture(small, plan, str(student))
     features = open_extractor(params["evaluate"]["extractor"], extractor, prepared.images[0])
-    made_from = {str(folder): sha256_file(folder / "unet" / WEIGHTS) for folder in (teacher, student)}
+    files = [folder / "unet" / name for folder in (teacher, student) for name in (WEIGHTS, "config.json")]
+    made_from = {str(path): sha256_file(path) for path in files}
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
     fingerprint = {"params": params, "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None

@@ -30,6 +30,7 @@ def make_metrics(**changes: float) -> dict[str, Any]:
             "samples": 2000,
             "sampler": "ddim",
             "steps": 50,
+            "student_calibrated": False,
             "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
             "extractor": {"name": "classifier", "kind": "rotation", "training_accuracy": 0.99},

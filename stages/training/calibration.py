@@ -52,7 +52,8 @@ class Calibrator:
     def __init__(self, teacher: Any, data: TrainingSet, process: Process, seed: int, reference: str) -> None:
         self.teacher, self.data, self.process, self.seed = teacher.eval(), data, process, seed
         images = torch.cat([data.x0(rows).flatten(1) for rows in torch.arange(len(data)).split(SAMPLES)])
-        self.denoiser = OptimalDenoiser(images.numpy()) if reference == "data" else None
+        self.device = next(teacher.parameters()).device
+        self.denoiser = OptimalDenoiser(images.numpy(), device=self.device) if reference == "data" else None
         self.mean = images.mean(0, dtype=torch.float64).float().view(data.shape)
 
     @torch.no_grad()
@@ -73,10 +74,9 @@ class Calibrator:
         return finer(rows, self.process)
 
     def _row(self, student: Any, t: float, number: int) -> Row:
-        device, labels = next(self.teacher.parameters()).device, is_class_conditional(self.teacher)
-        only = [[t, self.process.above(t)]]
+        labels, only = is_class_conditional(self.teacher), [[t, self.process.above(t)]]
         batches = NoisyBatches(
-            self.data, self.process, SAMPLES, device, labels=labels, stages=only, probabilities=[1.0]
+            self.data, self.process, SAMPLES, self.device, labels=labels, stages=only, probabilities=[1.0]
         )
         batch = batches(generator_for(self.seed, "calibration", number))
         p, q = (float(factor[0]) for factor in self.process.image_factors(batch.t[:1]))
