@@ -40,7 +40,7 @@ class Calibrated(nn.Module):
     """A net, pruned or not, whose output is calibrated as a student's is; the same call.
 
     Args:
-        table: see `stages.training.calibration.calibration_table`.
+        table: see `stages.training.calibration.Calibrator.table`.
         mean: the mean image, C,H,W.
     """
 
