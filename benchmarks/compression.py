@@ -230,8 +230,7 @@ class Run:
 
         from stages.training.calibration import Calibrator
 
-        how = self.params["retrain"]["calibrate"]
-        calibrator = Calibrator(self.teacher, self.data, self.process, self.seed, how)
+        calibrator = Calibrator(self.teacher, self.data, self.process, self.params["retrain"], self.seed)
         return Calibrated(net, calibrator.table(net, self.process.edges(boundaries)), calibrator.mean)
 
     def draw(self, net: Any) -> Any:

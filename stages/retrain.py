@@ -56,7 +56,7 @@ def retrain(
     if result.ema is not None:
         student.load_state_dict(result.ema)
     if settings["calibrate"] != "none":
-        calibrate_student(student, unet, images, process, params["seed"], settings["calibrate"])
+        calibrate_student(student, unet, images, process, settings, params["seed"])
     save_student(output, student.cpu(), process.scheduler(), params, vae)
     write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params})
     checkpoint.unlink(missing_ok=True)

@@ -17,10 +17,15 @@ from stages.models.multi_decoder_unet import (
 )
 from stages.models.pipelines import load_student, save_student
 from stages.models.specs import identity_architecture
+from stages.training import calibration as measured
 from stages.training.calibration import EDGES, Calibrator, calibrate_student
 from stages.training.student import build_student
 
 SHARES = [0.98, 0.96, 0.95, 0.9, 0.8, 0.7]  # what the weak net has left of each band
+
+
+def settings(reference: str) -> dict[str, object]:
+    return {"calibrate": reference, "calibration_draws": 512}
 
 
 def shrunk(image: torch.Tensor, mean: torch.Tensor, shares: list[float]) -> torch.Tensor:
@@ -57,7 +62,7 @@ def middle(process):
 @torch.no_grad()
 def test_a_calibrated_weak_net_is_its_teacher_again(process, data):
     teacher, since = tiny_unet(), middle(process)
-    calibrator = Calibrator(teacher, data, process, 0, "teacher")
+    calibrator = Calibrator(teacher, data, process, settings("teacher"), 0)
     mean = calibrator.mean
     weak = Weak(teacher, process, mean, since)
     table = calibrator.table(weak, process.edges([since]))
@@ -124,20 +129,20 @@ def test_a_saved_student_keeps_its_calibration(tmp_path, data, process, shared):
     x, t = torch.randn(2, 1, 8, 8), torch.stack([torch.as_tensor(process.at_share(s)) for s in (0.2, 0.9)])
     with torch.no_grad():
         before = student.eval()(x, t).sample
-        calibrate_student(student, teacher, data, process, 0, "data")
+        calibrate_student(student, teacher, data, process, settings("data"), 0)
         after = student(x, t).sample
         assert not torch.equal(before, after)
         save_student(tmp_path / "student", student, process.scheduler(), {})
         again = load_student(tmp_path / "student").eval()
-        assert torch.equal(again(x, t).sample, after)
+        torch.testing.assert_close(again(x, t).sample, after)  # a loaded weight lies elsewhere, which BLAS may round by
         torch.testing.assert_close(again.output_calibration.mean, data.x0(torch.arange(len(data))).mean(0))
 
 
 def test_a_net_that_is_no_weaker_stays_as_it_is(data, process):
     teacher = tiny_unet()
-    table = Calibrator(teacher, data, process, 0, "teacher").table(teacher, process.edges([]))
+    table = Calibrator(teacher, data, process, settings("teacher"), 0).table(teacher, process.edges([]))
     assert all(gain == pytest.approx(1.0) for gains in table["gains"] for gain in gains)
-    assert table == Calibrator(teacher, data, process, 0, "teacher").table(teacher, process.edges([]))
+    assert table == Calibrator(teacher, data, process, settings("teacher"), 0).table(teacher, process.edges([]))
 
 
 class Known(nn.Module):
@@ -173,7 +178,7 @@ def test_against_the_data_a_weak_net_gets_the_strength_of_the_optimal_denoiser(p
 
     teacher = Known(process, lambda z, sigma: torch.zeros_like(z))
     weak = Known(process, lambda z, sigma: shrunk(optimal(z, sigma), torch.zeros(1, 8, 8), SHARES))
-    calibrator = Calibrator(teacher, data, process, 0, "data")
+    calibrator = Calibrator(teacher, data, process, settings("data"), 0)
     table = calibrator.table(weak, process.edges([]))
     sigma = process.sigma_of(torch.tensor(table["timesteps"]))
     checked = [gains for gains, level in zip(table["gains"], sigma, strict=True) if 0.7 < level < 3]
@@ -188,11 +193,33 @@ def test_where_the_teacher_is_nearer_to_the_truth_it_is_the_reference(data, proc
     """At little noise no other training image is near: the optimal denoiser without the draw's own is far off."""
     teacher = Known(process, lambda z, sigma: z)
     weak = Known(process, lambda z, sigma: 0.9 * z)
-    calibrator = Calibrator(teacher, data, process, 0, "data")
+    calibrator = Calibrator(teacher, data, process, settings("data"), 0)
     calibrator.mean.zero_()
     table = calibrator.table(weak, process.edges([]))
     assert table["gains"][0] == pytest.approx([1 / 0.9, 1, *[1 / 0.9] * 4], rel=1e-4)
     assert table["gains"][-1] != pytest.approx(table["gains"][0], rel=1e-2)
+
+
+def spread(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_gain_that_may_be_chance_fades():
+    """All of an excess of 20 standard errors is kept, half of one of 1 is left, next to nothing of less."""
+    found, noise = torch.ones(400, 1, 8, 8), spread((400, 1, 8, 8))
+    noise = (noise - noise.mean(0)) / noise.std(0)  # a mean has a standard error of 1 / 20
+    for excess, error, kept in ((0.1, 0.1, 0.0998), (0.05, 1.0, 0.025), (0.005, 1.0, 0.00005)):
+        wanted = 1 + excess + error * noise
+        # The band of frequency 0 is one coefficient, so its standard error is that of one.
+        assert measured.gains(wanted, found)[0] == pytest.approx(1 + kept, abs=2e-4)
+    assert measured.gains(1.1 * found, found)[2:] == pytest.approx([1.1] * 4)
+
+
+def test_a_gain_stays_in_its_limits():
+    found = torch.ones(4, 1, 8, 8)
+    assert measured.gains(9 * found, found) == [1.5, 1.0, *[1.5] * 4]
+    assert measured.gains(found / 9, found) == pytest.approx([1 / 1.5, 1.0, *[1 / 1.5] * 4])
+    assert measured.gains(-found, found) == [1.0] * 6
 
 
 def test_a_student_without_a_calibration_has_none(unet):

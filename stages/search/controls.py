@@ -48,17 +48,18 @@ def widening(unet: UNet2DModel) -> Iterator[dict[str, int]]:
     ]
     groups: dict[str, int] = dict.fromkeys(layers, 1)
     yield dict(groups)
-    for count in range(2, max(whole(unet, name) for name in layers) + 1):
+    most = {name: whole(unet.get_submodule(name)) for name in layers}
+    for count in range(2, max(most.values()) + 1):
         for name in layers:
-            if count <= whole(unet, name):
+            if count <= most[name]:
                 groups[name] = count
                 yield dict(groups)
 
 
-def whole(unet: UNet2DModel, name: str) -> int:
+def whole(resnet: Module) -> int:
     """GroupNorm groups inside a ResNet layer."""
-    resnet: Module = unet.get_submodule(name)
-    return resnet.norm2.num_groups
+    groups: int = resnet.norm2.num_groups
+    return groups
 
 
 def folds(block: Block) -> bool:
@@ -89,12 +90,12 @@ def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str,
     if partial:
         for index, present in enumerate(spec["attentions"]):
             order = {"heads": job.order["heads"][index], "reads": job.order["attention_reads"][index]}
-            spec["attentions"][index] = present and (some(order, kept[index], whole_of(block, index)) or True)
+            spec["attentions"][index] = present and (some(order, kept[index], whole(block.resnets[index])) or True)
     if folds(job):
         spec["upsampler"] = FOLDED
         if partial:
             order = {"upsampler_reads": job.order["upsampler_reads"][0]}
-            spec |= some(order, kept[-1], whole_of(block, -1))
+            spec |= some(order, kept[-1], whole(block.resnets[-1]))
     skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
     resolution = unet.config["sample_size"] >> border.level
     return {"spec": spec, "macs": block_macs(skeleton, resolution), "params": parameter_count(skeleton)}
@@ -104,9 +105,3 @@ def some(orders: dict[str, list[int]], count: int, whole: int) -> dict[str, list
     """The most important of each order, the share count / whole of them, where that is not all."""
     numbers = {key: max(1, round(count / whole * len(order))) for key, order in orders.items()}
     return {key: sorted(order[: numbers[key]]) for key, order in orders.items() if numbers[key] < len(order)}
-
-
-def whole_of(block: Module, index: int) -> int:
-    """GroupNorm groups inside a ResNet layer of a block."""
-    resnet: Module = block.resnets[index]
-    return resnet.norm2.num_groups

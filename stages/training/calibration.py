@@ -16,7 +16,7 @@ from stages.models.pipelines import is_class_conditional
 
 EDGES = [1 / 16, 1 / 8, 1 / 4, 1 / 2]
 LEVELS = 18  # noise levels in all stages together, at least three in each
-SAMPLES = 512  # of each
+CHUNK = 512  # images read at once
 FINER = 4  # timesteps of the table for each that is measured
 MOST = 1.5  # gains are in [1 / MOST, MOST]
 
@@ -24,10 +24,10 @@ Row = tuple[float, list[float]]  # t and its gains
 
 
 def calibrate_student(
-    student: Any, teacher: Any, data: TrainingSet, process: Process, seed: int, reference: str
+    student: Any, teacher: Any, data: TrainingSet, process: Process, settings: dict[str, Any], seed: int
 ) -> None:
-    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place; `reference` as in Calibrator."""
-    calibrator = Calibrator(teacher, data, process, seed, reference)
+    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place; the rest as in Calibrator."""
+    calibrator = Calibrator(teacher, data, process, settings, seed)
     table = calibrator.table(student.eval(), process.edges(student.config["boundaries"]))
     calibrate(student, table, calibrator.mean)
 
@@ -46,14 +46,16 @@ class Calibrator:
 
     Args:
         teacher: the teacher in eval mode, on the device to compute on.
-        reference: `teacher` or `data`.
+        settings: the `retrain` section of the params: what to `calibrate` against, `teacher` or `data`, and
+            `calibration_draws`, the noised images at each noise level.
     """
 
-    def __init__(self, teacher: Any, data: TrainingSet, process: Process, seed: int, reference: str) -> None:
+    def __init__(self, teacher: Any, data: TrainingSet, process: Process, settings: dict[str, Any], seed: int) -> None:
         self.teacher, self.data, self.process, self.seed = teacher.eval(), data, process, seed
-        images = torch.cat([data.x0(rows).flatten(1) for rows in torch.arange(len(data)).split(SAMPLES)])
+        self.draws = settings["calibration_draws"]
+        images = torch.cat([data.x0(rows).flatten(1) for rows in torch.arange(len(data)).split(CHUNK)])
         self.device = next(teacher.parameters()).device
-        self.denoiser = OptimalDenoiser(images.numpy(), device=self.device) if reference == "data" else None
+        self.denoiser = OptimalDenoiser(images.numpy(), device=self.device) if settings["calibrate"] == "data" else None
         self.mean = images.mean(0, dtype=torch.float64).float().view(data.shape)
 
     @torch.no_grad()
@@ -76,7 +78,7 @@ class Calibrator:
     def _row(self, student: Any, t: float, number: int) -> Row:
         labels, only = is_class_conditional(self.teacher), [[t, self.process.above(t)]]
         batches = NoisyBatches(
-            self.data, self.process, SAMPLES, self.device, labels=labels, stages=only, probabilities=[1.0]
+            self.data, self.process, self.draws, self.device, labels=labels, stages=only, probabilities=[1.0]
         )
         batch = batches(generator_for(self.seed, "calibration", number))
         p, q = (float(factor[0]) for factor in self.process.image_factors(batch.t[:1]))
@@ -120,9 +122,22 @@ def finer(rows: list[Row], process: Process) -> dict[str, Any]:
 
 
 def gains(wanted: torch.Tensor, found: torch.Tensor) -> list[float]:
-    """Ratios of the sums of two N,C,H,W per band, within limits; 1 where a band is empty or a sum says nothing."""
-    sums, band, ratios = [x.sum((0, 1)) for x in (wanted, found)], bands(wanted.shape[2], wanted.shape[3], EDGES), []
-    for number in range(len(EDGES) + 2):
-        high, low = (float(total[band == number].sum()) for total in sums)
-        ratios.append(float(np.clip(high / low, 1 / MOST, MOST)) if high > 0 and low > 0 else 1.0)
-    return ratios
+    """Ratios per band of the sums over two N,C,H,W, within limits; 1 where a band is empty or a sum says nothing.
+
+    What a ratio r = sum w / sum f has beyond 1 fades where it may be chance, by d^2 / (d^2 + v): d = r - 1, and
+    v = sum (w - r f)^2 / (sum f)^2 is the variance of r, w and f being what the N draws contribute.
+    """
+    band = bands(wanted.shape[2], wanted.shape[3], EDGES)
+    members = torch.nn.functional.one_hot(band.flatten(), len(EDGES) + 2).double()
+    high, low = (x.double().sum(1).flatten(1) @ members for x in (wanted, found))
+    return [faded(*pair) for pair in zip(high.T, low.T, strict=True)]
+
+
+def faded(w: torch.Tensor, f: torch.Tensor) -> float:
+    """The gain of one band from what the draws contribute to both sums, (N,) each."""
+    if w.sum() <= 0 or f.sum() <= 0:
+        return 1.0
+    ratio = w.sum() / f.sum()
+    excess, variance = ratio - 1, ((w - ratio * f) / f.sum()).square().sum()
+    kept = excess**2 / (excess**2 + variance) if excess else excess
+    return float(np.clip(1 + float(excess * kept), 1 / MOST, MOST))
