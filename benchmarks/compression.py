@@ -390,6 +390,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--extractors", nargs="+", default=["classifier"])
+    parser.add_argument("--teacher", type=Path, help="a diffusers folder to take the teacher from; else it is trained")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", type=Path)
@@ -398,7 +399,7 @@ def main() -> None:
     preset = preset_file(arguments.preset)
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
     work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
-    shared = Shared(preset, work / "shared")
+    shared = Shared(preset, work / "shared", arguments.teacher)
     if arguments.one:
         method, budget, seed = arguments.one
         run = Run(preset, Method(method), float(budget), int(seed), shared, arguments.extractors, work)

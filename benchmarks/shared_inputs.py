@@ -25,10 +25,11 @@ class Shared:
     Args:
         preset: params file; the teacher has its seed.
         folder: where everything is kept.
+        given: a diffusers folder with the teacher; None trains it.
     """
 
-    def __init__(self, preset: Path, folder: Path) -> None:
-        self.preset, self.folder = preset, folder
+    def __init__(self, preset: Path, folder: Path, given: Path | None = None) -> None:
+        self.preset, self.folder, self.given = preset, folder, given
         self.data, self.latents, self.vae = folder / "data", folder / "latents", folder / "autoencoder"
         self.teacher, self.extractor = folder / "results" / "teacher", folder / "extractor.safetensors"
         self.inputs = {"data": self.data, "latents": self.latents}
@@ -42,6 +43,8 @@ class Shared:
         from stages.train_teacher import train_teacher
 
         params, log, data = load_params(self.preset) | {"device": "cpu"}, self.folder / "log.json", self.data
+        if self.given is not None:
+            params["train_teacher"] |= {"source": "path", "path": str(self.given)}
         self.make(prepare_data, params, self.data / "meta.json", output=self.data)
         self.make(train_autoencoder, params, self.vae / "index.json", data=data, output=self.vae, log=log)
         self.make(

@@ -55,10 +55,12 @@ def retrain(
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
+    calibration = None
     if settings["calibrate"] != "none":
-        calibrate_student(student, unet, images, process, settings, params["seed"])
+        calibration = calibrate_student(student, unet, images, process, settings, params["seed"])
     save_student(output, student.cpu(), process.scheduler(), params, vae)
-    write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params})
+    record = {"stage": "retrain", "history": result.history, "calibration": calibration, "params": params}
+    write_checked_json(log, record)
     checkpoint.unlink(missing_ok=True)
 
 

@@ -14,6 +14,11 @@ TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
 IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
 SMALLER = {"layers": [{"width": 16, "kernels": [3, 1]}, None], "attentions": [True, False]}
+CALIBRATION = {
+    "timesteps": [0, 500, 999],
+    "edges": [0.25],
+    "gains": [[1.0, 1.0, 0.9], [1.1, 1.0, 1.0], [1.3, 1.0, 1.2]],
+}
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
 
 
@@ -102,7 +107,7 @@ def make_page(**changes: Any) -> str:
         "architecture": make_architecture(),
         "searches": dict.fromkeys(BLOCKS, make_search()),
         "logs": {
-            "retrain": {"history": history},
+            "retrain": {"history": history, "calibration": CALIBRATION},
             "train_teacher": {"history": [], "params": {"train_teacher": TRAINED}},
         },
         "params": {"report": {"images": 48}},
@@ -170,8 +175,16 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
         "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
     }
     logs = {"train_teacher": {"history": [], "params": {"train_teacher": TRAINED}}}
+    logs["retrain"] = {"history": [], "calibration": None}
     page = make_page(clusters=clusters, architecture=architecture, logs=logs)
-    assert "Silhouette" not in page
+    assert "Silhouette" not in page and "Calibration" not in page
+
+
+def test_page_draws_the_gains_of_every_frequency_band() -> None:
+    said = "Gains by frequency band: mean brightness 1 to 1.3, to 1/4 1 to 1, to the highest 0.9 to 1.2"
+    assert said in make_page()
+    key, chart = report.strength_chart(CALIBRATION, [200, 500]) or ("", "")
+    assert "to the highest" in key and chart.count("<polyline") == 3 and chart.count('class="boundary"') == 2
 
 
 def test_what_is_narrowed_is_named() -> None:

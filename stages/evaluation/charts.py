@@ -126,13 +126,17 @@ def line_chart(
     y_label: str,
     alt: str,
     log: bool = False,
+    zero: bool = True,
     dots: bool = False,
     marks: Sequence[float] = (),
 ) -> Markup:
-    """Named lines of (x, y) points; `marks` are vertical lines, as the stage boundaries. A key follows by `key`."""
+    """Named lines of (x, y) points, y from `zero` unless `log`; `marks` are vertical lines, as the stage boundaries.
+
+    A key follows by `key`.
+    """
     points = [point for line_points in series.values() for point in line_points]
     x = scale_over([p[0] for p in points] + list(marks), LEFT, RIGHT, zero=not dots)
-    y = scale_over([p[1] for p in points], BOTTOM, TOP, log=log, zero=not log)
+    y = scale_over([p[1] for p in points], BOTTOM, TOP, log=log, zero=zero and not log)
     parts = [axes(x, y, x_label, y_label)]
     parts += [line(x(mark), TOP, x(mark), BOTTOM, "boundary") for mark in marks]
     for index, (name, line_points) in enumerate(series.items()):

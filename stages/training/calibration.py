@@ -25,11 +25,12 @@ Row = tuple[float, list[float]]  # t and its gains
 
 def calibrate_student(
     student: Any, teacher: Any, data: TrainingSet, process: Process, settings: dict[str, Any], seed: int
-) -> None:
-    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place; the rest as in Calibrator."""
+) -> dict[str, Any]:
+    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place. Returns its table."""
     calibrator = Calibrator(teacher, data, process, settings, seed)
     table = calibrator.table(student.eval(), process.edges(student.config["boundaries"]))
     calibrate(student, table, calibrator.mean)
+    return table
 
 
 class Calibrator:
