@@ -62,7 +62,7 @@ def test_sorting_puts_the_most_important_groups_first(net):
     assert supernet.other_kernels["resnets-0-conv2-1"][:, -4:].abs().max() == 0
 
 
-def test_an_extracted_sub_block_equals_the_supernets_path_bit_for_bit(net):
+def test_an_extracted_sub_block_equals_the_supernets_path(net):
     rng = np.random.default_rng(0)
     for border, inputs, _ in borders_with_tensors(net):
         block = net.get_submodule(border.block)
@@ -74,7 +74,8 @@ def test_an_extracted_sub_block_equals_the_supernets_path_bit_for_bit(net):
             copied.load_state_dict(student_state(supernet.state_dict(), block, border.kind, spec))
             with torch.no_grad():
                 pairs = zip(supernet(spec, inputs), run_block(border.kind, copied, inputs), strict=True)
-                assert all(torch.equal(a, b) for a, b in pairs)
+                for path, extracted in pairs:  # a slice lies elsewhere than a copy of it, which BLAS may round by
+                    torch.testing.assert_close(path, extracted, atol=1e-6, rtol=1e-5)
 
 
 def test_every_path_trains_its_own_weights_only(net):

@@ -149,8 +149,11 @@ def test_saved_students_are_loaded_and_draw_with_diffusers_alone(
     labels = labels_of(unet, 3)
     with torch.no_grad():
         wanted = student(x, t, labels).sample
-        assert type(loaded) is type(student) and torch.equal(loaded(x, t, labels).sample, wanted)
-        assert torch.equal(pipeline.unet(x, t, labels).sample, wanted)
+        assert type(loaded) is type(student)
+        for other in (loaded, pipeline.unet):
+            assert all(torch.equal(value, student.state_dict()[name]) for name, value in other.state_dict().items())
+            # The same numbers elsewhere in memory: BLAS may round by their alignment.
+            torch.testing.assert_close(other(x, t, labels).sample, wanted)
     pipeline.set_progress_bar_config(disable=True)
     how = {"class_labels": [0, 1, 2]} if kind == "labels" else {"batch_size": 3}
     drawn = pipeline(num_inference_steps=4, output_type="np", generator=torch.Generator().manual_seed(0), **how).images
