@@ -8,8 +8,15 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import multistage
+import numpy as np
 import search_cost
 from curves import mean_curve, panel, write_figure
+
+from stages.config import load_params
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import make_process
+from stages.train_teacher import given_teacher
+from stages.training.teacher import build_teacher
 
 
 def curve(*points):
@@ -67,3 +74,12 @@ def test_a_search_is_a_share_of_the_teachers_training():
     assert found["seconds_share"]["mean"] == pytest.approx(0.1)
     assert found["two_at_once_share"]["mean"] == pytest.approx(0.55)
     assert found["pair_at_once_share"]["mean"] == pytest.approx(0.55)
+
+
+def test_the_kept_teacher_is_one_of_its_preset():
+    params = load_params(ROOT / "presets" / "fashion-mnist.yaml")
+    images = TrainingSet.of_images(np.zeros((2, 16, 16, 1), np.uint8))
+    folder = str(ROOT / "benchmarks" / "teachers" / "fashion-mnist")
+    kept = given_teacher(folder, images, make_process(params["diffusion"]), latent=False)
+    made = build_teacher(params["train_teacher"], 16, 1, 0, None).state_dict()
+    assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
