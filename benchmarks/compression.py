@@ -135,6 +135,7 @@ class Run:
     ) -> None:
         import torch
 
+        from stages.command import keep_freed_memory
         from stages.datasets.prepared import PreparedData
         from stages.datasets.training import TrainingSet
         from stages.diffusion.process import make_process
@@ -143,6 +144,7 @@ class Run:
         from stages.models.pipelines import load_teacher
 
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.method, self.budget, self.seed, self.shared = method, budget, seed, shared
         self.params, self.device = params_of(preset, method, budget, seed), torch.device("cpu")
         self.data, self.prepared = TrainingSet.load(shared.data, shared.latents), PreparedData.load(shared.data)

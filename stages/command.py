@@ -4,6 +4,8 @@ python -m stages.<stage> --params '<JSON>' --threads N [--processes N] --<input 
 """
 
 import argparse
+import contextlib
+import ctypes
 import inspect
 import json
 import os
@@ -48,6 +50,7 @@ def run_command(body: Callable[..., None]) -> None:
     count, device = arguments.pop("processes", 1), arguments["params"].get("device", "cpu")
     arguments["threads"] = max(1, arguments["threads"] // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     set_threads(arguments["threads"])
+    keep_freed_memory()
     try:
         if count > 1 and not processes.is_worker():
             launch.launch(body.__name__, sys.argv[1:], count, device)
@@ -93,6 +96,18 @@ def set_threads(threads: int) -> None:
     # threads that sleep at once halve the speed of a job that has its cores to itself.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep freed blocks of up to 1 GiB for the next tensor; elsewhere there is nothing to tell.
+
+    Otherwise it gives large ones back to the system, which clears every page again: a quarter of the time of sampling on a CPU.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # mallopt(3)
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(trim_threshold, 2**31 - 1)
+        allocator.mallopt(mmap_threshold, 2**30)
 
 
 def build_parser(body: Callable[..., None]) -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and their jobs may have two threads: none should spin
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # and their jobs may have two threads, of which none should spin
 
 import numpy as np
 import pytest
