@@ -187,7 +187,10 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
+    from stages.command import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every stage does that runs by itself
     preset = preset_file(arguments.preset)
     shared = Shared(preset, arguments.work / "shared")
     shared.prepare()

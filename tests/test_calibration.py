@@ -17,8 +17,8 @@ from stages.models.multi_decoder_unet import (
 )
 from stages.models.pipelines import load_student, save_student
 from stages.models.specs import identity_architecture
-from stages.training import calibration as measured
 from stages.training.calibration import EDGES, Calibrator, calibrate_student
+from stages.training.calibration import gains as gains_of
 from stages.training.student import build_student
 
 SHARES = [0.98, 0.96, 0.95, 0.9, 0.8, 0.7]  # what the weak net has left of each band
@@ -200,26 +200,23 @@ def test_where_the_teacher_is_nearer_to_the_truth_it_is_the_reference(data, proc
     assert table["gains"][-1] != pytest.approx(table["gains"][0], rel=1e-2)
 
 
-def spread(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
 def test_a_gain_that_may_be_chance_fades():
     """All of an excess of 20 standard errors is kept, half of one of 1 is left, next to nothing of less."""
-    found, noise = torch.ones(400, 1, 8, 8), spread((400, 1, 8, 8))
+    found = torch.ones(400, 1, 8, 8)
+    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
     noise = (noise - noise.mean(0)) / noise.std(0)  # a mean has a standard error of 1 / 20
     for excess, error, kept in ((0.1, 0.1, 0.0998), (0.05, 1.0, 0.025), (0.005, 1.0, 0.00005)):
         wanted = 1 + excess + error * noise
         # The band of frequency 0 is one coefficient, so its standard error is that of one.
-        assert measured.gains(wanted, found)[0] == pytest.approx(1 + kept, abs=2e-4)
-    assert measured.gains(1.1 * found, found)[2:] == pytest.approx([1.1] * 4)
+        assert gains_of(wanted, found)[0] == pytest.approx(1 + kept, abs=2e-4)
+    assert gains_of(1.1 * found, found)[2:] == pytest.approx([1.1] * 4)
 
 
 def test_a_gain_stays_in_its_limits():
     found = torch.ones(4, 1, 8, 8)
-    assert measured.gains(9 * found, found) == [1.5, 1.0, *[1.5] * 4]
-    assert measured.gains(found / 9, found) == pytest.approx([1 / 1.5, 1.0, *[1 / 1.5] * 4])
-    assert measured.gains(-found, found) == [1.0] * 6
+    assert gains_of(9 * found, found) == [1.5, 1.0, *[1.5] * 4]
+    assert gains_of(found / 9, found) == pytest.approx([1 / 1.5, 1.0, *[1 / 1.5] * 4])
+    assert gains_of(-found, found) == [1.0] * 6
 
 
 def test_a_student_without_a_calibration_has_none(unet):
