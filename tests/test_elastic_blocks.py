@@ -5,12 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import space_of, tiny_unet
 from thop import profile
 
 from stages.models.borders import border_of_job, borders_of, run_block, trace
 from stages.models.elastic import ElasticBlock, student_state
-from stages.models.multi_decoder_unet import apply_spec
+from stages.models.multi_decoder_unet import FoldedUpsample, Interleaved, apply_spec
 from stages.models.specs import block_macs, identity_spec
 from stages.search.space import BlockSpace, key_of
 
@@ -217,3 +218,28 @@ def test_jobs_name_blocks_and_stages(net):
     for wrong in ("up_blocks.0", "mid_block.stage_1", "down_blocks.9"):
         with pytest.raises(ValueError, match=r"the teacher has down_blocks\.0"):
             border_of_job(net, wrong)
+
+
+def test_interleaving_is_a_pixel_shuffle_of_the_stack_and_so_is_its_gradient():
+    phases = [torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(4)]
+    wanted = F.pixel_shuffle(torch.stack(phases, 2).flatten(1, 2), 2)
+    weights = torch.randn_like(wanted)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = Interleaved.apply(*(phase.contiguous(memory_format=memory_format) for phase in phases))
+        assert found.is_contiguous(memory_format=memory_format)
+        assert torch.equal(found, wanted)
+        gradients = (torch.autograd.grad((out * weights).sum(), phases, retain_graph=True) for out in (found, wanted))
+        assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_folded_upsampler_sees_the_right_pixels_and_keeps_the_memory_format(memory_format):
+    upsampler = FoldedUpsample(torch.nn.Conv2d(3, 2, 3, padding=1), 2)
+    hidden = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        found = upsampler(hidden)
+        assert found.is_contiguous(memory_format=memory_format)
+        for y, x in ((0, 0), (3, 6), (7, 9)):
+            patch = F.pad(hidden, (1, 1, 1, 1))[:, :, (y + 1) // 2 :, (x + 1) // 2 :][:, :, :2, :2]
+            phase = upsampler.phases[2 * (y % 2) + x % 2]
+            torch.testing.assert_close(found[:, :, y, x], phase(patch)[:, :, 0, 0])
