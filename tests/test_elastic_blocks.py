@@ -16,7 +16,7 @@ from stages.models.specs import block_macs, identity_spec
 from stages.search.space import BlockSpace, key_of
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
-SETTINGS |= {"upsampler_kernels": [1, 2], "stream": [0.5, 1.0]}
+SETTINGS |= {"upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1}
 
 
 def borders_with_tensors(unet):
@@ -210,6 +210,26 @@ def test_a_small_space_runs_out_of_children_near_their_parents_and_still_gives_a
 def test_widths_are_whole_groups(net):
     space = space_of(net.down_blocks[0], SETTINGS | {"widths": [0.1, 0.3, 0.6]})
     assert {layer["width"] for choices in space.layers for layer in choices.all() if layer} == {4, 8, 16}
+
+
+def test_channels_come_in_the_multiples_that_the_processor_wants(net):
+    def channels(multiple):
+        found = set()
+        for border in borders_of(net):
+            block = net.get_submodule(border.block)
+            space = space_of(
+                block, SETTINGS | {"widths": [0.1, 0.4, 0.6], "stream": [0.3], "channel_multiple": multiple}
+            )
+            assert space.first(1, np.random.default_rng(0))[0] == space.identity
+            for spec in [space.smallest(), *space.first(40, np.random.default_rng(0))]:
+                layers = apply_spec(copy.deepcopy(block), spec).modules()
+                convs = [m for m in layers if isinstance(m, torch.nn.Conv2d)]
+                found |= {size for conv in convs for size in (conv.in_channels, conv.out_channels)}
+        return found
+
+    assert {size % 8 for size in channels(8)} == {0}
+    assert {size % 8 for size in channels(1)} == {0, 4}
+    assert channels(1000) <= {16, 32, 48, 64}  # the teacher's own
 
 
 def test_jobs_name_blocks_and_stages(net):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stages.models.elastic import ChannelOrder
-from stages.models.multi_decoder_unet import Module, group_size
+from stages.models.multi_decoder_unet import Module, attention_group_size, group_size, norm_size
 from stages.models.specs import Spec, identity_spec
 
 Layer = dict[str, Any] | None
@@ -33,11 +33,12 @@ class LayerChoices:
     def __init__(
         self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int], shortcut: list[int]
     ) -> None:
-        groups, size = resnet.norm2.num_groups, group_size(resnet)
-        self.widths = [size * count for count in counts(settings["widths"], groups)]
+        groups, size, inner = resnet.norm2.num_groups, group_size(resnet), norm_size(resnet.norm1)
+        self.widths = [size * count for count in counts(settings, "widths", groups, size)]
         self.kernels = sorted({*settings["kernels"], resnet.conv1.kernel_size[0]})
         self.kernel = self.kernels.index(resnet.conv1.kernel_size[0])
-        self.reads, self.writes, self.shortcuts = (parts(settings, order) for order in (reads, writes, shortcut))
+        self.reads, self.shortcuts = (parts(settings, order, inner) for order in (reads, shortcut))
+        self.writes = parts(settings, writes, size)
         self.may_drop: bool = settings["drop_layers"]
 
     def __len__(self) -> int:
@@ -107,8 +108,8 @@ class BlockSpace:
         block: the teacher's block.
         settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups or
             heads), `stream` (shares of the channels that a layer, a shortcut, an attention or an upsampler reads, and that a
-            layer writes), `kernels`, `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has an upsampler
-            with a convolution).
+            layer writes), `channel_multiple` (of which the channels of a share are a multiple), `kernels`, `drop_layers`,
+            `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
         order: groups and heads by importance, as `ElasticBlock.sort_channels` gives them.
     """
 
@@ -117,11 +118,13 @@ class BlockSpace:
         self.order = order
         orders = zip(block.resnets, order["reads"], order["writes"], order["shortcuts"], strict=True)
         self.layers = [LayerChoices(resnet, settings, *of_layer) for resnet, *of_layer in orders]
-        attentions = zip(self.identity["attentions"], order["heads"], order["attention_reads"], strict=True)
-        self.attentions = [attention_options(settings, *of_attention) for of_attention in attentions]
-        self.upsamplers = (
-            upsampler_options(settings, *order["upsampler_reads"]) if "upsampler" in self.identity else [{}]
-        )
+        self.attentions = [
+            attention_options(settings, block, index, order) if present else [False]
+            for index, present in enumerate(self.identity["attentions"])
+        ]
+        self.upsamplers: list[dict[str, Any]] = [{}]
+        if "upsampler" in self.identity:
+            self.upsamplers = upsampler_options(settings, order["upsampler_reads"][0], group_size(block.resnets[-1]))
 
     def __len__(self) -> int:
         layers = math.prod(len(choices) for choices in self.layers)
@@ -200,37 +203,41 @@ class BlockSpace:
         return spec
 
 
-def counts(shares: list[float], groups: int) -> list[int]:
-    """Shares as numbers of whole groups, at least one, ascending; all of them is always among them."""
-    return sorted({max(1, round(share * groups)) for share in shares} | {groups})
+def counts(settings: dict[str, Any], key: str, groups: int, size: int) -> list[int]:
+    """The shares under `key` as numbers of whole groups of `size` channels, ascending; all of them is always among them.
+
+    The channels of the others are multiples of `channel_multiple`, at least one.
+    """
+    step = math.lcm(size, settings["channel_multiple"]) // size
+    found = {step * max(1, round(share * groups / step)) for share in settings[key]}
+    return sorted({count for count in found if count < groups} | {groups})
 
 
-def parts(settings: dict[str, Any], order: list[int]) -> list[list[int]]:
+def parts(settings: dict[str, Any], order: list[int], size: int) -> list[list[int]]:
     """The most important groups, as many as the shares of `stream` say, ascending; one empty option where there are none."""
-    return [sorted(order[:count]) for count in counts(settings["stream"], len(order))] if order else [[]]
+    return [sorted(order[:count]) for count in counts(settings, "stream", len(order), size)] if order else [[]]
 
 
-def attention_options(settings: dict[str, Any], present: bool, heads: list[int], reads: list[int]) -> list[Any]:
-    """What an attention may be, whole first and its least last: the `attentions` of a spec."""
-    if not present:
-        return [False]
-    kept = [sorted(heads[:count]) for count in counts(settings["widths"], len(heads))] if heads else [[]]
+def attention_options(settings: dict[str, Any], block: Module, index: int, order: ChannelOrder) -> list[Any]:
+    """What an attention of a block may be, whole first and its least last: the `attentions` of a spec."""
+    heads, reads, attention = order["heads"][index], order["attention_reads"][index], block.attentions[index]
+    kept: list[list[int]] = [[]]
+    if heads:
+        dim_head = attention.to_q.out_features // len(heads)
+        kept = [sorted(heads[:count]) for count in counts(settings, "widths", len(heads), dim_head)]
+    read = parts(settings, reads, attention_group_size(block, index)) if reads else [[]]
     narrowed: list[Any] = [
-        {
-            key: option
-            for key, option, whole in (("heads", some, heads), ("reads", read, reads))
-            if len(option) < len(whole)
-        }
-        for some, read in itertools.product(reversed(kept), reversed(parts(settings, reads)))
+        {key: option for key, option, whole in (("heads", h, heads), ("reads", r, reads)) if len(option) < len(whole)}
+        for h, r in itertools.product(reversed(kept), reversed(read))
     ]
     return [True, *narrowed[1:], *([False] if settings["drop_attention"] else [])]
 
 
-def upsampler_options(settings: dict[str, Any], reads: list[int]) -> list[dict[str, Any]]:
-    """What an upsampler may be, the least first; one that is not folded reads all channels."""
+def upsampler_options(settings: dict[str, Any], reads: list[int], size: int) -> list[dict[str, Any]]:
+    """What an upsampler may be, the least first; one that is not folded reads all channels, in groups of `size`."""
     options: list[dict[str, Any]] = []
     for kernel in sorted(settings["upsampler_kernels"]):
-        some = [reads] if kernel == USUAL else parts(settings, reads)
+        some = [reads] if kernel == USUAL else parts(settings, reads, size)
         options += [{"upsampler": kernel} | ({"upsampler_reads": r} if len(r) < len(reads) else {}) for r in some]
     return options
 
