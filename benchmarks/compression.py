@@ -5,6 +5,9 @@ python benchmarks/compression.py --preset digits --seeds 3 --budgets 0.5 --metho
 Every run is a process of its own with one thread. It resumes from its checkpoint and leaves <method>-<budget>-seed<k>.json in
 --output; runs that are there are not repeated. After them summary.json and fid.svg are written.
 
+Runs of one seed share the noise that samples start from and the batches of retraining, so methods are compared seed by seed:
+beside the mean and standard deviation of a method's FID the table has those of its difference from that of `search`.
+
 All start from the same teacher, whose predictions are kept in --work for the runs of a seed, and are retrained for the preset's
 steps with the same batches, learning rate and average. All are scored by the same code, FID and KID: `evaluate.samples` images
 from the seed of the run, against the training split. MACs are thop's, weighted by the sampler's steps in each stage, as a share
@@ -67,6 +70,7 @@ NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": "none"}}
 REFERENCES = ("teacher", "teacher-calibrated", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
+SCORES = ("local", "output", "combined")
 UNLIMITED = 100.0
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
@@ -184,7 +188,7 @@ class Run:
         return found
 
     def block_scores(self, plan: dict[str, Any]) -> dict[str, float]:
-        """Both scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""
+        """The scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""
         from safetensors.torch import load_file
 
         from stages.config import stage_params
@@ -193,7 +197,7 @@ class Run:
         from stages.search.selection import Block, value_of
 
         folder, costs = self.shared.search(self.params), costs_of(self.teacher, plan["steps_per_stage"])
-        params, total = stage_params(self.params, "search_block"), {"local": 0.0, "output": 0.0}
+        params, total = stage_params(self.params, "search_block"), dict.fromkeys(SCORES, 0.0)
         for name, chosen in plan["chosen"].items():
             job = SearchJob(params, self.teacher, name, folder / "results" / "features", self.device, self.work / name)
             job.supernet.load_state_dict(load_file(folder / "search" / f"{name}.safetensors"))
@@ -302,8 +306,9 @@ class Run:
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, by budget and method, the best first."""
+    """Mean and standard deviation over seeds, by budget and method, the best first; also of the difference from `search`."""
     summary: dict[str, Any] = {}
+    searched = {(run["budget"], run["seed"]): run["fidelity"] for run in runs if run["method"] == "search"}
     for run in runs:
         row = Method(run["method"]).row
         entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
@@ -312,15 +317,27 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             entry.setdefault(key, []).append(run.get(key))
         for name, figures in run["fidelity"].items():
             entry["fid"].setdefault(name, []).append(figures["fid"])
+            ours = searched.get((run["budget"], run["seed"]), {}).get(name)
+            if ours and row != "search":
+                entry.setdefault("above_search", {}).setdefault(name, []).append(figures["fid"] - ours["fid"])
     for methods in summary.values():
         for entry in methods.values():
             entry["mean"] = {name: statistics.mean(values) for name, values in entry["fid"].items()}
-            entry["std"] = {n: statistics.stdev(v) if len(v) > 1 else None for n, v in entry["fid"].items()}
+            entry["std"] = {n: deviation(v) for n, v in entry["fid"].items()}
+            entry["above_search"] = {
+                n: {"mean": statistics.mean(v), "std": deviation(v), "seeds": len(v)}
+                for n, v in entry.get("above_search", {}).items()
+            }
     order = {
         budget: sorted(m.items(), key=lambda pair: next(iter(pair[1]["mean"].values())))
         for budget, m in summary.items()
     }
     return {budget: dict(methods) for budget, methods in order.items()}
+
+
+def deviation(values: list[float]) -> float | None:
+    """Standard deviation of a sample; None for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -366,22 +383,28 @@ def table(summary: dict[str, Any]) -> str:
     lines = []
     for budget, methods in summary.items():
         names = list(next(iter(methods.values()))["mean"])
+        columns = [column for name in names for column in (f"FID ({name})", "less search's")]
         lines += [
             f"MACs budget {budget}",
             "",
-            "| method | MACs | parameters | " + " | ".join(f"FID ({n})" for n in names) + " | seeds |",
+            "| method | MACs | parameters | " + " | ".join(columns) + " | runs |",
         ]
-        lines.append("| --- | ---: | ---: | " + "---: | " * len(names) + "---: |")
+        lines.append("| --- | ---: | ---: | " + "---: | " * len(columns) + "---: |")
         for method, entry in methods.items():
             costs = [[r for r in entry[key] if r is not None] for key in ("macs_ratio", "params_ratio")]
-            macs, params = (f"{statistics.mean(ratios):.3f}" if ratios else "" for ratios in costs)
-            cells = [
-                f"{entry['mean'][n]:.4f}" + (f" ± {entry['std'][n]:.4f}" if entry["std"][n] is not None else "")
-                for n in names
-            ]
-            lines.append(f"| {method} | {macs} | {params} | " + " | ".join(cells) + f" | {len(entry['seeds'])} |")
+            cells = [method, *(f"{statistics.mean(ratios):.3f}" if ratios else "" for ratios in costs)]
+            for name in names:
+                cells.append(with_spread(entry["mean"][name], entry["std"][name]))
+                less = entry["above_search"].get(name)
+                cells.append(with_spread(less["mean"], less["std"], "+") if less else "")
+            lines.append(f"| {' | '.join([*cells, str(len(entry['seeds']))])} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def with_spread(mean: float, deviation: float | None, sign: str = "") -> str:
+    """A figure and its standard deviation."""
+    return f"{mean:{sign}.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def main() -> None:

@@ -101,7 +101,8 @@ def set_threads(threads: int) -> None:
 def keep_freed_memory() -> None:
     """Tell glibc's allocator to keep freed blocks of up to 1 GiB for the next tensor; elsewhere there is nothing to tell.
 
-    Otherwise it gives large ones back to the system, which clears every page again: a quarter of the time of sampling on a CPU.
+    Otherwise it gives large ones back to the system, which clears every page again: with one thread a quarter of the time of
+    sampling.
     """
     trim_threshold, mmap_threshold = -1, -3  # mallopt(3)
     with contextlib.suppress(AttributeError, OSError, TypeError):

@@ -531,10 +531,11 @@ def search_problems(params: Params) -> Iterator[Problem]:
     """A score that is not measured, or on more triples than are held out."""
     search, cached = params["search_block"], params["cache_features"]
     measured, triples = search["output_candidates"], search["output_triples"]
-    if params["assemble"]["score"] == "output" and measured < 2:
+    score = params["assemble"]["score"]
+    if score != "local" and measured < 2:
         yield (
             "search_block.output_candidates",
-            f"{measured}, but assemble.score is output; set 2 or more, or score: local",
+            f"{measured}, but assemble.score is {score}; set 2 or more, or score: local",
         )
     held_out = round(cached["triples_per_stage"] * cached["held_out"])
     if measured and triples > held_out:

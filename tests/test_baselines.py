@@ -118,7 +118,7 @@ def test_a_prediction_of_the_teacher_is_computed_once_for_runs_with_the_same_bat
     assert dict(kept[1](8, generator_for(0, "train", 8)))["end_to_end"].item() != first and len(calls) == 3
 
 
-def test_the_table_is_in_the_order_of_the_mean():
+def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_seed():
     def run(method, seed, fid):
         return {
             "method": method,
@@ -129,12 +129,14 @@ def test_the_table_is_in_the_order_of_the_mean():
             "fidelity": {"classifier": {"fid": fid}},
         }
 
-    summary = compression.summarise([run("uniform", 0, 3.0), run("search", 0, 1.0), run("search", 1, 2.0)])
-    assert list(summary["0.5"]) == ["search", "uniform"]
+    uniform = [run("uniform", 0, 3.0), run("uniform", 1, 3.5), run("uniform", 2, 9.1)]
+    summary = compression.summarise([*uniform, run("search", 0, 1.0), run("search", 1, 2.0), run("random-1", 0, 1.5)])
+    assert list(summary["0.5"]) == ["search", "random", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
     lines = compression.table(summary).splitlines()
-    assert "| search | 0.500 | 0.600 | 1.5000 ± 0.7071 | 2 |" in lines
-    assert "| uniform | 0.500 | 0.600 | 3.0000 | 1 |" in lines
+    assert "| search | 0.500 | 0.600 | 1.5000 ± 0.7071 |  | 2 |" in lines
+    assert "| random | 0.500 | 0.600 | 1.5000 | +0.5000 | 1 |" in lines
+    assert "| uniform | 0.500 | 0.600 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
 
 
 def test_a_method_is_told_by_its_name():

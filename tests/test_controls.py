@@ -8,7 +8,7 @@ from helpers import natural_order, tiny_unet
 from stages.models.borders import border_of_job, borders_of
 from stages.models.specs import identity_spec, parameter_count
 from stages.search.architecture import costs_of
-from stages.search.controls import narrowed, select_largest, select_uniform, widening
+from stages.search.controls import narrowed, select_largest, select_uniform, within
 from stages.search.selection import Block, Budget, fits, totals
 from stages.training.student import build_student
 
@@ -43,6 +43,16 @@ def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, 
             groups.add(layer["width"] // (norm.num_channels // norm.num_groups))
             assert layer["kernels"] == [3, 3]
     assert max(groups) - min(groups) <= 1
+    kept = {f"{b.block}.resnets.{i}": g for b in sizes for i, g in enumerate(groups_of(unet, chosen, b))}
+    for name in (name for name, count in kept.items() if count == min(groups) < 4):
+        assert within(unet, blocks, costs, budget, kept | {name: kept[name] + 1}) is None
+
+
+def groups_of(unet, chosen, border):
+    """GroupNorm groups inside the layers of a block."""
+    job = border.block if border.kind != "up" else f"{border.block}.stage_1"
+    norm = unet.get_submodule(border.block).resnets[0].norm2
+    return [layer["width"] // (norm.num_channels // norm.num_groups) for layer in chosen[job]["spec"]["layers"]]
 
 
 def test_all_stages_get_the_same_uniform_decoder(unet, blocks):
@@ -68,7 +78,7 @@ def test_uniform_widths_come_with_folded_upsamplers_where_the_space_has_them(une
 
 
 def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):
-    groups = next(iter(widening(unet)))
+    groups = {f"{b.block}.resnets.{i}": 1 for b in borders_of(unet) for i in range(2)}
     jobs = {block.name.removesuffix(".stage_0"): block for block in map(with_parts, blocks)}
     specs = {border.block: narrowed(unet, jobs[border.block], groups) for border in borders_of(unet)}
     student = build_student(

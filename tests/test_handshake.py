@@ -12,6 +12,7 @@ from helpers import activated, readme_blocks, run
 
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 AFTER_RETRAIN = {"retrain", "evaluate", "report"}
+AFTER_SAMPLING = {"evaluate", "report"}
 
 
 def edit(folder: Path, old: str, new: str) -> None:
@@ -112,19 +113,19 @@ def side_by_side(printed: str) -> int:
 
 def test_an_older_commit_with_edited_params_gives_no_wrong_pairing(recorded):
     first = ok(recorded, "git", "rev-parse", "HEAD").strip()
-    edit(recorded, "ramp: 0.5", "ramp: 0.6")
-    assert snakemake(recorded) == AFTER_RETRAIN | {"record"}
+    edit(recorded, "neighbours: 3", "neighbours: 2")
+    assert snakemake(recorded) == AFTER_SAMPLING | {"record"}
     commit(recorded, "second run")
     ok(recorded, "git", "checkout", "-q", first)
     ok(recorded, "dvc", "checkout")
     # Snakemake's notes are of the second run, with just these params.
-    edit(recorded, "ramp: 0.5", "ramp: 0.6")
-    assert snakemake(recorded) == AFTER_RETRAIN | {"record"}
+    edit(recorded, "neighbours: 3", "neighbours: 2")
+    assert snakemake(recorded) == AFTER_SAMPLING | {"record"}
     check_pairing(recorded)
     ok(recorded, "git", "checkout", "-qf", first)
     ok(recorded, "dvc", "checkout")
-    edit(recorded, "ramp: 0.5", "ramp: 0.7")
-    assert repro(recorded) == (AFTER_RETRAIN, set())
+    edit(recorded, "neighbours: 3", "neighbours: 4")
+    assert repro(recorded) == (AFTER_SAMPLING, set())
     check_pairing(recorded)
 
 
@@ -148,15 +149,15 @@ def test_a_run_with_overridden_params_is_not_recorded(recorded):
 
 def test_params_edited_while_a_run_is_going_are_not_recorded_with_it(recorded):
     lock = (recorded / "dvc.lock").read_bytes()
-    edit(recorded, "ramp: 0.5", "ramp: 0.6")
+    edit(recorded, "neighbours: 3", "neighbours: 2")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(["snakemake"], cwd=recorded, env=activated(), **pipes)
     for line in process.stdout:
         if "rule evaluate" in line:
-            edit(recorded, "ramp: 0.6", "ramp: 0.4")
+            edit(recorded, "neighbours: 2", "neighbours: 4")
             break
     printed = process.communicate()[0]
-    assert process.returncode == 0 and "not committed, as this run had retrain.ramp 0.6, not 0.4" in printed
+    assert process.returncode == 0 and "not committed, as this run had evaluate.neighbours 2, not 4" in printed
     assert (recorded / "dvc.lock").read_bytes() == lock
 
 

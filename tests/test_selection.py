@@ -131,14 +131,18 @@ def with_outputs(blocks, seed):
     return found
 
 
+@pytest.mark.parametrize("measure", ["output", "combined"])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_score_output_is_minimised_over_the_measured_candidates(seed):
+def test_the_effect_on_the_image_is_minimised_over_the_measured_candidates(seed, measure):
     blocks, budget = with_outputs(random_blocks(seed), seed), Budget(0.7, 1.0, 0.9)
-    chosen = select_budget(blocks, COSTS, budget, "output")
+    chosen = select_budget(blocks, COSTS, budget, measure)
 
     def score(choice):
         total = 0.0
         for block in blocks:
+            if measure == "combined":
+                total += (choice[block.name]["nmse"] * sum(choice[block.name]["output"])) ** 0.5
+                continue
             weights = COSTS.stage_weights if block.stage is None else [COSTS.stage_weights[block.stage]]
             total += sum(w * o for w, o in zip(weights, choice[block.name]["output"], strict=True))
         return total
@@ -150,10 +154,11 @@ def test_the_score_output_is_minimised_over_the_measured_candidates(seed):
     assert score(chosen) == pytest.approx(best, rel=1e-6)
 
 
-def test_a_score_that_was_not_measured_is_named():
+@pytest.mark.parametrize("score", ["output", "combined"])
+def test_a_score_that_was_not_measured_is_named(score):
     blocks = [replace(b, candidates=tuple(c | {"output": None} for c in b.candidates)) for b in random_blocks(0)]
-    with pytest.raises(ValueError, match=r"assemble\.score output, but down was searched without it"):
-        select_budget(blocks, COSTS, Budget(0.7, 1.0, 0.9), "output")
+    with pytest.raises(ValueError, match=rf"assemble\.score {score}, but down was searched without its effect"):
+        select_budget(blocks, COSTS, Budget(0.7, 1.0, 0.9), score)
 
 
 def test_random_choices_spend_the_budget_and_differ_by_seed():

@@ -1,7 +1,7 @@
 """Choices without a search, which a search has to beat: uniform widths, and the teacher's own blocks."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers import UNet2DModel
@@ -25,35 +25,35 @@ def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, bud
     It is the share of the inner width, and, where the space has that, of the heads, of the channels that are read and of those
     written, the most important ones. Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole
     GroupNorm groups. What the budget leaves over one width that fits everywhere goes to the layers one by one, as they run and
-    in all stages alike.
+    in all stages alike, past those that it has no room for.
 
     Raises:
         ValueError: not even one group per layer meets the budget.
     """
-    fitting = None
-    for widths in widening(unet):
-        chosen = {block.name: narrowed(unet, block, widths) for block in blocks}
-        if not fits(totals(blocks, chosen, costs), budget):
-            break
-        fitting = chosen
-    if fitting is None:
-        raise ValueError(infeasible(blocks, costs, budget))
-    return fitting
-
-
-def widening(unet: UNet2DModel) -> Iterator[dict[str, int]]:
-    """Groups per ResNet layer by name, from one group everywhere to the teacher's, one layer more at a time."""
     layers = [
         f"{b.block}.resnets.{i}" for b in borders_of(unet) for i in range(len(unet.get_submodule(b.block).resnets))
     ]
-    groups: dict[str, int] = dict.fromkeys(layers, 1)
-    yield dict(groups)
-    most = {name: whole(unet.get_submodule(name)) for name in layers}
+    groups, most = dict.fromkeys(layers, 1), {name: whole(unet.get_submodule(name)) for name in layers}
+    fitting = within(unet, blocks, costs, budget, groups)
+    if fitting is None:
+        raise ValueError(infeasible(blocks, costs, budget))
     for count in range(2, max(most.values()) + 1):
-        for name in layers:
-            if count <= most[name]:
-                groups[name] = count
-                yield dict(groups)
+        wider = [name for name in layers if count <= most[name]]
+        for name in wider:
+            chosen = within(unet, blocks, costs, budget, groups | {name: count})
+            if chosen is not None:
+                fitting, groups = chosen, groups | {name: count}
+        if any(groups[name] < count for name in wider):
+            break
+    return fitting
+
+
+def within(
+    unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget, groups: dict[str, int]
+) -> dict[str, Candidate] | None:
+    """The blocks with these GroupNorm groups per ResNet layer, or None where they exceed the budget."""
+    chosen = {block.name: narrowed(unet, block, groups) for block in blocks}
+    return chosen if fits(totals(blocks, chosen, costs), budget) else None
 
 
 def whole(resnet: Module) -> int:

@@ -5,6 +5,7 @@ the teacher's denoised image for every stage in which the block runs (None when 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -135,15 +136,13 @@ def _local_choice(blocks: Sequence[Block], tau: float, tau_rel: float) -> dict[s
 def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: str = "local") -> dict[str, Candidate]:
     """Minimise the sum of the blocks' scores, one candidate per block, under the budgets, exactly (integer programme).
 
-    A score counts by the share of the sampler's steps in its stage, as MACs do.
-
     Args:
-        score: `local` for `nmse`, `output` for `output`.
+        score: `local`, `output` or `combined`, as `value_of` takes them.
 
     Raises:
         ValueError: no choice meets the budgets; the message has the least that can be met. Or the score was not measured.
     """
-    blocks = measured(blocks) if score == "output" else blocks
+    blocks = blocks if score == "local" else measured(blocks, score)
     values = [[value_of(block, candidate, costs, score) for candidate in block.candidates] for block in blocks]
     options = [pareto(block.candidates, column) for block, column in zip(blocks, values, strict=True)]
     kept = [[value_of(block, c, costs, score) for c in front] for block, front in zip(blocks, options, strict=True)]
@@ -168,22 +167,30 @@ def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: i
     return {block.name: candidate for block, candidate in zip(blocks, picked, strict=True)}
 
 
-def measured(blocks: Sequence[Block]) -> list[Block]:
+def measured(blocks: Sequence[Block], score: str) -> list[Block]:
     """The blocks with those candidates alone whose `output` was measured; ValueError when a block has none."""
     found = [replace(b, candidates=tuple(c for c in b.candidates if c["output"] is not None)) for b in blocks]
     for block in found:
         if not block.candidates:
             raise ValueError(
-                f"params.yaml: assemble.score output, but {block.name} was searched without it; "
+                f"params.yaml: assemble.score {score}, but {block.name} was searched without its effect on the image; "
                 "set search_block.output_candidates to 2 or more"
             )
     return found
 
 
 def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> float:
-    """What a candidate adds to the objective: its score, weighted by the sampler's steps."""
+    """What a candidate adds to the objective.
+
+    `local` is its `nmse` and `output` its `output`, each by the share of the sampler's steps in a stage. `combined` is the
+    geometric mean of `nmse` and the sum of `output` over the block's stages. The first says what a block can still do, the second
+    how much that matters. Alone the one spends too much where little depends on it, the other where retraining soon makes good
+    an error, in the last block. It does not count by steps: a step of a short stage goes further in noise level.
+    """
     if score == "local":
         return weight_of(block, costs) * float(candidate["nmse"])
+    if score == "combined":
+        return math.sqrt(candidate["nmse"] * sum(candidate["output"]))
     weights = costs.stage_weights if block.stage is None else [costs.stage_weights[block.stage]]
     return sum(weight * value for weight, value in zip(weights, candidate["output"], strict=True))
 
