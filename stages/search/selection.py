@@ -185,7 +185,8 @@ def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> fl
     `local` is its `nmse` and `output` its `output`, each by the share of the sampler's steps in a stage. `combined` is the
     geometric mean of `nmse` and the sum of `output` over the block's stages. The first says what a block can still do, the second
     how much that matters. Alone the one spends too much where little depends on it, the other where retraining soon makes good
-    an error, in the last block. It does not count by steps: a step of a short stage goes further in noise level.
+    an error, in the last block. It does not count by steps: with every block of every stage alike, nets chosen by `nmse` were
+    nearer to the teacher's images after retraining.
     """
     if score == "local":
         return weight_of(block, costs) * float(candidate["nmse"])
