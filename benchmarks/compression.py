@@ -308,6 +308,7 @@ class Run:
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by budget and method, the best first; also of the difference from `search`."""
     summary: dict[str, Any] = {}
+    above: dict[tuple[str, str], dict[str, list[float]]] = {}
     searched = {(run["budget"], run["seed"]): run["fidelity"] for run in runs if run["method"] == "search"}
     for run in runs:
         row = Method(run["method"]).row
@@ -319,14 +320,15 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             entry["fid"].setdefault(name, []).append(figures["fid"])
             ours = searched.get((run["budget"], run["seed"]), {}).get(name)
             if ours and row != "search":
-                entry.setdefault("above_search", {}).setdefault(name, []).append(figures["fid"] - ours["fid"])
-    for methods in summary.values():
-        for entry in methods.values():
+                difference = figures["fid"] - ours["fid"]
+                above.setdefault((f"{run['budget']}", row), {}).setdefault(name, []).append(difference)
+    for budget, methods in summary.items():
+        for row, entry in methods.items():
             entry["mean"] = {name: statistics.mean(values) for name, values in entry["fid"].items()}
             entry["std"] = {n: deviation(v) for n, v in entry["fid"].items()}
             entry["above_search"] = {
-                n: {"mean": statistics.mean(v), "std": deviation(v), "seeds": len(v)}
-                for n, v in entry.get("above_search", {}).items()
+                n: {"mean": statistics.mean(v), "std": deviation(v), "runs": len(v)}
+                for n, v in above.get((budget, row), {}).items()
             }
     order = {
         budget: sorted(m.items(), key=lambda pair: next(iter(pair[1]["mean"].values())))
