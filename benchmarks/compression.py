@@ -234,10 +234,13 @@ class Run:
         """The net with the calibration that `retrain` gives a student."""
         from baselines import Calibrated
 
-        from stages.training.calibration import Calibrator
+        from stages.training.calibration import Calibrator, sampler_of
 
         calibrator = Calibrator(self.teacher, self.data, self.process, self.params["retrain"], self.seed)
-        return Calibrated(net, calibrator.table(net, self.process.edges(boundaries)), calibrator.mean)
+        sampler = sampler_of(self.params, self.data, self.teacher, self.vae, (), self.device)
+        measured = calibrator.table(net, self.process.edges(boundaries))
+        table, _ = calibrator.matched(measured, lambda table: Calibrated(net, table, calibrator.mean), sampler)
+        return Calibrated(net, table, calibrator.mean)
 
     def draw(self, net: Any) -> Any:
         """Samples, uint8 (N, H, W, C)."""

@@ -33,7 +33,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "search_block": ("seed", "device", "precision", "search_block"),
     "collect_search": ("architecture",),
     "assemble": ("seed", "architecture", "diffusion", "sampling", "assemble"),
-    "retrain": ("seed", "device", "precision", "diffusion", "retrain"),
+    "retrain": ("seed", "device", "precision", "diffusion", "sampling", "retrain"),
     "evaluate": ("seed", "device", "precision", "diffusion", "sampling", "evaluate"),
     "report": ("report",),
 }

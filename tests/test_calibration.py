@@ -1,5 +1,6 @@
 """The calibration of a student's output: what is measured, and what it does."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -7,6 +8,8 @@ from helpers import tiny_unet
 from torch import nn
 
 from stages.datasets.training import TrainingSet
+from stages.diffusion.process import SAMPLERS
+from stages.diffusion.sampling import Sampler
 from stages.models.multi_decoder_unet import (
     Calibration,
     MultiDecoderUNet2DModel,
@@ -17,7 +20,7 @@ from stages.models.multi_decoder_unet import (
 )
 from stages.models.pipelines import load_student, save_student
 from stages.models.specs import identity_architecture
-from stages.training.calibration import EDGES, Calibrator, calibrate_student
+from stages.training.calibration import EDGES, Calibrator, calibrate_student, missing_power, power_of
 from stages.training.calibration import gains as gains_of
 from stages.training.student import build_student
 
@@ -25,7 +28,12 @@ SHARES = [0.98, 0.96, 0.95, 0.9, 0.8, 0.7]  # what the weak net has left of each
 
 
 def settings(reference: str) -> dict[str, object]:
-    return {"calibrate": reference, "calibration_draws": 512}
+    return {"calibrate": reference, "calibration_draws": 512, "calibration_samples": 0}
+
+
+def sampler(process, **changes):
+    name = SAMPLERS[process.name][0]
+    return Sampler(process, name, 10, 0, (1, 8, 8), torch.device("cpu"), 100, **changes)
 
 
 def shrunk(image: torch.Tensor, mean: torch.Tensor, shares: list[float]) -> torch.Tensor:
@@ -129,7 +137,7 @@ def test_a_saved_student_keeps_its_calibration(tmp_path, data, process, shared):
     x, t = torch.randn(2, 1, 8, 8), torch.stack([torch.as_tensor(process.at_share(s)) for s in (0.2, 0.9)])
     with torch.no_grad():
         before = student.eval()(x, t).sample
-        calibrate_student(student, teacher, data, process, settings("data"), 0)
+        calibrate_student(student, teacher, data, process, settings("data"), 0, sampler(process))
         after = student(x, t).sample
         assert not torch.equal(before, after)
         save_student(tmp_path / "student", student, process.scheduler(), {})
@@ -198,6 +206,71 @@ def test_where_the_teacher_is_nearer_to_the_truth_it_is_the_reference(data, proc
     table = calibrator.table(weak, process.edges([]))
     assert table["gains"][0] == pytest.approx([1 / 0.9, 1, *[1 / 0.9] * 4], rel=1e-4)
     assert table["gains"][-1] != pytest.approx(table["gains"][0], rel=1e-2)
+
+
+class Drawn(Sampler):
+    """Gives known images instead of drawing them."""
+
+    images: torch.Tensor
+
+    def draw_undecoded(self, model, indices):
+        assert all(index < 0 for index in indices)
+        return shrunk(self.images[[-1 - index for index in indices]], self.mean, model)
+
+
+FLAT = {
+    "timesteps": [0.0, 999.0],
+    "prediction": [-1.0] * 2,
+    "sample": [0.0] * 2,
+    "edges": EDGES,
+    "gains": [[1.0] * 6, [1.2] * 6],
+}
+
+
+def matched(data, process, answers, **changes):
+    """The factors that `matched` gives gains, and the powers that it saw, when `answers(gains)` scale images drawn with gains."""
+    calibrator = Calibrator(tiny_unet(), data, process, settings("data") | {"calibration_samples": 300} | changes, 0)
+    draws = Drawn(process, SAMPLERS[process.name][0], 10, 0, (1, 8, 8), torch.device("cpu"), 128)
+    images = data.x0(torch.arange(300) % len(data))
+    calibrator.power = power_of(calibrator._strengths(images)).mean(
+        0
+    )  # of just these, so that what is asked for is known
+    object.__setattr__(draws, "images", images)
+    object.__setattr__(draws, "mean", calibrator.mean)
+    table, powers = calibrator.matched(FLAT, lambda table: answers(np.array(table["gains"][0])).tolist(), draws)
+    return np.array(table["gains"])[0], np.array(table["gains"])[1], np.array(powers)
+
+
+def test_drawn_images_get_the_power_of_training_images(data, process):
+    """Images of (gain / 1.03)^4: gains of 1.03 are right, and the second round is nearer to them than the first."""
+    first, last, powers = matched(data, process, lambda gains: (gains / 1.03) ** 4)
+    full = np.array([True, False, True, True, True, True])  # the second band is empty in 8 x 8 pixels
+    assert powers[0][full] == pytest.approx(1.03**-8, rel=0.01)
+    assert (abs(np.log(powers[1][full])) < abs(np.log(powers[0][full])) / 3).all()
+    assert first[full] == pytest.approx(1.03, abs=0.006)
+    assert last == pytest.approx(1.2 * first) and first[1] == 1.0
+
+
+def test_matching_stays_near_whatever_the_images_do(data, process):
+    first, last, _ = matched(data, process, lambda gains: np.full(6, 3.0))
+    assert (first >= np.exp(-0.1) - 1e-9).all() and (first <= 1.0).all() and (last >= 1.2 * np.exp(-0.1) - 1e-9).all()
+    first, _, _ = matched(data, process, lambda gains: np.ones(6))
+    assert first == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("changes", [{"calibration_samples": 0}, {"calibrate": "teacher"}])
+def test_without_samples_nothing_is_drawn(data, process, changes):
+    first, _, powers = matched(data, process, lambda gains: 1 / 0, **changes)
+    assert first.tolist() == [1.0] * 6 and len(powers) == 0
+
+
+def test_power_that_may_be_chance_fades():
+    random, wanted = torch.Generator().manual_seed(0), np.ones(6)
+    for error, kept in ((0.1, 0.998), (2.0, 0.5)):
+        noise = torch.randn(400, generator=random, dtype=torch.float64)
+        power = 1.1 + 1.1 * error * (noise - noise.mean()) / noise.std(correction=0)
+        missing = missing_power(power.numpy()[:, None].repeat(6, 1), wanted)
+        assert missing == pytest.approx(np.log(1.1) * kept, rel=0.05)
 
 
 def test_a_gain_that_may_be_chance_fades():

@@ -10,7 +10,8 @@ from stages.diffusion.seeds import generator_for
 from stages.models.borders import borders_of, trace
 from stages.models.elastic import ElasticBlock
 from stages.models.specs import identity_architecture
-from stages.training.joint import JointLoss, end_to_end_share
+from stages.training.joint import JointLoss
+from stages.training.schedule import end_to_end_share, passes_per_step
 from stages.training.student import build_student, inherit, start_student, student_blocks
 
 SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0}
@@ -43,6 +44,21 @@ def supernet_state(unet, job):
 def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
     settings = SETTINGS | {"joint_loss": schedule}
     assert [end_to_end_share(step, 100, settings) for step in (0, 25, 50, 99)] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weight", "passes"),
+    [
+        ("none", 9.0, (1, 1)),
+        ("none", 0.0, (1, 0)),
+        ("step", 0.0, (1, 0.5)),
+        ("constant", 1.0, (2, 1)),
+        ("linear", 0.0, (1.49, 0.5)),
+    ],
+)
+def test_student_and_teacher_pass_as_often_as_the_loss_asks(schedule, weight, passes):
+    settings = SETTINGS | {"joint_loss": schedule, "ramp": 0.5, "steps": 100, "output_weight": weight}
+    assert passes_per_step(settings) == pytest.approx(passes)
 
 
 def test_a_student_of_the_teachers_shape_inherits_the_teacher(parts, unet):

@@ -18,6 +18,8 @@ CALIBRATION = {
     "timesteps": [0, 500, 999],
     "edges": [0.25],
     "gains": [[1.0, 1.0, 0.9], [1.1, 1.0, 1.0], [1.3, 1.0, 1.2]],
+    "images_per_stage": 3072,
+    "images_drawn": 400,
 }
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
 
@@ -46,6 +48,7 @@ def make_metrics(**changes: float) -> dict[str, Any]:
 
 
 TRAINED = {"source": "train", "steps": 1000, "batch_size": 64}
+RETRAINED = {"steps": 500, "batch_size": 64, "joint_loss": "none", "ramp": 0.5, "output_weight": 9.0}
 
 
 def make_clusters() -> dict[str, Any]:
@@ -96,6 +99,15 @@ def make_search() -> dict[str, Any]:
     return found | spent | {"teacher_macs": 220, "teacher_params": 80}
 
 
+def make_logs(
+    history: list[dict[str, float]] | None = None, calibration: dict[str, Any] | None = CALIBRATION
+) -> dict[str, dict[str, Any]]:
+    return {
+        "retrain": {"history": history or [], "calibration": calibration, "params": {"retrain": RETRAINED}},
+        "train_teacher": {"history": [], "params": {"train_teacher": TRAINED}},
+    }
+
+
 def make_page(**changes: Any) -> str:
     random = np.random.default_rng(0)
     samples = {name: random.integers(0, 256, (48, 8, 8, 1)).astype(np.uint8) for name in ("teacher", "student", "real")}
@@ -106,10 +118,7 @@ def make_page(**changes: Any) -> str:
         "clusters": make_clusters(),
         "architecture": make_architecture(),
         "searches": dict.fromkeys(BLOCKS, make_search()),
-        "logs": {
-            "retrain": {"history": history, "calibration": CALIBRATION},
-            "train_teacher": {"history": [], "params": {"train_teacher": TRAINED}},
-        },
+        "logs": make_logs(history),
         "params": {"report": {"images": 48}},
     }
     return report.render_report(**(inputs | changes))
@@ -174,9 +183,7 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
         "steps_per_stage": [50],
         "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
     }
-    logs = {"train_teacher": {"history": [], "params": {"train_teacher": TRAINED}}}
-    logs["retrain"] = {"history": [], "calibration": None}
-    page = make_page(clusters=clusters, architecture=architecture, logs=logs)
+    page = make_page(clusters=clusters, architecture=architecture, logs=make_logs(calibration=None))
     assert "Silhouette" not in page and "Calibration" not in page
 
 
@@ -221,14 +228,16 @@ def test_scales_hold_their_values_and_have_ticks_inside(values: list[float], log
     assert 1 <= len(scale.ticks()) <= 10
 
 
-def test_what_the_search_took_stands_beside_the_teachers_training() -> None:
-    searches, logs = dict.fromkeys(BLOCKS, make_search()), {"train_teacher": {"params": {"train_teacher": TRAINED}}}
-    metrics = make_metrics()
-    metrics["teacher"] |= {"macs": 1e6, "macs_training": 1e6}
-    found = {what: (macs, share) for what, macs, share in report.search_cost(metrics, searches, logs)}
-    trained = 3 * 1000 * 64 * 1e6
+def test_what_search_and_retraining_took_stands_beside_the_teachers_training() -> None:
+    searches, logs = dict.fromkeys(BLOCKS, make_search()), make_logs()
+    metrics, trained = make_metrics(), 3 * 1000 * 64 * 1e6
+    calibrated = 3072 * (3e6 + 1.44e6) + 400 * 50 * 4.8e5
+    found = {what: (macs, share) for what, macs, share in report.costs(metrics, searches, logs)}
     assert found["one teacher pass for the features"] == ("3e+09", f"{3e9 / trained:.1%}")
     assert found["the search in all"][1] == f"{(3e9 + 7e9 * len(BLOCKS)) / trained:.1%}"
-    given = {"train_teacher": {"params": {"train_teacher": TRAINED | {"source": "path"}}}}
-    assert all(share == "" for _, _, share in report.search_cost(metrics, searches, given))
-    assert report.search_cost(metrics, {}, logs) == []
+    assert found["retraining the student"][1] == f"{0.5 * 0.45:.1%}"
+    assert found["the teacher's predictions for it"][1] == f"{0.5 / 3:.1%}"
+    assert found["calibrating the student"] == (f"{calibrated:.3g}", f"{calibrated / trained:.1%}")
+    given = logs | {"train_teacher": {"params": {"train_teacher": TRAINED | {"source": "path"}}}}
+    assert all(share == "" for _, _, share in report.costs(metrics, searches, given))
+    assert report.costs(metrics, {}, logs) == []

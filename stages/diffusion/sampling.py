@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +46,16 @@ class Sampler:
 
     def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
         """One batch of images, uint8 N,H,W,C; sample i starts from, and is stepped with, a generator of its own."""
+        x = self.draw_undecoded(model, indices)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return to_uint8(self.decode(x) if self.decode else x).cpu().numpy()
+
+    def draw_undecoded(self, model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        """The same as N,C,H,W on the device: latents, or pixels that may be outside of [-1, 1]."""
         generators = [generator_for(self.seed, "sample", i) for i in indices]
         labels = None if self.labels is None else torch.tensor([self.labels(i) for i in indices]).to(self.device)
         with torch.no_grad(), autocast(self.device, self.precision):
-            x = self._integrate(model, generators, labels)
-            return to_uint8(self.decode(x) if self.decode else x).cpu().numpy()
+            return self._integrate(model, generators, labels)
 
     def _integrate(
         self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None
@@ -66,6 +72,12 @@ class Sampler:
             prediction = predict(model, scheduler.scale_model_input(x, t), t, labels)
             x = scheduler.step(prediction.float(), t, x, generator=generators).prev_sample
         return x
+
+
+def label_of(labels: Any, seed: int, index: int) -> int:
+    """The class of sample `index`: that of a training image, whose `labels` (N,) are given, drawn from the sample's own seed."""
+    draw = torch.randint(len(labels), (1,), generator=generator_for(seed, "label", index))
+    return int(labels[int(draw)])
 
 
 def sample(

@@ -12,8 +12,7 @@ from torch import nn
 from stages.datasets.prepared import PreparedData
 from stages.diffusion.keys import SAMPLERS
 from stages.diffusion.process import Process, make_process
-from stages.diffusion.sampling import Sampler, sample, steps_per_stage
-from stages.diffusion.seeds import generator_for
+from stages.diffusion.sampling import Sampler, label_of, sample, steps_per_stage
 from stages.evaluation.cost import decoder_cost, model_cost
 from stages.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
 from stages.evaluation.speed import measure_speed
@@ -147,12 +146,9 @@ class Evaluation:
         return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
 
     def label(self, index: int) -> int:
-        """The class of sample `index`: that of a training image drawn from the sample's own seed."""
+        """The class of sample `index`."""
         assert self.data.labels is not None, "a class-conditional model was trained with labels"
-        draw = torch.randint(
-            len(self.data.train_index), (1,), generator=generator_for(self.params["seed"], "label", index)
-        )
-        return int(self.data.labels[self.data.train_index[int(draw)]])
+        return label_of(self.data.labels[self.data.train_index], self.params["seed"], index)
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:
         """What the figures depend on beside the models."""

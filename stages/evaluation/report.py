@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from stages.evaluation import charts
 from stages.evaluation.table import feature_name, measured_with, table_rows
+from stages.training.schedule import passes_per_step
 
 PACKAGES = (
     "stagecraft",
@@ -70,7 +71,7 @@ def render_report(
         score=architecture["score"],
         stage_count=len(architecture["steps_per_stage"]),
         candidates=candidate_charts(architecture, searches),
-        spent=search_cost(metrics, searches, logs),
+        spent=costs(metrics, searches, logs),
         losses=loss_charts(logs, searches),
         strength=strength_chart(logs["retrain"]["calibration"], architecture["boundaries"]),
         protocol=flat(metrics["protocol"]),
@@ -341,14 +342,15 @@ def candidate_charts(
     return found
 
 
-def search_cost(
+def costs(
     metrics: dict[str, Any], searches: dict[str, dict[str, Any]], logs: dict[str, dict[str, Any]]
 ) -> list[tuple[str, str, str]]:
-    """MACs that the search took, beside the teacher's training when that was done here: (what, MACs, share of the training)."""
+    """MACs that student and teacher took to make: (what, MACs, share of the teacher's training when that was done here)."""
     if not searches:
         return []
     spent = macs_of_search(metrics["teacher"]["macs"], list(searches.values()))
     spent["the search in all"] = sum(spent.values())
+    spent |= macs_of_retraining(metrics, logs["retrain"])
     made_with = logs["train_teacher"]["params"]["train_teacher"]
     trained = 3 * made_with["steps"] * made_with["batch_size"] * metrics["teacher"]["macs_training"]
     if made_with["source"] == "path":
@@ -364,6 +366,23 @@ def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[
     spent = {"one teacher pass for the features": searches[0]["triples"] * teacher_macs}
     for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
         spent[name] = sum(search["macs_spent"][part] for search in searches)
+    return spent
+
+
+def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str, float]:
+    """MACs of the parts of a student's retraining, whose results/logs/retrain.json is `log`."""
+    student, teacher, settings = metrics["student"], metrics["teacher"], log["params"]["retrain"]
+    images, (own, taught) = settings["steps"] * settings["batch_size"], passes_per_step(settings)
+    spent = {
+        "retraining the student": 3 * own * images * student["macs_training"],
+        "the teacher's predictions for it": taught * images * teacher["macs_training"],
+    }
+    if log["calibration"] is not None:
+        stages = student["macs_per_stage"]
+        spent["calibrating the student"] = (
+            log["calibration"]["images_per_stage"] * (sum(stages) + len(stages) * teacher["macs"])
+            + log["calibration"]["images_drawn"] * metrics["protocol"]["steps"] * student["macs"]
+        )
     return spent
 
 

@@ -1,6 +1,7 @@
 """How much too weak a student's images are, by frequency and noise level: what its Calibration undoes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from stages.clustering.denoiser import OptimalDenoiser
 from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import Batch, NoisyBatches, predict
-from stages.diffusion.process import Process
+from stages.diffusion.process import Process, make_process
+from stages.diffusion.sampling import Sampler, label_of
 from stages.diffusion.seeds import generator_for
+from stages.models.autoencoder import decode
 from stages.models.multi_decoder_unet import bands, calibrate, cosine_basis
 from stages.models.pipelines import is_class_conditional
 
@@ -19,18 +22,63 @@ LEVELS = 18  # noise levels in all stages together, at least three in each
 CHUNK = 512  # images read at once
 FINER = 4  # timesteps of the table for each that is measured
 MOST = 1.5  # gains are in [1 / MOST, MOST]
+ROUNDS = 2  # times that images are drawn to match their power
+RESPONSE = 6.0  # expected change of log power over that of all gains in the first round; 3 to 9 measured
+FURTHEST = 0.05  # change of the logarithm of gains in a round
 
 Row = tuple[float, list[float]]  # t and its gains
 
 
 def calibrate_student(
-    student: Any, teacher: Any, data: TrainingSet, process: Process, settings: dict[str, Any], seed: int
+    student: Any,
+    teacher: Any,
+    data: TrainingSet,
+    process: Process,
+    settings: dict[str, Any],
+    seed: int,
+    sampler: Sampler,
 ) -> dict[str, Any]:
-    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place. Returns its table."""
-    calibrator = Calibrator(teacher, data, process, settings, seed)
-    table = calibrator.table(student.eval(), process.edges(student.config["boundaries"]))
-    calibrate(student, table, calibrator.mean)
-    return table
+    """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place.
+
+    Returns:
+        Its table, and `images_per_stage`, the noised images that each stage was measured with, `images_drawn` and `powers`: see
+        `Calibrator.matched`.
+    """
+    calibrator, stages = Calibrator(teacher, data, process, settings, seed), process.edges(student.config["boundaries"])
+
+    def calibrated(table: dict[str, Any]) -> Any:
+        calibrate(student, table, calibrator.mean)
+        return student
+
+    table, powers = calibrator.matched(calibrator.table(student.eval(), stages), calibrated, sampler)
+    calibrated(table)
+    drawn = len(powers) * settings["calibration_samples"]
+    return table | {"images_per_stage": levels_of(stages) * calibrator.draws, "images_drawn": drawn, "powers": powers}
+
+
+def sampler_of(
+    params: dict[str, Any], data: TrainingSet, teacher: Any, vae: Any, restarts: Sequence[float], device: torch.device
+) -> Sampler:
+    """The sampler of the params, as `evaluate` has it, with the batch size of `retrain`."""
+    seed = params["seed"]
+    return Sampler(
+        make_process(params["diffusion"]),
+        params["sampling"]["scheduler"],
+        params["sampling"]["steps"],
+        seed,
+        data.shape,
+        device,
+        params["retrain"]["batch_size"],
+        params["precision"],
+        restarts=restarts,
+        decode=None if vae is None else partial(decode, vae),
+        labels=partial(label_of, data.labels, seed) if is_class_conditional(teacher) else None,
+    )
+
+
+def levels_of(stages: Sequence[Sequence[float]]) -> int:
+    """Noise levels in each stage at which gains are measured."""
+    return max(3, LEVELS // len(stages))
 
 
 class Calibrator:
@@ -45,19 +93,26 @@ class Calibrator:
     it, at noise levels at which O is nearer to the true images x0 than T is. There the teacher is too weak itself. As O has an
     error of its own, the slope is the ratio <S, x0> / <O, x0>, in which that error has no part. At other levels R is T.
 
+    That holds on noised training images. A sampler's differ, being made of the net's own, and what it ends with is still too
+    weak; `matched` finds what the gains lack for that.
+
     Args:
         teacher: the teacher in eval mode, on the device to compute on.
         settings: the `retrain` section of the params: what to `calibrate` against, `teacher` or `data`, and
-            `calibration_draws`, the noised images at each noise level.
+            `calibration_draws`, the noised images at each noise level, and `calibration_samples`, the images that `matched`
+            draws.
     """
 
     def __init__(self, teacher: Any, data: TrainingSet, process: Process, settings: dict[str, Any], seed: int) -> None:
         self.teacher, self.data, self.process, self.seed = teacher.eval(), data, process, seed
         self.draws = settings["calibration_draws"]
+        self.samples = settings["calibration_samples"] if settings["calibrate"] == "data" else 0
         images = torch.cat([data.x0(rows).flatten(1) for rows in torch.arange(len(data)).split(CHUNK)])
         self.device = next(teacher.parameters()).device
         self.denoiser = OptimalDenoiser(images.numpy(), device=self.device) if settings["calibrate"] == "data" else None
         self.mean = images.mean(0, dtype=torch.float64).float().view(data.shape)
+        strengths = (self._strengths(part.view(-1, *data.shape)) for part in images.split(CHUNK))
+        self.power = np.concatenate([power_of(part) for part in strengths]).mean(0)
 
     @torch.no_grad()
     def table(self, student: Any, stages: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -67,7 +122,7 @@ class Calibrator:
             student: a net in eval mode without one, beside the teacher.
             stages: [lo, hi) of t in every stage; between two levels of one stage gains are linear in t.
         """
-        count, rows = max(3, LEVELS // len(stages)), []
+        count, rows = levels_of(stages), []
         for number, (lo, hi) in enumerate(stages):
             shares = (np.arange(count) + 0.5) / count
             times = [self.process.as_t(lo + (hi - lo) * float(share)) for share in shares]
@@ -75,6 +130,42 @@ class Calibrator:
             last = min(float(hi), float(self.process.at_share(1)))
             rows += [(float(lo), found[0][1]), *found, (last, found[-1][1])]
         return finer(rows, self.process)
+
+    def matched(
+        self, table: dict[str, Any], calibrated: Callable[[dict[str, Any]], Any], sampler: Sampler
+    ) -> tuple[dict[str, Any], list[list[float]]]:
+        """The table with one more factor per band, with which drawn images have the power that training images have in it.
+
+        Args:
+            calibrated: gives the net with the Calibration of a table.
+            sampler: draws the images, of negative numbers: those of no evaluation.
+
+        Returns:
+            The table, and for each round the power of the images drawn in it, as shares of the training images'. No rounds,
+            and the table as it was, when `calibration_samples` is 0 or it is calibrated to the teacher.
+        """
+        factors, powers = np.zeros(len(EDGES) + 2), list[Any]()
+        response, moved, chance = np.full(len(factors), RESPONSE), factors, factors
+        for _ in range(ROUNDS if self.samples else 0):
+            contributed = self._drawn_powers(calibrated(scaled(table, np.exp(factors))), sampler)
+            powers.append(shares_of(contributed.mean(0), self.power))
+            excess = np.log(powers[-1])
+            if len(powers) == 1:
+                chance = excess - missing_power(contributed, self.power)
+            else:
+                change = excess - np.log(powers[-2])
+                response = np.divide(change, moved, out=response, where=moved != 0).clip(RESPONSE / 3, RESPONSE * 3)
+            moved = ((chance - excess) / response).clip(-FURTHEST, FURTHEST)
+            factors = factors + moved
+        return scaled(table, np.exp(factors)), [power.tolist() for power in powers]
+
+    def _drawn_powers(self, net: Any, sampler: Sampler) -> np.ndarray:
+        parts = []
+        for first in range(0, self.samples, sampler.batch_size):
+            numbers = range(first, min(first + sampler.batch_size, self.samples))
+            images = sampler.draw_undecoded(net, [-1 - number for number in numbers])
+            parts.append(power_of(self._strengths(images if sampler.decode else images.clamp(-1, 1))))
+        return np.concatenate(parts)
 
     def _row(self, student: Any, t: float, number: int) -> Row:
         labels, only = is_class_conditional(self.teacher), [[t, self.process.above(t)]]
@@ -105,6 +196,35 @@ class Calibrator:
         return vertical @ (images.cpu() - self.mean) @ horizontal.T
 
 
+def power_of(strengths: torch.Tensor) -> np.ndarray:
+    """Sums of squares per band, (N, bands), of cosine coefficients N,C,H,W."""
+    return (strengths.double().square().sum(1).flatten(1) @ members_of(*strengths.shape[2:])).numpy()
+
+
+def members_of(height: int, width: int) -> torch.Tensor:
+    """(H W, bands): 1 where a coefficient is in a band, otherwise 0."""
+    return torch.nn.functional.one_hot(bands(height, width, EDGES).flatten(), len(EDGES) + 2).double()
+
+
+def shares_of(power: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`power` over `wanted` (bands,); 1 where either is 0, as in an empty band."""
+    known = (power > 0) & (wanted > 0)
+    return np.divide(power, wanted, out=np.ones_like(power), where=known)
+
+
+def missing_power(contributed: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Logarithm of the power of N images (N, bands) over the wanted (bands,), faded where it may be chance as `gains` are."""
+    share = shares_of(contributed.mean(0), wanted)
+    error = np.divide(contributed.std(0), contributed.mean(0), out=np.zeros_like(share), where=share != 1)
+    excess, variance = np.log(share), error**2 / len(contributed)
+    return excess * np.divide(excess**2, excess**2 + variance, out=np.zeros_like(share), where=excess != 0)
+
+
+def scaled(table: dict[str, Any], factors: np.ndarray) -> dict[str, Any]:
+    """The table with the gains of all timesteps times a factor per band, within limits."""
+    return table | {"gains": np.clip(np.array(table["gains"]) * factors, 1 / MOST, MOST).tolist()}
+
+
 def finer(rows: list[Row], process: Process) -> dict[str, Any]:
     """The table with timesteps between those measured, as p and q are not linear between them."""
     known, measured = np.array([t for t, _ in rows]), np.array([gains for _, gains in rows])
@@ -128,8 +248,7 @@ def gains(wanted: torch.Tensor, found: torch.Tensor) -> list[float]:
     What a ratio r = sum w / sum f has beyond 1 fades where it may be chance, by d^2 / (d^2 + v): d = r - 1, and
     v = sum (w - r f)^2 / (sum f)^2 is the variance of r, w and f being what the N draws contribute.
     """
-    band = bands(wanted.shape[2], wanted.shape[3], EDGES)
-    members = torch.nn.functional.one_hot(band.flatten(), len(EDGES) + 2).double()
+    members = members_of(*wanted.shape[2:])
     high, low = (x.double().sum(1).flatten(1) @ members for x in (wanted, found))
     return [faded(*pair) for pair in zip(high.T, low.T, strict=True)]
 

@@ -1,6 +1,5 @@
 """The dynamic joint loss of DiffNAS (arXiv 2311.04950, section 3.3) on a multi-decoder student."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,27 +12,10 @@ from stages.diffusion.losses import Batch, NoisyBatches, joint_variances, nmse, 
 from stages.models.borders import Border, borders_of, run_block, trace
 from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
 from stages.processes import count, own_rows
+from stages.training.schedule import end_to_end_share
 from stages.training.student import student_blocks
 
 Spread = dict[tuple[str, int | None], torch.Tensor]
-
-SCHEDULES = {
-    "linear": lambda share: share,
-    "cosine": lambda share: 0.5 * (1 - math.cos(math.pi * share)),
-    "step": lambda share: float(share >= 1),
-    "constant": lambda share: 0.5,
-    "none": lambda share: 1.0,
-}
-
-
-def end_to_end_share(step: int, steps: int, settings: dict[str, Any]) -> float:
-    """The weight a of the end-to-end loss at a step.
-
-    `linear` and `cosine` rise from 0 to 1 over the first `ramp` of the steps and stay at 1; `step` jumps there from 0 to 1;
-    `constant` is one half throughout, `none` is 1: no imitation of blocks.
-    """
-    share = min(1.0, step / max(1.0, settings["ramp"] * steps))
-    return SCHEDULES[settings["joint_loss"]](share)
 
 
 class JointLoss:
