@@ -120,7 +120,7 @@ def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[
 def params_of(preset: Path, method: Method, budget: float, seed: int) -> dict[str, Any]:
     """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result."""
     budgets = {"assemble": {"macs": budget, "params": UNLIMITED, "params_active": UNLIMITED}}
-    params = changed(load_params(preset) | {"seed": seed, "device": "cpu"}, budgets)
+    params = changed(load_params(preset) | {"seed": seed, "device": "cpu", "precision": "fp32"}, budgets)
     params = changed(params, SEARCHED.get(method.name, {}))
     return changed(params, PLAIN) if method.plain else params
 
@@ -234,28 +234,32 @@ class Run:
         """The net with the calibration that `retrain` gives a student."""
         from baselines import Calibrated
 
-        from stages.training.calibration import Calibrator, sampler_of
+        from stages.training.calibration import Calibrator
 
         calibrator = Calibrator(self.teacher, self.data, self.process, self.params["retrain"], self.seed)
-        sampler = sampler_of(self.params, self.data, self.teacher, self.vae, (), self.device)
+        sampler = self.sampler(self.params["retrain"]["batch_size"])
         measured = calibrator.table(net, self.process.edges(boundaries))
         table, _ = calibrator.matched(measured, lambda table: Calibrated(net, table, calibrator.mean), sampler)
         return Calibrated(net, table, calibrator.mean)
 
     def draw(self, net: Any) -> Any:
         """Samples, uint8 (N, H, W, C)."""
-        from functools import partial
-
-        from stages.diffusion.sampling import Sampler, sample
-        from stages.models.autoencoder import decode
+        from stages.diffusion.sampling import sample
         from stages.pieces import Pieces
 
-        sampling, settings = self.params["sampling"], self.params["evaluate"]
-        decoding = None if self.vae is None else partial(decode, self.vae)
-        how = (self.process, sampling["scheduler"], sampling["steps"], self.seed, self.data.shape, self.device)
-        sampler = Sampler(*how, settings["batch_size"], decode=decoding)
+        settings = self.params["evaluate"]
         pieces = Pieces(self.work / "samples", {"params": self.params, "method": self.method.full})
-        return sample(net, sampler, range(settings["samples"]), pieces=pieces).numpy()
+        return sample(net, self.sampler(settings["batch_size"]), range(settings["samples"]), pieces=pieces).numpy()
+
+    def sampler(self, batch_size: int) -> Any:
+        """The params' sampler, for all methods."""
+        from functools import partial
+
+        from stages.diffusion.sampling import Sampler
+        from stages.models.autoencoder import decode
+
+        decoding = None if self.vae is None else partial(decode, self.vae)
+        return Sampler.of(self.params, self.data.shape, self.device, batch_size, decode=decoding)
 
     def score(self, images: Any) -> dict[str, Any]:
         """Fidelity by every extractor, against the training split."""

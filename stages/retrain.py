@@ -27,7 +27,7 @@ def retrain(
     from stages.models.autoencoder import open_autoencoder
     from stages.models.pipelines import WEIGHTS, load_teacher, save_student
     from stages.processes import is_main
-    from stages.training.calibration import calibrate_student, sampler_of
+    from stages.training.calibration import calibrate_student
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
     from stages.training.student import check_teacher, start_student, student_batches, supernet_reader
@@ -58,8 +58,7 @@ def retrain(
     calibration = None
     if settings["calibrate"] != "none":
         restarts = chosen["boundaries"] if chosen["snapped"] else ()
-        sampler = sampler_of(params, images, unet, vae, restarts, device)
-        calibration = calibrate_student(student, unet, images, process, settings, params["seed"], sampler)
+        calibration = calibrate_student(student, unet, images, params, vae, restarts)
     save_student(output, student.cpu(), process.scheduler(), params, vae)
     record = {"stage": "retrain", "history": result.history, "calibration": calibration, "params": params}
     write_checked_json(log, record)

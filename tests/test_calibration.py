@@ -31,11 +31,6 @@ def settings(reference: str) -> dict[str, object]:
     return {"calibrate": reference, "calibration_draws": 512, "calibration_samples": 0}
 
 
-def sampler(process, **changes):
-    name = SAMPLERS[process.name][0]
-    return Sampler(process, name, 10, 0, (1, 8, 8), torch.device("cpu"), 100, **changes)
-
-
 def shrunk(image: torch.Tensor, mean: torch.Tensor, shares: list[float]) -> torch.Tensor:
     """An image whose differences from the mean are weaker, by band."""
     basis = cosine_basis(8)
@@ -130,19 +125,31 @@ def test_the_transform_is_orthonormal_and_its_bands_cover_it():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_saved_student_keeps_its_calibration(tmp_path, data, process, shared):
-    teacher, boundaries = tiny_unet(), [float(middle(process))]
+@pytest.mark.parametrize("classes", [None, 10])
+def test_a_saved_student_keeps_its_calibration(
+    tmp_path, digits, process, diffusion_settings, edm_settings, shared, classes
+):
+    """Calibrated to its own samples too, of drawn classes when it knows any."""
+    data = TrainingSet.of_images(digits, torch.arange(len(digits)) % 10)
+    teacher, boundaries = tiny_unet(num_class_embeds=classes), [float(middle(process))]
+    known = {} if classes is None else {"class_labels": torch.tensor([1, 7])}
+    params = {"seed": 0, "precision": "fp32", "sampling": {"scheduler": SAMPLERS[process.name][0], "steps": 3}}
+    params["diffusion"] = {"vp": diffusion_settings, "edm": edm_settings}[process.name]
+    params["retrain"] = settings("data") | {"calibration_samples": 10, "batch_size": 4}
     student = build_student(teacher, identity_architecture(teacher, 2), boundaries, 0, shared)
     assert isinstance(student, MultiDecoderUNet2DModel if shared else SeparateUNet2DModel)
     x, t = torch.randn(2, 1, 8, 8), torch.stack([torch.as_tensor(process.at_share(s)) for s in (0.2, 0.9)])
     with torch.no_grad():
-        before = student.eval()(x, t).sample
-        calibrate_student(student, teacher, data, process, settings("data"), 0, sampler(process))
-        after = student(x, t).sample
+        before = student.eval()(x, t, **known).sample
+        found = calibrate_student(student, teacher, data, params)
+        assert found["images_drawn"] == 20 and len(found["powers"]) == 2
+        assert student.config["calibration"]["gains"] == found["gains"]
+        after = student(x, t, **known).sample
         assert not torch.equal(before, after)
         save_student(tmp_path / "student", student, process.scheduler(), {})
         again = load_student(tmp_path / "student").eval()
-        torch.testing.assert_close(again(x, t).sample, after)  # a loaded weight lies elsewhere, which BLAS may round by
+        # a loaded weight lies elsewhere, which BLAS may round by
+        torch.testing.assert_close(again(x, t, **known).sample, after)
         torch.testing.assert_close(again.output_calibration.mean, data.x0(torch.arange(len(data))).mean(0))
 
 

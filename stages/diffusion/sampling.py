@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from stages.device import autocast
 from stages.diffusion.images import to_uint8
 from stages.diffusion.losses import predict
-from stages.diffusion.process import Process, unclipped
+from stages.diffusion.process import Process, make_process, unclipped
 from stages.diffusion.seeds import generator_for
 from stages.pieces import Pieces, find_array, keep_array
 from stages.processes import count, from_main, is_main, rank, to_main
@@ -43,6 +44,33 @@ class Sampler:
     restarts: Sequence[float] = ()
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     labels: Callable[[int], int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        params: dict[str, Any],
+        shape: tuple[int, int, int],
+        device: torch.device,
+        batch_size: int,
+        *,
+        restarts: Sequence[float] = (),
+        decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        labels: Any = None,
+    ) -> Self:
+        """The sampler that params describe; `labels` (N,), those of the training images, are for class-conditional networks."""
+        return cls(
+            make_process(params["diffusion"]),
+            params["sampling"]["scheduler"],
+            params["sampling"]["steps"],
+            params["seed"],
+            shape,
+            device,
+            batch_size,
+            params["precision"],
+            restarts,
+            decode,
+            None if labels is None else partial(label_of, labels, params["seed"]),
+        )
 
     def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
         """One batch of images, uint8 N,H,W,C; sample i starts from, and is stepped with, a generator of its own."""

@@ -12,7 +12,7 @@ from torch import nn
 from stages.datasets.prepared import PreparedData
 from stages.diffusion.keys import SAMPLERS
 from stages.diffusion.process import Process, make_process
-from stages.diffusion.sampling import Sampler, label_of, sample, steps_per_stage
+from stages.diffusion.sampling import Sampler, sample, steps_per_stage
 from stages.evaluation.cost import decoder_cost, model_cost
 from stages.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
 from stages.evaluation.speed import measure_speed
@@ -128,27 +128,22 @@ class Evaluation:
 
     def draw(self, name: str, model: Any, shape: tuple[int, int, int]) -> np.ndarray:
         """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
-        sampling, settings = self.params["sampling"], self.params["evaluate"]
-        vae = None if self.vae is None else self.vae.to(self.device)
-        sampler = Sampler(
-            self.process,
-            sampling["scheduler"],
-            sampling["steps"],
-            self.params["seed"],
+        settings, vae = self.params["evaluate"], None if self.vae is None else self.vae.to(self.device)
+        sampler = Sampler.of(
+            self.params,
             shape,
             self.device,
             settings["batch_size"],
-            self.params["precision"],
             restarts=self.boundaries if self.restart and name == "student" else (),
             decode=None if vae is None else partial(decode, vae),
-            labels=self.label if is_class_conditional(model) else None,
+            labels=self.labels() if is_class_conditional(model) else None,
         )
         return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
 
-    def label(self, index: int) -> int:
-        """The class of sample `index`."""
+    def labels(self) -> np.ndarray:
+        """The classes of the training images."""
         assert self.data.labels is not None, "a class-conditional model was trained with labels"
-        return label_of(self.data.labels[self.data.train_index], self.params["seed"], index)
+        return self.data.labels[self.data.train_index]
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:
         """What the figures depend on beside the models."""

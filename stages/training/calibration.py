@@ -11,7 +11,7 @@ from stages.clustering.denoiser import OptimalDenoiser
 from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import Batch, NoisyBatches, predict
 from stages.diffusion.process import Process, make_process
-from stages.diffusion.sampling import Sampler, label_of
+from stages.diffusion.sampling import Sampler
 from stages.diffusion.seeds import generator_for
 from stages.models.autoencoder import decode
 from stages.models.multi_decoder_unet import bands, calibrate, cosine_basis
@@ -33,18 +33,34 @@ def calibrate_student(
     student: Any,
     teacher: Any,
     data: TrainingSet,
-    process: Process,
-    settings: dict[str, Any],
-    seed: int,
-    sampler: Sampler,
+    params: dict[str, Any],
+    vae: Any = None,
+    restarts: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place.
+
+    Args:
+        teacher: on the device to compute on, as the student.
+        params: as the stage `retrain` gets them.
+        vae: the autoencoder whose latents `data` are.
+        restarts: see Sampler.
 
     Returns:
         Its table, and `images_per_stage`, the noised images that each stage was measured with, `images_drawn` and `powers`: see
         `Calibrator.matched`.
     """
-    calibrator, stages = Calibrator(teacher, data, process, settings, seed), process.edges(student.config["boundaries"])
+    settings, process = params["retrain"], make_process(params["diffusion"])
+    calibrator = Calibrator(teacher, data, process, settings, params["seed"])
+    stages = process.edges(student.config["boundaries"])
+    sampler = Sampler.of(
+        params,
+        data.shape,
+        calibrator.device,
+        settings["batch_size"],
+        restarts=restarts,
+        decode=None if vae is None else partial(decode, vae),
+        labels=data.labels if is_class_conditional(teacher) else None,
+    )
 
     def calibrated(table: dict[str, Any]) -> Any:
         calibrate(student, table, calibrator.mean)
@@ -54,26 +70,6 @@ def calibrate_student(
     calibrated(table)
     drawn = len(powers) * settings["calibration_samples"]
     return table | {"images_per_stage": levels_of(stages) * calibrator.draws, "images_drawn": drawn, "powers": powers}
-
-
-def sampler_of(
-    params: dict[str, Any], data: TrainingSet, teacher: Any, vae: Any, restarts: Sequence[float], device: torch.device
-) -> Sampler:
-    """The sampler of the params, as `evaluate` has it, with the batch size of `retrain`."""
-    seed = params["seed"]
-    return Sampler(
-        make_process(params["diffusion"]),
-        params["sampling"]["scheduler"],
-        params["sampling"]["steps"],
-        seed,
-        data.shape,
-        device,
-        params["retrain"]["batch_size"],
-        params["precision"],
-        restarts=restarts,
-        decode=None if vae is None else partial(decode, vae),
-        labels=partial(label_of, data.labels, seed) if is_class_conditional(teacher) else None,
-    )
 
 
 def levels_of(stages: Sequence[Sequence[float]]) -> int:
