@@ -530,19 +530,19 @@ def feature_problems(settings: Params) -> Iterator[Problem]:
 def search_problems(params: Params) -> Iterator[Problem]:
     """A score that is not measured, or on more triples than are held out."""
     search, cached = params["search_block"], params["cache_features"]
-    measured, triples = search["output_candidates"], search["output_triples"]
-    score = params["assemble"]["score"]
+    measured, score = search["output_candidates"], params["assemble"]["score"]
     if score != "local" and measured < 2:
         yield (
             "search_block.output_candidates",
             f"{measured}, but assemble.score is {score}; set 2 or more, or score: local",
         )
     held_out = round(cached["triples_per_stage"] * cached["held_out"])
-    if measured and triples > held_out:
-        yield (
-            "search_block.output_triples",
-            f"{triples} of the {held_out} held-out triples per stage (cache_features); lower it",
-        )
+    for key in ("local_triples", "output_triples") if measured else ("local_triples",):
+        if search[key] > held_out:
+            yield (
+                f"search_block.{key}",
+                f"{search[key]} of the {held_out} held-out triples per stage (cache_features); lower it",
+            )
 
 
 def evaluation_problems(params: Params) -> Iterator[Problem]:

@@ -116,6 +116,8 @@ def test_every_section_is_read_by_some_stage(committed: dict[str, Any]) -> None:
             "cluster_timesteps.image_range: [0] is too short, the least length is 2",
         ),
         ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_stage leaves none"),
+        ("search_block.local_triples", 257, "search_block.local_triples: 257 of the 256 held-out triples per stage"),
+        ("search_block.output_triples", 257, "search_block.output_triples: 257 of the 256 held-out triples per stage"),
         ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3, 5"),
         ("search_block.widths", [0.5, 0.5], "search_block.widths: [0.5, 0.5] holds a value twice"),
         ("assemble.tau", "much", 'assemble.tau: "much" is not allowed: Error allowed'),

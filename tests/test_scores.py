@@ -101,12 +101,25 @@ def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder)
     assert min(Features(folder, ["t"], [1]).take(torch.arange(16), CPU)[0]) >= 400
 
 
+def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(unet, folder):
+    border = borders_of(unet)[1]
+    space, supernet = space_of(unet.down_blocks[1], SPACE), ElasticBlock(unet.down_blocks[1], "down", [1, 3])
+    features, inputs = Features(folder, [*border.inputs, *border.outputs]), len(border.inputs)
+    spec = space.smallest()
+    (found,) = BlockScore(supernet, features, inputs, 4, 3)([spec])
+    tensors = features.take(torch.tensor([8, 9, 10, 24, 25, 26]), CPU)  # of 16 triples a stage the last 8 are held out
+    with torch.no_grad():
+        outputs = supernet(spec, tensors[:inputs])
+    wanted = sum(float((a - b).square().mean() / b.var()) for a, b in zip(outputs, tensors[inputs:], strict=True))
+    assert found["nmse"] == pytest.approx(wanted, rel=1e-5) and wanted > 0
+
+
 def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
     supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
-    scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4), 30, 0, None)
+    scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4, 8), 30, 0, None)
     found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
     measured = [c for c in found if c["output"] is not None]
     assert [c["spec"] for c in found] == [c["spec"] for c in scored] and found[0]["output"] is not None
@@ -149,7 +162,7 @@ def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, 
     block = unet.get_submodule(border.block)
     supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
-    measure, calls = BlockScore(supernet, features, len(border.inputs), 4), []
+    measure, calls = BlockScore(supernet, features, len(border.inputs), 4, 8), []
 
     def until(most):
         def counted(specs):

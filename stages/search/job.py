@@ -82,7 +82,8 @@ class SearchJob:
 
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""
-        return BlockScore(self.supernet, self.features, len(self.border.inputs), self.resolution)
+        triples = self.settings["local_triples"]
+        return BlockScore(self.supernet, self.features, len(self.border.inputs), self.resolution, triples)
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
@@ -118,10 +119,10 @@ class SearchJob:
         macs, whole = [candidate["macs"] for candidate in candidates], unet_macs(self.teacher)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
-        triples = self.settings["output_triples"] * len(self.features.stages)
+        local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))
         return {
             "training": 3.0 * self.settings["steps"] * self.settings["batch_size"] * step,
-            "scoring": float(len(self.features.rows(held_out=True)) * sum(macs) + measured * triples * whole),
+            "scoring": float(local * sum(macs) + measured * output * whole),
         }
 
     def clean_up(self) -> None:

@@ -73,16 +73,18 @@ def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> Ch
 
 
 class BlockScore:
-    """NMSE on the held-out triples, MACs and parameters of sub-blocks.
+    """NMSE on the first held-out triples of every stage, MACs and parameters of sub-blocks.
 
     Args:
         resolution: side in pixels at which the block's layers run.
+        triples: triples of each stage to measure on.
     """
 
-    def __init__(self, supernet: ElasticBlock, features: Features, inputs: int, resolution: int) -> None:
+    def __init__(self, supernet: ElasticBlock, features: Features, inputs: int, resolution: int, triples: int) -> None:
         self.supernet, self.inputs, self.resolution = supernet, inputs, resolution
         device = next(supernet.parameters()).device
-        self.batches = [features.take(rows, device) for rows in features.rows(held_out=True).split(SCORING_BATCH)]
+        rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
+        self.batches = [features.take(part, device) for part in rows.split(SCORING_BATCH)]
         self.sizes = torch.tensor([float(len(batch[0])) for batch in self.batches])
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from stages.diffusion.seeds import generator_for
 from stages.models.autoencoder import decode
 from stages.models.multi_decoder_unet import bands, calibrate, cosine_basis
 from stages.models.pipelines import is_class_conditional
+from stages.progress import Progress
 
 EDGES = [1 / 16, 1 / 8, 1 / 4, 1 / 2]
 LEVELS = 18  # noise levels in all stages together, at least three in each
@@ -156,11 +157,12 @@ class Calibrator:
         return scaled(table, np.exp(factors)), [power.tolist() for power in powers]
 
     def _drawn_powers(self, net: Any, sampler: Sampler) -> np.ndarray:
-        parts = []
+        parts, progress = [], Progress("sampling for the calibration", self.samples)
         for first in range(0, self.samples, sampler.batch_size):
             numbers = range(first, min(first + sampler.batch_size, self.samples))
             images = sampler.draw_undecoded(net, [-1 - number for number in numbers])
             parts.append(power_of(self._strengths(images if sampler.decode else images.clamp(-1, 1))))
+            progress.update(numbers.stop)
         return np.concatenate(parts)
 
     def _row(self, student: Any, t: float, number: int) -> Row:
