@@ -41,9 +41,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import ONE_THREAD, Shared, preset_file, write
-
-from stages.config import load_params
+from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, write
 
 ROOT = Path(__file__).parents[1]
 PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
@@ -120,7 +118,7 @@ def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[
 def params_of(preset: Path, method: Method, budget: float, seed: int) -> dict[str, Any]:
     """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result."""
     budgets = {"assemble": {"macs": budget, "params": UNLIMITED, "params_active": UNLIMITED}}
-    params = changed(load_params(preset) | {"seed": seed, "device": "cpu", "precision": "fp32"}, budgets)
+    params = changed(cpu_params(preset) | {"seed": seed}, budgets)
     params = changed(params, SEARCHED.get(method.name, {}))
     return changed(params, PLAIN) if method.plain else params
 

@@ -22,9 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import ONE_THREAD, Shared, preset_file, write
+from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, write
 
-from stages.config import load_params, stage_params
+from stages.config import stage_params
 
 ROOT = Path(__file__).parents[1]
 WARM_UP, TIMED = 10, 100  # teacher steps
@@ -40,7 +40,7 @@ class Costs:
 
     def __init__(self, preset: Path, shared: Shared, folder: Path) -> None:
         self.preset, self.shared, self.folder = preset, shared, folder
-        self.params = load_params(preset) | {"device": "cpu"}
+        self.params = cpu_params(preset)
         self.search = shared.search(self.params)
         self.names = shared.jobs(len(json.loads((self.search / "clusters.json").read_text())["stages"]))
 
@@ -107,6 +107,7 @@ class Costs:
     def job(self, name: str) -> tuple[float, float]:
         """Begin and end of one block search, in a process of its own."""
         command = [sys.executable, __file__, "--job", name, "--preset", str(self.preset), "--work", str(self.folder)]
+        command += ["--teacher", str(self.shared.given)] if self.shared.given else []
         environment = os.environ | ONE_THREAD
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         begin, end = json.loads(done.stdout.splitlines()[-1])
@@ -181,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True, help="name in presets/, or a params file")
     parser.add_argument("--work", type=Path, required=True, help="the --work of benchmarks/compression.py")
+    parser.add_argument("--teacher", type=Path, help="the --teacher of benchmarks/compression.py, when it had one")
     parser.add_argument("--output", type=Path, help="folder for <preset>.json")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--job", help="a single block search; what a round starts")
@@ -192,7 +194,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as every stage does that runs by itself
     preset = preset_file(arguments.preset)
-    shared = Shared(preset, arguments.work / "shared")
+    shared = Shared(preset, arguments.work / "shared", arguments.teacher)
     shared.prepare()
     costs = Costs(preset, shared, arguments.work)
     if arguments.job:

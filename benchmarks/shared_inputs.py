@@ -19,6 +19,11 @@ def preset_file(given: str) -> Path:
     return Path(given) if given.endswith(".yaml") else PRESETS / f"{given}.yaml"
 
 
+def cpu_params(preset: Path) -> dict[str, Any]:
+    """The params of a preset, as the benchmarks run it."""
+    return load_params(preset) | {"device": "cpu", "precision": "fp32"}
+
+
 class Shared:
     """Data, extractor and teacher of a preset; and per seed and number of stages what a search needs.
 
@@ -42,9 +47,9 @@ class Shared:
         from stages.train_extractor import train_extractor
         from stages.train_teacher import train_teacher
 
-        params, log, data = load_params(self.preset) | {"device": "cpu"}, self.folder / "log.json", self.data
+        params, log, data = cpu_params(self.preset), self.folder / "log.json", self.data
         if self.given is not None:
-            params["train_teacher"] |= {"source": "path", "path": str(self.given)}
+            params["train_teacher"] |= {"source": "path", "path": str(self.given.resolve())}
         self.make(prepare_data, params, self.data / "meta.json", output=self.data)
         self.make(train_autoencoder, params, self.vae / "index.json", data=data, output=self.vae, log=log)
         self.make(
@@ -89,14 +94,22 @@ class Shared:
         return [b.block for b in borders if b.kind != "up"] + decoders
 
     def make(self, stage: Callable[..., None], params: dict[str, Any], target: Path, **arguments: Any) -> None:
-        """Run a stage unless its target is there, and note the seconds it took beside it."""
+        """Run a stage unless its target is there, and note the params and the seconds it took beside it.
+
+        Raises:
+            ValueError: the target is there, but was made with other params.
+        """
+        used, note = stage_params(params, stage.__name__), target.with_name(f"{target.stem}.made")
         if target.exists():
+            if not note.exists() or json.loads(note.read_text())["params"] != used:
+                raise ValueError(
+                    f"{target}: not made with the params of {self.preset}; remove it or give another --work"
+                )
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         begun = time.perf_counter()
-        stage(stage_params(params, stage.__name__), threads=1, **arguments)
-        seconds = target.with_name(f"{target.stem}.seconds")
-        seconds.write_text(f"{time.perf_counter() - begun:.1f}\n")
+        stage(used, threads=1, **arguments)
+        write(note, {"seconds": round(time.perf_counter() - begun, 1), "params": used})
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import multistage
 import numpy as np
 import search_cost
 from curves import mean_curve, panel, write_figure
+from shared_inputs import Shared
 
 from stages.config import load_params
 from stages.datasets.training import TrainingSet
@@ -64,6 +65,23 @@ def test_a_figure_has_a_line_for_every_seed_and_one_for_their_mean(tmp_path):
     text = (tmp_path / "figure.svg").read_text()
     assert text.count('class="seed c0"') == 2 and text.count('<polyline class="mean c0"') == 2
     assert "ours" in text
+
+
+def test_what_runs_share_is_made_once_and_refused_with_other_params(tmp_path):
+    made = []
+
+    def train_extractor(params, *, threads, output):
+        made.append(params["train_extractor"]["steps"])
+        output.write_text("weights")
+
+    shared, params = Shared(ROOT / "presets" / "smoke.yaml", tmp_path), load_params(ROOT / "presets" / "smoke.yaml")
+    for _ in range(2):
+        shared.make(train_extractor, params, tmp_path / "extractor", output=tmp_path / "extractor")
+    assert made == [params["train_extractor"]["steps"]]
+    params["train_extractor"]["steps"] += 1
+    with pytest.raises(ValueError, match="not made with the params of"):
+        shared.make(train_extractor, params, tmp_path / "extractor", output=tmp_path / "extractor")
+    assert (tmp_path / "extractor").read_text() == "weights"
 
 
 def test_a_search_is_a_share_of_the_teachers_training():
