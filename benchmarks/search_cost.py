@@ -1,6 +1,6 @@
 """What the search costs beside the teacher's training, and what two block searches at once save.
 
-python benchmarks/search_cost.py --preset fashion-mnist --work build/compression-fashion-mnist
+python benchmarks/search_cost.py --preset fashion-mnist
 
 Uses the teacher that benchmarks/compression.py left in --work, or trains it. Every round times, in turn and on one thread each:
 some steps of the teacher's training (all cost the same), the feature cache, every block search one after the other, all of them
@@ -181,7 +181,7 @@ def main() -> None:
     """Time all rounds and write the file after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", required=True, help="name in presets/, or a params file")
-    parser.add_argument("--work", type=Path, required=True, help="the --work of benchmarks/compression.py")
+    parser.add_argument("--work", type=Path, help="the --work of benchmarks/compression.py, when it had one")
     parser.add_argument("--teacher", type=Path, help="the --teacher of benchmarks/compression.py, when it had one")
     parser.add_argument("--output", type=Path, help="folder for <preset>.json")
     parser.add_argument("--rounds", type=int, default=3)
@@ -194,9 +194,10 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as every stage does that runs by itself
     preset = preset_file(arguments.preset)
-    shared = Shared(preset, arguments.work / "shared", arguments.teacher)
+    work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
+    shared = Shared(preset, work / "shared", arguments.teacher)
     shared.prepare()
-    costs = Costs(preset, shared, arguments.work)
+    costs = Costs(preset, shared, work)
     if arguments.job:
         print(json.dumps(costs.timed_job(arguments.job)))
         return
