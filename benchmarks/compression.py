@@ -41,7 +41,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, write
+from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
 ROOT = Path(__file__).parents[1]
 PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
@@ -430,7 +430,7 @@ def main() -> None:
     arguments = parser.parse_args()
     preset = preset_file(arguments.preset)
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
-    work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
+    work = arguments.work or work_folder(preset)
     shared = Shared(preset, work / "shared", arguments.teacher)
     if arguments.one:
         method, budget, seed = arguments.one

@@ -1,11 +1,13 @@
 """What the search costs beside the teacher's training, and what two block searches at once save.
 
-python benchmarks/search_cost.py --preset fashion-mnist
+python benchmarks/search_cost.py --preset fashion-mnist --teacher benchmarks/teachers/fashion-mnist
 
-Uses the teacher that benchmarks/compression.py left in --work, or trains it. Every round times, in turn and on one thread each:
-some steps of the teacher's training (all cost the same), the feature cache, every block search one after the other, all of them
-two at a time, two alike one after the other and at once, and the selection. A block search is a process of its own and is timed
-inside, without the imports. MACs are those of the params: a backward pass counts as two forward ones.
+Uses what benchmarks/compression.py left in --work when that had the same --teacher, or makes it.
+
+Every round times, in turn and on one thread each: some steps of the teacher's training (all cost the same), the feature cache,
+every block search one after the other, all of them two at a time, two alike one after the other and at once, and the selection.
+A block search is a process of its own and is timed inside, without the imports. MACs are those of the params: a backward pass
+counts as two forward ones.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, write
+from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
 from stages.config import stage_params
 
@@ -194,7 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as every stage does that runs by itself
     preset = preset_file(arguments.preset)
-    work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
+    work = arguments.work or work_folder(preset)
     shared = Shared(preset, work / "shared", arguments.teacher)
     shared.prepare()
     costs = Costs(preset, shared, work)

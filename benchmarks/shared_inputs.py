@@ -10,13 +10,19 @@ from filelock import FileLock
 
 from stages.config import load_params, stage_params
 
-PRESETS = Path(__file__).parents[1] / "presets"
+ROOT = Path(__file__).parents[1]
+PRESETS = ROOT / "presets"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # environment of a run that has others beside it
 
 
 def preset_file(given: str) -> Path:
     """The params file of a preset's name, or the file itself."""
     return Path(given) if given.endswith(".yaml") else PRESETS / f"{given}.yaml"
+
+
+def work_folder(preset: Path) -> Path:
+    """Where the benchmarks of a preset work when no --work says another place."""
+    return ROOT / "build" / f"compression-{preset.stem}"
 
 
 def cpu_params(preset: Path) -> dict[str, Any]:

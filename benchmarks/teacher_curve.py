@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compression import Method, Run
 from curves import panel, write_figure
-from shared_inputs import ONE_THREAD, Shared, preset_file, write
+from shared_inputs import ONE_THREAD, Shared, preset_file, work_folder, write
 
 ROOT = Path(__file__).parents[1]
 POLL = 1.0  # seconds
@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     preset = preset_file(arguments.preset)
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
-    work = arguments.work or ROOT / "build" / f"compression-{preset.stem}"
+    work = arguments.work or work_folder(preset)
     shared, curve = Shared(preset, work / "shared"), work / "teacher-curve"
     if arguments.one:
         point = score(preset, shared, arguments.one, arguments.extractors, curve)
