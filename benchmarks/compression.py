@@ -266,7 +266,7 @@ class Run:
         settings = self.params["evaluate"]
         how = {"seed": 0, "device": self.device, "kid_subset_size": settings["kid_subset_size"], "neighbours": None}
         found = {name: fidelity(images, self.prepared.train_images, e, **how) for name, e in self.extractors.items()}
-        return {"fid": next(iter(found.values()))["fid"], "fidelity": found}
+        return {"samples": len(images), "fid": next(iter(found.values()))["fid"], "fidelity": found}
 
     def result(self) -> dict[str, Any]:
         """What the file of the run holds."""
@@ -340,6 +340,17 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for budget, m in summary.items()
     }
     return {budget: dict(methods) for budget, methods in order.items()}
+
+
+def check_samples(folder: Path, wanted: int) -> None:
+    """Raise ValueError when a result in the folder is of another number of samples, on which FID depends."""
+    for path in sorted(folder.glob("*-seed*.json")):
+        run = json.loads(path.read_text())
+        if run["method"] != "held-out" and run.get("samples") != wanted:
+            raise ValueError(
+                f"{path}: scored with {run.get('samples')} samples, the preset's evaluate.samples is {wanted}; "
+                "move it away, or name another folder with --output"
+            )
 
 
 def deviation(values: list[float]) -> float | None:
@@ -441,6 +452,10 @@ def main() -> None:
         list(map(Method, arguments.methods))
     except ValueError as error:
         parser.error(f"--methods {error}")
+    try:
+        check_samples(output, cpu_params(preset)["evaluate"]["samples"])
+    except ValueError as error:
+        parser.error(str(error))
 
     output.mkdir(parents=True, exist_ok=True)
     shared.prepare()

@@ -1,5 +1,6 @@
 """The baselines of the benchmark, and the table that it makes."""
 
+import json
 import sys
 
 import pytest
@@ -137,6 +138,15 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
     assert "| search | 0.500 | 0.600 | 1.5000 ± 0.7071 |  | 2 |" in lines
     assert "| random | 0.500 | 0.600 | 1.5000 | +0.5000 | 1 |" in lines
     assert "| uniform | 0.500 | 0.600 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
+
+
+def test_results_of_another_number_of_samples_are_not_joined(tmp_path):
+    for name, content in (("search-0.5", {"samples": 20}), ("held-out-1.0", {"samples": 7})):
+        about = {"method": name.rsplit("-", 1)[0]}
+        (tmp_path / f"{name}-seed0.json").write_text(json.dumps(about | content))
+    compression.check_samples(tmp_path, 20)
+    with pytest.raises(ValueError, match=r"search-0\.5-seed0\.json: scored with 20 samples.* is 50; move it away"):
+        compression.check_samples(tmp_path, 50)
 
 
 def test_a_method_is_told_by_its_name():
