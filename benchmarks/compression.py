@@ -342,15 +342,13 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {budget: dict(methods) for budget, methods in order.items()}
 
 
-def check_samples(folder: Path, wanted: int) -> None:
-    """Raise ValueError when a result in the folder is of another number of samples, on which FID depends."""
+def scored_otherwise(folder: Path, samples: int) -> Path | None:
+    """A result in the folder that is of another number of samples, on which FID depends; those of real images have their own."""
     for path in sorted(folder.glob("*-seed*.json")):
         run = json.loads(path.read_text())
-        if run["method"] != "held-out" and run.get("samples") != wanted:
-            raise ValueError(
-                f"{path}: scored with {run.get('samples')} samples, the preset's evaluate.samples is {wanted}; "
-                "move it away, or name another folder with --output"
-            )
+        if run["method"] != "held-out" and run.get("samples") != samples:
+            return path
+    return None
 
 
 def deviation(values: list[float]) -> float | None:
@@ -452,10 +450,11 @@ def main() -> None:
         list(map(Method, arguments.methods))
     except ValueError as error:
         parser.error(f"--methods {error}")
-    try:
-        check_samples(output, cpu_params(preset)["evaluate"]["samples"])
-    except ValueError as error:
-        parser.error(str(error))
+    samples = cpu_params(preset)["evaluate"]["samples"]
+    if other := scored_otherwise(output, samples):
+        parser.error(
+            f"{other}: not scored with the preset's evaluate.samples, {samples}; move it away, or give --output"
+        )
 
     output.mkdir(parents=True, exist_ok=True)
     shared.prepare()

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compression import Method, Run
 from curves import panel, write_figure
-from shared_inputs import ONE_THREAD, Shared, preset_file, work_folder, write
+from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
 ROOT = Path(__file__).parents[1]
 POLL = 1.0  # seconds
@@ -101,9 +101,11 @@ def main() -> None:
     train(shared, curve)
     environment = os.environ | ONE_THREAD
 
+    samples = cpu_params(preset)["evaluate"]["samples"]
+
     def start(step: int, checkpoint: Path) -> dict[str, Any]:
         result = curve / f"step-{step}.json"
-        if not result.exists():
+        if not result.exists() or json.loads(result.read_text()).get("samples") != samples:
             command = [sys.executable, __file__, "--one", str(checkpoint), "--preset", str(preset), "--work", str(work)]
             subprocess.run([*command, "--extractors", *arguments.extractors], env=environment, check=True)
         point: dict[str, Any] = json.loads(result.read_text())
