@@ -15,12 +15,12 @@ of the teacher's; they alone are limited, and the table says what it takes in pa
 method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
-its space without scores, and `random-1`, `random-2` ... are further draws, which the table joins to one row. `magnitude`,
-`taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
-distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain` after
-its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search: `local-rule`,
-`local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
-`calibrated-to-teacher`, `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
+its space, with its residual stream, but without scores, and `random-1`, `random-2` ... are further draws, which the table joins
+to one row. `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the
+preset's `output_weight` as distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as
+well. A method with `-plain` after its name is retrained without distillation terms and is not calibrated. The others exchange
+one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`,
+`joint-none`, `uncalibrated`, `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
 
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
@@ -115,10 +115,16 @@ def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[
     return params | {section: params[section] | values for section, values in changes.items()}
 
 
-def params_of(preset: Path, method: Method, budget: float, seed: int) -> dict[str, Any]:
-    """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result."""
+def params_of(preset: Path, method: Method, budget: float, seed: int, channels: float | None = None) -> dict[str, Any]:
+    """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result.
+
+    Args:
+        channels: `search_block.channels`; None leaves the preset's.
+    """
     budgets = {"assemble": {"macs": budget, "params": UNLIMITED, "params_active": UNLIMITED}}
     params = changed(cpu_params(preset) | {"seed": seed}, budgets)
+    if channels is not None:
+        params = changed(params, {"search_block": {"channels": channels}})
     params = changed(params, SEARCHED.get(method.name, {}))
     return changed(params, PLAIN) if method.plain else params
 
@@ -130,10 +136,19 @@ class Run:
         shared: what `Shared.prepare` made; search results are made when they are not there.
         extractors: names or TorchScript files; the first gives `fid`.
         work: folder for checkpoints and samples.
+        channels: as in `params_of`.
     """
 
     def __init__(
-        self, preset: Path, method: Method, budget: float, seed: int, shared: Shared, extractors: list[str], work: Path
+        self,
+        preset: Path,
+        method: Method,
+        budget: float,
+        seed: int,
+        shared: Shared,
+        extractors: list[str],
+        work: Path,
+        channels: float | None = None,
     ) -> None:
         import torch
 
@@ -148,7 +163,7 @@ class Run:
         torch.set_num_threads(1)
         keep_freed_memory()
         self.method, self.budget, self.seed, self.shared = method, budget, seed, shared
-        self.params, self.device = params_of(preset, method, budget, seed), torch.device("cpu")
+        self.params, self.device = params_of(preset, method, budget, seed, channels), torch.device("cpu")
         self.data, self.prepared = TrainingSet.load(shared.data, shared.latents), PreparedData.load(shared.data)
         self.process, self.vae = make_process(self.params["diffusion"]), open_autoencoder(shared.vae)
         self.teacher = load_teacher(shared.teacher)
@@ -169,7 +184,7 @@ class Run:
         """The net of an architecture.json before retraining."""
         from stages.training.student import start_student, supernet_reader
 
-        search = self.shared.search(self.params) / "search"
+        search = self.shared.results(self.params)
         reader = supernet_reader(search, plan["supernets"], search / "index.json")
         return start_student(self.teacher, plan, self.params["retrain"]["init"], self.seed, reader)
 
@@ -179,7 +194,8 @@ class Run:
         from stages.config import stage_params
 
         folder, output = self.shared.search(self.params), self.work / "architecture.json"
-        inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json", "search": folder / "search"}
+        inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json"}
+        inputs |= {"search": self.shared.results(self.params)}
         params = stage_params(self.params, "assemble") | {"seed": DRAWS * self.seed + self.method.draw}
         assemble(params, threads=1, **inputs, output=output)
         found: dict[str, Any] = json.loads(output.read_text())
@@ -195,10 +211,11 @@ class Run:
         from stages.search.selection import Block, value_of
 
         folder, costs = self.shared.search(self.params), costs_of(self.teacher, plan["steps_per_stage"])
+        results = self.shared.results(self.params)
         params, total = stage_params(self.params, "search_block"), dict.fromkeys(SCORES, 0.0)
         for name, chosen in plan["chosen"].items():
             job = SearchJob(params, self.teacher, name, folder / "results" / "features", self.device, self.work / name)
-            job.supernet.load_state_dict(load_file(folder / "search" / f"{name}.safetensors"))
+            job.supernet.load_state_dict(load_file(results / f"{name}.safetensors"))
             candidate = job.measured(chosen["spec"])
             block = Block(name, job.stage, candidate, (candidate,))
             total = {score: value + value_of(block, candidate, costs, score) for score, value in total.items()}
@@ -271,6 +288,8 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What the file of the run holds."""
         about = {"method": self.method.full, "budget": self.budget, "seed": self.seed}
+        if self.method.name in SEARCHED:
+            about["channels"] = self.params["search_block"]["channels"]
         if self.method.name == "held-out":
             return about | self.score(self.prepared.held_out_images)
         if self.method.name in REFERENCES:
@@ -429,6 +448,9 @@ def main() -> None:
     parser.add_argument("--preset", required=True, help="name in presets/, or a params file")
     parser.add_argument("--methods", nargs="+", default=["search", "scratch", "uniform", "random", *PRUNED])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5])
+    parser.add_argument(
+        "--channels", type=float, nargs="+", help="search_block.channels of each budget; else the preset's"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--extractors", nargs="+", default=["classifier"])
     parser.add_argument("--teacher", type=Path, help="a diffusers folder to take the teacher from; else it is trained")
@@ -443,13 +465,16 @@ def main() -> None:
     shared = Shared(preset, work / "shared", arguments.teacher)
     if arguments.one:
         method, budget, seed = arguments.one
-        run = Run(preset, Method(method), float(budget), int(seed), shared, arguments.extractors, work)
+        channels = arguments.channels[0] if arguments.channels else None
+        run = Run(preset, Method(method), float(budget), int(seed), shared, arguments.extractors, work, channels)
         write(output / f"{method}-{budget}-seed{seed}.json", run.result())
         return
     try:
         list(map(Method, arguments.methods))
     except ValueError as error:
         parser.error(f"--methods {error}")
+    if arguments.channels and len(arguments.channels) != len(arguments.budgets):
+        parser.error(f"--channels {arguments.channels}: give one for each of the {len(arguments.budgets)} budgets")
     samples = cpu_params(preset)["evaluate"]["samples"]
     if other := scored_otherwise(output, samples):
         parser.error(
@@ -477,6 +502,8 @@ def run_all(arguments: argparse.Namespace, preset: Path, output: Path, work: Pat
             return 0
         folders = ["--preset", str(preset), "--output", str(output), "--work", str(work)]
         command = [sys.executable, __file__, "--one", method, str(budget), str(seed), *folders]
+        if arguments.channels:
+            command += ["--channels", str(arguments.channels[arguments.budgets.index(budget)])]
         environment = os.environ | ONE_THREAD
         return subprocess.run(
             [*command, "--extractors", *arguments.extractors], env=environment, check=False

@@ -92,7 +92,7 @@ class Costs:
         from stages.assemble import assemble
 
         given = {"teacher": self.shared.teacher, "clusters": self.search / "clusters.json"}
-        given |= {"search": self.search / "search"}
+        given |= {"search": self.shared.results(self.params)}
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             begun = time.perf_counter()
             assemble(stage_params(self.params, "assemble"), threads=1, **given, output=Path(folder) / "chosen.json")
@@ -155,7 +155,8 @@ class Costs:
         from stages.models.specs import unet_macs
 
         whole, settings = unet_macs(load_teacher(self.shared.teacher)), self.params["train_teacher"]
-        searches = [json.loads((self.search / "search" / f"{name}.json").read_text()) for name in self.names]
+        results = self.shared.results(self.params)
+        searches = [json.loads((results / f"{name}.json").read_text()) for name in self.names]
         spent = macs_of_search(whole, searches)
         return spent | {"teacher": 3.0 * settings["steps"] * settings["batch_size"] * whole}
 

@@ -31,7 +31,7 @@ def cpu_params(preset: Path) -> dict[str, Any]:
 
 
 class Shared:
-    """Data, extractor and teacher of a preset; and per seed and number of stages what a search needs.
+    """Data, extractor and teacher of a preset; and per seed, number of stages and width of the stream what a search needs.
 
     Args:
         preset: params file; the teacher has its seed.
@@ -66,12 +66,16 @@ class Shared:
         self.make(train_teacher, params, self.teacher / "sha256.json", **self.inputs, **made)
 
     def search(self, params: dict[str, Any]) -> Path:
-        """The folder with clusters, features and search results of these params' seed and number of stages."""
+        """The folder with clusters and features of these params' seed and number of stages; also makes the search results."""
         folder = self.folder / f"search-k{params['cluster_timesteps']['stages']}-seed{params['seed']}"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             self._search(params, folder)
         return folder
+
+    def results(self, params: dict[str, Any]) -> Path:
+        """The folder of the search results of these params, which have a residual stream of one width."""
+        return self.search(params) / f"search-{params['search_block']['channels']}"
 
     def _search(self, params: dict[str, Any], folder: Path) -> None:
         from stages.cache_features import cache_features
@@ -79,7 +83,8 @@ class Shared:
         from stages.collect_search import collect_search
         from stages.search_block import search_block
 
-        clusters, features, search = folder / "clusters.json", folder / "results" / "features", folder / "search"
+        clusters, features = folder / "clusters.json", folder / "results" / "features"
+        search = folder / f"search-{params['search_block']['channels']}"
         inputs = self.inputs | {"teacher": self.teacher}
         self.make(cluster_timesteps, params, clusters, **inputs, output=clusters)
         self.make(cache_features, params, features / "index.json", **inputs, clusters=clusters, output=features)

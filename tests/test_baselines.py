@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import baselines
 import compression
 from remembered import RememberedJointLoss
+from shared_inputs import Shared, preset_file
 
 SHAPE = (1, 8, 8)
 
@@ -167,3 +168,20 @@ def test_scores_are_correlated_with_the_fid_of_the_draws_of_one_seed():
     assert found["architectures"] == 6 and found["seed"] == 0
     assert found["scores"]["local"]["spearman"] == pytest.approx(1)
     assert found["scores"]["output"]["spearman"] == pytest.approx(-1)
+
+
+def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, capsys):
+    preset = preset_file("fashion-mnist")
+    own, given = (compression.params_of(preset, compression.Method("search"), 0.3, 1, c) for c in (None, 0.5))
+    assert own["search_block"]["channels"] == 0.75 and given["search_block"]["channels"] == 0.5
+    assert given["assemble"]["macs"] == 0.3 and given["seed"] == 1
+    shared = Shared(preset, tmp_path)
+    monkeypatch.setattr(shared, "_search", lambda params, folder: None)
+    folders = [shared.results(params) for params in (own, given)]
+    assert folders[0].parent == folders[1].parent == shared.search(own) and folders[0] != folders[1]
+    monkeypatch.setattr(
+        "sys.argv", ["compression.py", "--preset", "smoke", "--budgets", "0.3", "0.5", "--channels", "0.6"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        compression.main()
+    assert stopped.value.code != 0 and "--channels [0.6]: give one for each of the 2 budgets" in capsys.readouterr().err

@@ -107,9 +107,25 @@ def with_parts(block):
     return replace(block, candidates=(*block.candidates, part, *folded), order=order)
 
 
+def with_heads(block):
+    """A block whose space has attentions with a part of the heads."""
+    spec = block.identity["spec"]
+    less = block.identity | {"spec": spec | {"attentions": [{"heads": [0]} for _ in spec["attentions"]]}}
+    return replace(block, candidates=(*block.candidates, less))
+
+
+def test_uniform_attentions_keep_their_heads_where_the_space_has_no_fewer(unet, blocks):
+    costs, budget = costs_of(unet, STEPS), Budget(0.5, 10.0, 10.0)
+    for given, key in ((with_parts, "reads"), (lambda block: with_heads(with_parts(block)), "heads")):
+        chosen = select_uniform(unet, [*map(given, blocks)], costs, budget)
+        attentions = [a for c in chosen.values() for a in c["spec"]["attentions"] if a is not True]
+        assert attentions and all(key in attention for attention in attentions)
+        assert all(("heads" in attention) == (key == "heads") for attention in attentions)
+
+
 def test_uniform_layers_read_and_write_as_much_as_they_hold_where_the_space_has_that(unet, blocks):
     costs, budget = costs_of(unet, STEPS), Budget(0.5, 10.0, 10.0)
-    chosen = select_uniform(unet, [*map(with_parts, blocks)], costs, budget)
+    chosen = select_uniform(unet, [with_heads(with_parts(block)) for block in blocks], costs, budget)
     assert totals(blocks, chosen, costs)["macs_ratio"] > 0.45
     for border in borders_of(unet):
         job = border.block if border.kind != "up" else f"{border.block}.stage_1"

@@ -16,7 +16,7 @@ from stages.models.specs import block_macs, identity_spec
 from stages.search.space import BlockSpace, key_of
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
-SETTINGS |= {"upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1}
+SETTINGS |= {"heads": [0.25, 0.5, 1.0], "upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1}
 
 
 def borders_with_tensors(unet):

@@ -95,7 +95,7 @@ def make_search() -> dict[str, Any]:
     candidates.append({"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30})
     history = [{"step": s, "loss": 1 / s} for s in range(2, 200, 2)]
     found = {"candidates": candidates, "log": history, "params": {}, "weights_sha256": "ab" * 32}
-    spent = {"macs_spent": {"training": 6e9, "scoring": 1e9}, "triples": 3000}
+    spent = {"macs_spent": {"training": 6e9, "scoring": 1e9}, "triples": 3000, "stream_triples": 100}
     return found | spent | {"teacher_macs": 220, "teacher_params": 80}
 
 
@@ -122,6 +122,13 @@ def make_page(**changes: Any) -> str:
         "params": {"report": {"images": 48}},
     }
     return report.render_report(**(inputs | changes))
+
+
+def test_page_says_how_many_channels_pass_between_layers() -> None:
+    architecture = make_architecture()
+    assert "Between layers pass" not in make_page(architecture=architecture)
+    architecture["unet"]["stream"] = [list(range(16)), list(range(40))]
+    assert "Between layers pass 16, 40 channels" in make_page(architecture=architecture)
 
 
 def test_table_has_teacher_student_ratio_and_names_the_measure() -> None:
@@ -233,8 +240,9 @@ def test_what_search_and_retraining_took_stands_beside_the_teachers_training() -
     metrics, trained = make_metrics(), 3 * 1000 * 64 * 1e6
     calibrated = 3072 * (3e6 + 1.44e6) + 400 * 50 * 4.8e5
     found = {what: (macs, share) for what, macs, share in report.costs(metrics, searches, logs)}
-    assert found["one teacher pass for the features"] == ("3e+09", f"{3e9 / trained:.1%}")
-    assert found["the search in all"][1] == f"{(3e9 + 7e9 * len(BLOCKS)) / trained:.1%}"
+    passes = found["teacher passes for the features and the importance of channels"]
+    assert passes == ("3.3e+09", f"{3.3e9 / trained:.1%}")
+    assert found["the search in all"][1] == f"{(3.3e9 + 7e9 * len(BLOCKS)) / trained:.1%}"
     assert found["retraining the student"][1] == f"{0.5 * 0.45:.1%}"
     assert found["the teacher's predictions for it"][1] == f"{0.5 / 3:.1%}"
     assert found["calibrating the student"] == (f"{calibrated:.3g}", f"{calibrated / trained:.1%}")

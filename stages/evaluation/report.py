@@ -67,6 +67,7 @@ def render_report(
         clusters=cluster_charts(clusters),
         architecture=architecture_rows(architecture, searches),
         expected=architecture["expected"],
+        stream=[len(level) for level in architecture["unet"].get("stream", [])],
         rule=architecture["rule"],
         score=architecture["score"],
         stage_count=len(architecture["steps_per_stage"]),
@@ -363,7 +364,8 @@ def costs(
 
 def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[str, float]:
     """MACs of the parts of a search; one teacher pass takes `teacher_macs` for a sample."""
-    spent = {"one teacher pass for the features": searches[0]["triples"] * teacher_macs}
+    passes = searches[0]["triples"] + 3 * searches[0]["stream_triples"]
+    spent = {"teacher passes for the features and the importance of channels": passes * teacher_macs}
     for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
         spent[name] = sum(search["macs_spent"][part] for search in searches)
     return spent

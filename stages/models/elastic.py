@@ -23,6 +23,7 @@ from stages.models.multi_decoder_unet import (
     attention_group_size,
     group_size,
     narrows,
+    output_group_size,
     upsampler_kernel,
 )
 from stages.models.specs import Spec
@@ -144,7 +145,7 @@ class ElasticBlock(nn.Module):
             groups, bypass = resnet.norm1.num_groups, f"resnets.{i}.conv_shortcut"
             order["reads"].append(_by_group(resnet.conv1, seen[f"resnets.{i}.conv1"][0], groups))
             order["writes"].append(
-                _descending(written.unflatten(1, (-1, group_size(resnet))).square().mean((0, 2, 3, 4)))
+                _descending(written.unflatten(1, (-1, output_group_size(resnet))).square().mean((0, 2, 3, 4)))
             )
             order["shortcuts"].append(
                 _by_group(resnet.conv_shortcut, seen[bypass][0], groups) if bypass in seen else []
@@ -158,7 +159,7 @@ class ElasticBlock(nn.Module):
                 _by_pixels(attention, seen[f"attentions.{i}.to_q"][0], size) if known else []
             )
         if upsampler_kernel(self.block):
-            conv, size = self.block.upsamplers[0].conv, group_size(self.block.resnets[-1])
+            conv, size = self.block.upsamplers[0].conv, output_group_size(self.block.resnets[-1])
             order["upsampler_reads"].append(_by_group(conv, seen["upsamplers.0.conv"][0], conv.in_channels // size))
         return order
 

@@ -14,9 +14,9 @@ the encoder's level. A layer may have "reads" and "writes", the groups of channe
 
 import copy
 import inspect
+import itertools
 import math
-from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class PartialLayer(nn.Module):
     Args:
         resnet: the layer, its inner width and kernels as they are to be.
         reads: numbers of the groups of `norm1` that are read, ascending.
-        writes: numbers of the groups of the output that are written, ascending; a group is as wide as one of `norm2`.
+        writes: numbers of the groups of the output that are written, ascending; there are as many as in `norm1`.
         shortcut: numbers of the groups of the input that the convolution of the shortcut reads, ascending; None for all.
 
     Raises:
@@ -98,7 +98,7 @@ class PartialLayer(nn.Module):
         factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
         size = norm_size(resnet.norm1)
         read = channels_of("reads", reads, inner.in_channels, size)
-        write = channels_of("writes", writes, outer.out_channels, group_size(resnet))
+        write = channels_of("writes", writes, outer.out_channels, output_group_size(resnet))
         # Buffers that are no part of the state: the spec says all that they hold.
         self.register_buffer("read", torch.tensor(read), persistent=False)
         self.register_buffer("written", torch.tensor(write), persistent=False)
@@ -231,7 +231,7 @@ class FoldedUpsample(nn.Module):
         padded = F.pad(self.packed(hidden_states), (1, 1, 1, 1))
         patch = [
             phase(padded[:, :, a : a + height + 1, b : b + width + 1])
-            for phase, (a, b) in zip(self.phases, product((0, 1), repeat=2), strict=True)
+            for phase, (a, b) in zip(self.phases, itertools.product((0, 1), repeat=2), strict=True)
         ]
         whole: torch.Tensor = Interleaved.apply(*patch)
         return whole.contiguous() if hidden_states.is_contiguous() else whole
@@ -260,7 +260,7 @@ class Interleaved(torch.autograd.Function):
             device=phases[0].device,
             memory_format=torch.channels_last if last else torch.contiguous_format,
         )
-        for phase, (a, b) in zip(phases, product((0, 1), repeat=2), strict=True):
+        for phase, (a, b) in zip(phases, itertools.product((0, 1), repeat=2), strict=True):
             whole[:, :, a::2, b::2] = phase
         return whole
 
@@ -270,7 +270,7 @@ class Interleaved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(gradient[:, :, a::2, b::2] for a, b in product((0, 1), repeat=2))
+        return tuple(gradient[:, :, a::2, b::2] for a, b in itertools.product((0, 1), repeat=2))
 
 
 def upsampler_kernel(block: Module) -> int | None:
@@ -285,10 +285,16 @@ def group_size(resnet: Module) -> int:
     return norm_size(resnet.norm2)
 
 
+def output_group_size(resnet: Module) -> int:
+    """Channels in one of the groups in which a ResNet layer writes, as many as those in which it reads."""
+    groups: int = resnet.norm1.num_groups
+    return resnet.conv2.out_channels // groups
+
+
 def attention_group_size(block: Module, index: int) -> int:
     """Channels in one of the groups that a block's attention reads: its GroupNorm's, or the layer's where it has none."""
     norm = block.attentions[index].group_norm
-    return group_size(block.resnets[index]) if norm is None else norm_size(norm)
+    return output_group_size(block.resnets[index]) if norm is None else norm_size(norm)
 
 
 def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
@@ -298,8 +304,8 @@ def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
     resnet = resize_layer(resnet, layer["width"], layer["kernels"])
     if not {"reads", "writes", "shortcut"} & layer.keys():
         return resnet
-    everything = range(resnet.norm1.num_groups), range(resnet.conv2.out_channels // group_size(resnet))
-    reads, writes = (layer.get(key, list(all_)) for key, all_ in zip(("reads", "writes"), everything, strict=True))
+    everything = list(range(resnet.norm1.num_groups))
+    reads, writes = (layer.get(key, everything) for key in ("reads", "writes"))
     return PartialLayer(resnet, reads, writes, layer.get("shortcut"))
 
 
@@ -339,10 +345,7 @@ def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
 
 def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
     """Rebuild a diffusers block in place as its spec says; weights of changed layers are new."""
-    if type(block).__name__ not in BLOCK_TYPES:
-        raise ValueError(
-            f"block type {type(block).__name__} is not supported; supported are {', '.join(sorted(BLOCK_TYPES))}"
-        )
+    check_type(block)
     for index, kept in enumerate(spec["attentions"]):
         block.attentions[index] = rebuilt_attention(block, index, kept)
     if "upsampler" in spec:
@@ -352,12 +355,20 @@ def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
     return block
 
 
+def check_type(block: Module) -> None:
+    """Raise ValueError unless a diffusers block is of a type that can be rebuilt."""
+    if type(block).__name__ not in BLOCK_TYPES:
+        raise ValueError(
+            f"block type {type(block).__name__} is not supported; supported are {', '.join(sorted(BLOCK_TYPES))}"
+        )
+
+
 def fold_upsampler(block: Module, kernel: int, reads: list[int] | None = None) -> None:
     """Give a block's upsampler a kernel of FoldedUpsample, in place; untouched when it is as it was.
 
     Args:
-        reads: numbers of the groups of the block's output that it reads, ascending; None for all. A group is as wide as one of
-            the inner GroupNorm of the block's last layer.
+        reads: numbers of the groups of the block's output that it reads, ascending; None for all. A group is one in which
+            the block's last layer writes.
     """
     usual = upsampler_kernel(block)
     if usual is None:
@@ -366,7 +377,7 @@ def fold_upsampler(block: Module, kernel: int, reads: list[int] | None = None) -
         raise ValueError(f"architecture: upsampler_reads {reads} for an upsampler that is not folded")
     if kernel == usual:
         return
-    conv, size = block.upsamplers[0].conv, group_size(block.resnets[-1])
+    conv, size = block.upsamplers[0].conv, output_group_size(block.resnets[-1])
     read = None if reads is None else channels_of("upsampler_reads", reads, conv.in_channels, size)
     block.upsamplers[0] = FoldedUpsample(conv, kernel, read)
 
@@ -495,6 +506,138 @@ def bands(height: int, width: int, edges: list[float]) -> torch.Tensor:
     return found
 
 
+def stream_levels(unet: UNet2DModel) -> list[int]:
+    """Which levels of a UNet2DModel have the channels of their residual stream in common, as a number for each level.
+
+    Neighbours of equal width do: layers between them may pass their input on as it is.
+    """
+    widths = unet.config["block_out_channels"]
+    return list(itertools.accumulate((int(a != b) for a, b in itertools.pairwise(widths)), initial=0))
+
+
+def narrow_stream(unet: UNet2DModel, stream: list[list[int]]) -> UNet2DModel:
+    """Keep some channels of the residual stream, in place, with the weights that belong to them.
+
+    The residual stream is what passes from layer to layer, the skip tensors among it. The widths inside layers, the heads of
+    attentions and the time embedding stay; GroupNorms keep their number of groups.
+
+    Args:
+        stream: for every level the numbers of its channels that are kept, ascending, as many as whole groups of the GroupNorms
+            make.
+
+    Raises:
+        ValueError: there are no such channels, levels that have them in common differ, or a block is of another type.
+    """
+    check_stream(unet, stream)
+    kept = [torch.tensor(channels) for channels in stream]
+    widths, skips, hidden = unet.config["block_out_channels"], [kept[0]], kept[0]
+    select(unet.conv_in, None, kept[0])
+    block: Module
+    for level, block in enumerate(unet.down_blocks):
+        narrow_layers(block, [hidden, *[kept[level]] * (len(block.resnets) - 1)], kept[level])
+        skips += [kept[level]] * (len(block.resnets) + (block.downsamplers is not None))
+        hidden = kept[level]
+    if unet.mid_block is not None:
+        narrow_layers(unet.mid_block, [hidden] * len(unet.mid_block.resnets), hidden)
+    width = widths[-1]
+    for level, block in zip(reversed(range(len(widths))), unet.up_blocks, strict=True):
+        reads = []
+        for _ in block.resnets:
+            reads.append(torch.cat([hidden, skips.pop() + width]))
+            hidden, width = kept[level], widths[level]
+        narrow_layers(block, reads, kept[level])
+    narrow_norm(unet.conv_norm_out, kept[0])
+    select(unet.conv_out, kept[0], None)
+    return unet
+
+
+def check_stream(unet: UNet2DModel, stream: list[list[int]]) -> None:
+    """Raise the ValueErrors of `narrow_stream`."""
+    widths, same = unet.config["block_out_channels"], stream_levels(unet)
+    if len(stream) != len(widths):
+        raise ValueError(f"architecture: stream of {len(stream)} levels for a UNet of {len(widths)}")
+    for level, (channels, width) in enumerate(zip(stream, widths, strict=True)):
+        if channels != stream[same.index(same[level])]:
+            raise ValueError(
+                f"architecture: stream of level {level} is not that of the level before, as wide in the UNet"
+            )
+        channels_of("stream", channels, width, 1)
+    for block in (*unet.down_blocks, *unet.up_blocks):
+        check_type(block)
+
+
+def narrow_layers(block: Module, reads: list[torch.Tensor], writes: torch.Tensor) -> None:
+    """Keep some channels of the stream in a block: what its ResNet layers read, one for each, and what all of it writes."""
+    for resnet, read in zip(block.resnets, reads, strict=True):
+        narrow_layer(resnet, read, writes)
+    for attention in getattr(block, "attentions", None) or []:
+        if attention is not None:
+            if not narrows(attention):
+                raise ValueError("architecture: stream of a UNet that has an attention of another kind")
+            narrow_attention(attention, writes)
+    for sampler in (*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())):
+        if isinstance(sampler, ResnetBlock2D):
+            narrow_layer(sampler, writes, writes)
+            continue
+        sampler.channels = len(writes)
+        for convolution in sampler.modules():
+            if isinstance(convolution, (nn.Conv2d, nn.ConvTranspose2d)):
+                select(convolution, writes, writes)
+
+
+def narrow_layer(resnet: Module, reads: torch.Tensor, writes: torch.Tensor) -> None:
+    """Keep the channels of the stream that a ResNet layer reads and those that it writes."""
+    narrow_norm(resnet.norm1, reads)
+    select(resnet.conv1, reads, None)
+    select(resnet.conv2, None, writes)
+    if resnet.conv_shortcut is not None:
+        select(resnet.conv_shortcut, reads, writes)
+    resnet.in_channels = len(reads)
+    for sampler in (resnet.upsample, resnet.downsample):
+        if isinstance(sampler, nn.Module):
+            cast(Any, sampler).channels = len(reads)  # which diffusers checks
+
+
+def narrow_attention(attention: Module, kept: torch.Tensor) -> None:
+    """Keep the channels of the stream that an attention reads and writes; it keeps its heads."""
+    if attention.group_norm is not None:
+        narrow_norm(attention.group_norm, kept)
+    for linear in (attention.to_q, attention.to_k, attention.to_v):
+        select(linear, kept, None)
+    select(attention.to_out[0], None, kept)
+    attention.query_dim = attention.cross_attention_dim = attention.out_dim = len(kept)
+
+
+def narrow_norm(norm: Module, kept: torch.Tensor) -> None:
+    """Keep some channels of a GroupNorm, in as many groups."""
+    if len(kept) % norm.num_groups:
+        raise ValueError(f"architecture: stream of {len(kept)} channels, which make no {norm.num_groups} groups")
+    norm.num_channels = len(kept)
+    for name, parameter in list(norm.named_parameters()):
+        setattr(norm, name, selected(parameter, kept, 0))
+
+
+def select(layer: Module, reads: torch.Tensor | None, writes: torch.Tensor | None) -> None:
+    """Keep some inputs and outputs of a convolution or a linear layer, in place; None for all."""
+    inputs, outputs = (1, 0) if not isinstance(layer, nn.ConvTranspose2d) else (0, 1)
+    weight = layer.weight
+    if reads is not None:
+        weight = selected(weight, reads, inputs)
+    if writes is not None:
+        weight = selected(weight, writes, outputs)
+        if layer.bias is not None:
+            layer.bias = selected(layer.bias, writes, 0)
+    layer.weight = weight
+    names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
+    for name, dimension in zip(names, (inputs, outputs), strict=True):
+        setattr(layer, name, weight.shape[dimension])
+
+
+def selected(parameter: nn.Parameter, kept: torch.Tensor, dimension: int) -> nn.Parameter:
+    """The entries of a parameter with these numbers along a dimension."""
+    return nn.Parameter(parameter.detach().index_select(dimension, kept.to(parameter.device)).clone())
+
+
 class Decoder(nn.Module):
     """The up path and the output head of one stage."""
 
@@ -524,7 +667,8 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
 
     Args:
         unet: config of the UNet2DModel whose blocks are rebuilt.
-        architecture: {"down_blocks": [spec, ...], "mid_block": spec or null, "decoders": [[spec per up block] per stage]}.
+        architecture: {"down_blocks": [spec, ...], "mid_block": spec or null, "decoders": [[spec per up block] per stage]}, and,
+            where not all are kept, "stream": for every level the channels of `unet` that are (see `narrow_stream`).
         boundaries: K-1 ascending timesteps; the stage of t is the number of boundaries <= t.
         sample_size, in_channels, out_channels, num_class_embeds: as in `unet`; repeated where pipelines look for them.
         calibration: the table of a Calibration of the output, whose mean image is a part of the weights; None for none.
@@ -549,6 +693,8 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
         if len(architecture["decoders"]) != len(boundaries) + 1:
             raise ValueError(f"architecture: {len(architecture['decoders'])} decoders for {len(boundaries) + 1} stages")
         base = UNet2DModel(**_known(unet))
+        if architecture.get("stream"):
+            narrow_stream(base, architecture["stream"])
         self.base_config = base.config
         self.conv_in, self.time_proj, self.time_embedding = base.conv_in, base.time_proj, base.time_embedding
         self.class_embedding = base.class_embedding

@@ -18,14 +18,23 @@ from stages.models.specs import (
     shared_params,
     unet_macs,
 )
+from stages.models.stream import Stream, narrowed_teacher
 from stages.search.controls import select_largest, select_uniform
 from stages.search.selection import Block, Budget, Costs, select_budget, select_local, select_random, totals
 
+AGAIN = "run search_block again (snakemake --forcerun search_block)"
 
-def costs_of(unet: UNet2DModel, steps: Sequence[int]) -> Costs:
-    """The teacher's costs and the shared ones; `steps` are the sampler's steps in each stage."""
-    fixed_macs = sum(shared_macs(unet))
-    entrance, head = shared_params(unet)
+
+def costs_of(unet: UNet2DModel, steps: Sequence[int], narrowed: UNet2DModel | None = None) -> Costs:
+    """The teacher's costs and the shared ones.
+
+    Args:
+        steps: the sampler's steps in each stage.
+        narrowed: the teacher with the student's residual stream, where that is another.
+    """
+    student = unet if narrowed is None else narrowed
+    fixed_macs = sum(shared_macs(student))
+    entrance, head = shared_params(student)
     weights = tuple(count / sum(steps) for count in steps)
     fixed_params = entrance + head * len(steps)
     return Costs(unet_macs(unet), parameter_count(unet), fixed_macs, fixed_params, entrance + head, weights)
@@ -55,7 +64,9 @@ def assemble_architecture(
         ValueError: the budget cannot be met, or the results are those of other blocks or stages.
     """
     check_results(unet, results, len(steps))
-    blocks, costs = [block_of(name, result) for name, result in sorted(results.items())], costs_of(unet, steps)
+    blocks, stream = [block_of(name, result) for name, result in sorted(results.items())], stream_of(results)
+    narrowed = narrowed_teacher(unet, stream)
+    costs = costs_of(unet, steps, narrowed)
     budget, tau = Budget(settings["macs"], settings["params"], settings["params_active"]), None
     match settings["rule"]:
         case "local":
@@ -63,7 +74,7 @@ def assemble_architecture(
         case "random":
             chosen = select_random(blocks, costs, budget, seed)
         case "uniform":
-            chosen = select_uniform(unet, blocks, costs, budget)
+            chosen = select_uniform(narrowed, blocks, costs, budget)
         case "largest":
             chosen = select_largest(blocks)
         case _:
@@ -73,7 +84,8 @@ def assemble_architecture(
         "score": settings["score"] if settings["rule"] == "budget" else None,
         "tau": tau,
         "budget": {key: settings[key] for key in ("macs", "params", "params_active")},
-        "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps)),
+        "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps))
+        | ({} if stream is None else {"stream": stream}),
         "identity": identity_architecture(unet),
         "chosen": chosen,
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
@@ -161,14 +173,23 @@ def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages:
         spec = identity_spec(unet.get_submodule(border.block))
         suffixes = [f".stage_{s}" for s in range(stages)] if border.kind == "up" else [""]
         identities |= {f"{border.block}{suffix}": spec for suffix in suffixes}
-    remedy = "run search_block again (snakemake --forcerun search_block)"
     if results.keys() != identities.keys():
         name = min(results.keys() ^ identities.keys())
         problem = "missing" if name in identities else "names no block"
-        raise ValueError(f"{name}.json: {problem}, as the teacher and {stages} stage(s) go; {remedy}")
+        raise ValueError(f"{name}.json: {problem}, as the teacher and {stages} stage(s) go; {AGAIN}")
     for name, spec in identities.items():
         if results[name]["identity"] != spec:
-            raise ValueError(f"{name}.json: describes another teacher's block; {remedy}")
+            raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
+
+
+def stream_of(results: dict[str, dict[str, Any]]) -> Stream | None:
+    """The channels of the residual stream that the blocks were searched with; ValueError where they differ."""
+    name, first = next(iter(sorted(results.items())))
+    for other, result in results.items():
+        if result["stream"] != first["stream"]:
+            raise ValueError(f"{other}.json: has other channels of the residual stream than {name}.json; {AGAIN}")
+    stream: Stream | None = first["stream"]
+    return stream
 
 
 def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:

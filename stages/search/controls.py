@@ -1,6 +1,7 @@
 """Choices without a search, which a search has to beat: uniform widths, and the teacher's own blocks."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,12 @@ def folds(block: Block) -> bool:
     return any(candidate["spec"].get("upsampler") == FOLDED for candidate in block.candidates)
 
 
+def drops_heads(block: Block) -> bool:
+    """Whether the space of a block has attentions with a part of the heads."""
+    attentions = itertools.chain.from_iterable(candidate["spec"]["attentions"] for candidate in block.candidates)
+    return any(isinstance(attention, dict) and "heads" in attention for attention in attentions)
+
+
 def reads_parts(block: Block) -> bool:
     """Whether the space of a block has layers that read or write a part of the channels."""
     layers = (layer for candidate in block.candidates for layer in candidate["spec"]["layers"] if layer)
@@ -87,10 +94,10 @@ def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str,
         if partial:
             order = {key: job.order[key][index] for key in ("reads", "writes")}
             layer |= some(order | {"shortcut": job.order["shortcuts"][index]}, count, len(order["writes"]))
-    if partial:
-        for index, present in enumerate(spec["attentions"]):
-            order = {"heads": job.order["heads"][index], "reads": job.order["attention_reads"][index]}
-            spec["attentions"][index] = present and (some(order, kept[index], whole(block.resnets[index])) or True)
+    for index, present in enumerate(spec["attentions"]):
+        order = {"heads": job.order["heads"][index]} if drops_heads(job) else {}
+        order |= {"reads": job.order["attention_reads"][index]} if partial else {}
+        spec["attentions"][index] = present and (some(order, kept[index], whole(block.resnets[index])) or True)
     if folds(job):
         spec["upsampler"] = FOLDED
         if partial:

@@ -13,21 +13,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages.datasets.training import TrainingSet
+from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
 from stages.files import atomic_path, check_same_hash, read_checked_json, run_again, sha256_tensor, write_checked_json
 from stages.models.borders import trace
+from stages.models.stream import kept_part
 from stages.pieces import Pieces
 from stages.progress import Progress
+from stages.search.importance import stream_importance
 
 GIB = 2**30
+IMPORTANCE_BATCHES, IMPORTANCE_BATCH = 16, 64  # noised images from which the importance of channels comes
 
 
 class FeatureWriter:
     """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
 
     A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and all
-    border tensors (see `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+    border tensors (see `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes, and
+    how important each channel of the teacher's residual stream is.
 
     Args:
         settings: the `cache_features` section of the params.
@@ -94,6 +99,7 @@ class FeatureWriter:
             "shard_size": size,
             "held_out": held_out,
         }
+        index |= {"stream_importance": self.importance(), "stream_triples": IMPORTANCE_BATCHES * IMPORTANCE_BATCH}
         write_checked_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
         pieces.add("index.json")
         return pieces
@@ -107,6 +113,14 @@ class FeatureWriter:
             save_file(
                 tensors, aside, metadata={"triples": json.dumps({"stage": stage, "start": start, "seed": self.seed})}
             )
+
+    def importance(self) -> list[list[float]]:
+        """Importance of each channel of the residual stream, by level, over triples of the process's own density of t."""
+        batches = NoisyBatches(self.data, self.process, IMPORTANCE_BATCH, self.device, labels=self.labels is not None)
+        drawn = [batches(generator_for(self.seed, "stream", step)) for step in range(IMPORTANCE_BATCHES)]
+        factors = [self.process.image_factor(batch.t.cpu()) for batch in drawn]
+        found = stream_importance(self.teacher, drawn, factors, generator_for(self.seed, "stream signs", 0))
+        return [level.tolist() for level in found]
 
     @torch.no_grad()
     def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:
@@ -135,14 +149,21 @@ class Features:
         folder: where index.json and the shards are.
         names: the tensors to read; no other is touched.
         stages: the stages to read; None for all.
+        kept: the channels of some of the tensors that `take` gives; it gives all of the others.
 
     Raises:
         ValueError: index.json or one of these tensors is missing or not as it was written.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], stages: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        stages: Sequence[int] | None = None,
+        kept: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         index = read_checked_json(folder / "index.json", "cache_features")
-        self.names = list(names)
+        self.names, self.kept = list(names), kept or {}
         self.held_out, self.per_stage, size = index["held_out"], index["triples_per_stage"], index["shard_size"]
         self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
         self.total = self.per_stage * len(index["stages"])
@@ -176,7 +197,8 @@ class Features:
         for number in shard_of.unique().tolist():
             chosen = (shard_of == number).nonzero().flatten()
             first = 0 if number == 0 else int(self.ends[number - 1])
-            pieces.append([tensor[rows[chosen] - first] for tensor in self.shards[number]])
+            given = zip(self.names, self.shards[number], strict=True)
+            pieces.append([kept_part(name, tensor[rows[chosen] - first], self.kept) for name, tensor in given])
             positions.append(chosen)
         back = torch.cat(positions).argsort()
         return [torch.cat(column)[back].to(device) for column in zip(*pieces, strict=True)]

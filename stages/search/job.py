@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from stages.files import sha256_file
+from stages.files import read_checked_json, sha256_file
 from stages.models.borders import border_of_job
 from stages.models.elastic import ElasticBlock
 from stages.models.specs import Spec, block_macs, parameter_count, unet_macs
+from stages.models.stream import kept_channels, narrowed_teacher
 from stages.pieces import Pieces
 from stages.search.features import Features
+from stages.search.importance import choose_stream
 from stages.search.space import BlockSpace
 from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
 from stages.training.loop import TrainSettings, train
@@ -21,6 +23,9 @@ PATHS = 4  # of a step: the smallest, the largest, two random ones
 
 class SearchJob:
     """A search job on the features of one teacher.
+
+    With `search_block.channels` below 1 it is a search in the block of the teacher narrowed to the most important channels of its
+    residual stream, and imitates those channels of the features; the score `output` puts them into the whole teacher.
 
     Args:
         params: the params of the stage `search_block`.
@@ -44,9 +49,14 @@ class SearchJob:
         self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
         self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
         self.border, self.stage = border_of_job(teacher, name)
-        self.block = teacher.get_submodule(self.border.block)
+        self.index = read_checked_json(folder / "index.json", "cache_features")
+        self.stream = choose_stream(
+            teacher, self.settings["channels"], self.index["stream_importance"], self.settings["channel_multiple"]
+        )
+        self.kept = kept_channels(teacher, self.stream)
+        self.block = narrowed_teacher(self.teacher, self.stream).get_submodule(self.border.block)
         self.resolution = teacher.config["sample_size"] >> self.border.level
-        self.features = self._open([*self.border.inputs, *self.border.outputs])
+        self.features = self._open([*self.border.inputs, *self.border.outputs], self.kept)
         kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
         self.supernet = ElasticBlock(self.block, self.border.kind, *kernels).to(device)
         order = sort_channels(self.supernet, self.features, len(self.border.inputs))
@@ -54,8 +64,8 @@ class SearchJob:
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json")}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
 
-    def _open(self, names: list[str]) -> Features:
-        return Features(self.folder, names, None if self.stage is None else [self.stage])
+    def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
+        return Features(self.folder, names, None if self.stage is None else [self.stage], kept)
 
     def train(self) -> list[dict[str, float]]:
         """Train the supernet; returns the loss history."""
@@ -87,8 +97,8 @@ class SearchJob:
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
-        features = self._open(OutputScore.names(self.teacher, self.border))
-        return OutputScore(self.teacher, self.border, features, self.settings["output_triples"])
+        features = self._open(OutputScore.names(self.teacher, self.border), {})
+        return OutputScore(self.teacher, self.border, features, self.settings["output_triples"], self.kept)
 
     def measured(self, spec: Spec) -> dict[str, Any]:
         """One sub-block of the supernet as it is, with its costs and both scores."""
@@ -98,17 +108,20 @@ class SearchJob:
     def report(self) -> dict[str, Any]:
         """Train and score; the content of results/search/<name>.json without the hash of the weights."""
         history, candidates = self.train(), self.scores()
+        whole = self.teacher.get_submodule(self.border.block)
         return {
             "block": self.border.block,
             "stage": self.stage,
             "kind": self.border.kind,
             "identity": self.space.identity,
+            "stream": self.stream,
             "space_size": len(self.space),
             "order": self.space.order,
-            "teacher_macs": block_macs(self.block, self.resolution),
-            "teacher_params": parameter_count(self.block),
+            "teacher_macs": block_macs(whole, self.resolution),
+            "teacher_params": parameter_count(whole),
             "macs_spent": self.macs_spent(candidates),
             "triples": self.features.total,
+            "stream_triples": self.index["stream_triples"],
             "candidates": candidates,
             "log": history,
             "params": self.params,

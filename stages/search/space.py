@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stages.models.elastic import ChannelOrder
-from stages.models.multi_decoder_unet import Module, attention_group_size, group_size, norm_size
+from stages.models.multi_decoder_unet import Module, attention_group_size, group_size, norm_size, output_group_size
 from stages.models.specs import Spec, identity_spec
 
 Layer = dict[str, Any] | None
@@ -34,11 +34,12 @@ class LayerChoices:
         self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int], shortcut: list[int]
     ) -> None:
         groups, size, inner = resnet.norm2.num_groups, group_size(resnet), norm_size(resnet.norm1)
+        outer = output_group_size(resnet)
         self.widths = [size * count for count in counts(settings, "widths", groups, size)]
         self.kernels = sorted({*settings["kernels"], resnet.conv1.kernel_size[0]})
         self.kernel = self.kernels.index(resnet.conv1.kernel_size[0])
         self.reads, self.shortcuts = (parts(settings, order, inner) for order in (reads, shortcut))
-        self.writes = parts(settings, writes, size)
+        self.writes = parts(settings, writes, outer)
         self.may_drop: bool = settings["drop_layers"]
 
     def __len__(self) -> int:
@@ -106,10 +107,10 @@ class BlockSpace:
 
     Args:
         block: the teacher's block.
-        settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups or
-            heads), `stream` (shares of the channels that a layer, a shortcut, an attention or an upsampler reads, and that a
-            layer writes), `channel_multiple` (of which the channels of a share are a multiple), `kernels`, `drop_layers`,
-            `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
+        settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
+            `heads` (shares of an attention's), `stream` (shares of the channels that a layer, a shortcut, an attention or an
+            upsampler reads, and that a layer writes), `channel_multiple` (of which the channels of a share are a multiple),
+            `kernels`, `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
         order: groups and heads by importance, as `ElasticBlock.sort_channels` gives them.
     """
 
@@ -124,7 +125,9 @@ class BlockSpace:
         ]
         self.upsamplers: list[dict[str, Any]] = [{}]
         if "upsampler" in self.identity:
-            self.upsamplers = upsampler_options(settings, order["upsampler_reads"][0], group_size(block.resnets[-1]))
+            self.upsamplers = upsampler_options(
+                settings, order["upsampler_reads"][0], output_group_size(block.resnets[-1])
+            )
 
     def __len__(self) -> int:
         layers = math.prod(len(choices) for choices in self.layers)
@@ -224,7 +227,7 @@ def attention_options(settings: dict[str, Any], block: Module, index: int, order
     kept: list[list[int]] = [[]]
     if heads:
         dim_head = attention.to_q.out_features // len(heads)
-        kept = [sorted(heads[:count]) for count in counts(settings, "widths", len(heads), dim_head)]
+        kept = [sorted(heads[:count]) for count in counts(settings, "heads", len(heads), dim_head)]
     read = parts(settings, reads, attention_group_size(block, index)) if reads else [[]]
     narrowed: list[Any] = [
         {key: option for key, option, whole in (("heads", h, heads), ("reads", r, reads)) if len(option) < len(whole)}

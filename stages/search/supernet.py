@@ -15,6 +15,7 @@ from stages.models.borders import Border, run_tail, tail_inputs
 from stages.models.elastic import ChannelOrder, ElasticBlock
 from stages.models.multi_decoder_unet import Module
 from stages.models.specs import Spec, block_macs, parameter_count
+from stages.models.stream import kept_part, with_part
 from stages.pieces import Pieces, kept_record
 from stages.search.features import Features
 from stages.search.selection import pareto
@@ -143,10 +144,18 @@ class OutputScore:
     Args:
         features: the cache, opened with `names` of this border.
         triples: triples of each stage to measure on.
+        kept: the channels that the sub-blocks have of each tensor (see `kept_channels`); the others stay the teacher's.
     """
 
-    def __init__(self, teacher: Module, border: Border, features: Features, triples: int) -> None:
-        self.teacher, self.border = teacher, border
+    def __init__(
+        self,
+        teacher: Module,
+        border: Border,
+        features: Features,
+        triples: int,
+        kept: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.teacher, self.border, self.kept = teacher, border, kept or {}
         device = next(teacher.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, -triples:]
         self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]
@@ -154,14 +163,17 @@ class OutputScore:
     @staticmethod
     def names(teacher: Module, border: Border) -> list[str]:
         """The tensors that it needs of the feature cache."""
-        return list(dict.fromkeys([*border.inputs, *tail_inputs(teacher, border), "output", "image_factor"]))
+        needed = [*border.inputs, *border.outputs, *tail_inputs(teacher, border), "output", "image_factor"]
+        return list(dict.fromkeys(needed))
 
     @torch.no_grad()
     def __call__(self, supernet: ElasticBlock, spec: Spec) -> list[float]:
         """One number for each stage."""
         found = []
         for seen in self.batches:
-            outputs = supernet(spec, [seen[name] for name in self.border.inputs])
+            inputs = [kept_part(name, seen[name], self.kept) for name in self.border.inputs]
+            given = zip(self.border.outputs, supernet(spec, inputs), strict=True)
+            outputs = [with_part(name, seen[name], output, self.kept) for name, output in given]
             error = run_tail(self.teacher, self.border, outputs, seen).float() - seen["output"]
             found.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
         return found

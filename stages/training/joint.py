@@ -11,6 +11,7 @@ from stages.device import autocast
 from stages.diffusion.losses import Batch, NoisyBatches, joint_variances, nmse, predict
 from stages.models.borders import Border, borders_of, run_block, trace
 from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
+from stages.models.stream import kept_channels, kept_part
 from stages.processes import count, own_rows
 from stages.training.schedule import end_to_end_share
 from stages.training.student import student_blocks
@@ -39,6 +40,7 @@ class JointLoss:
         self.student, self.teacher, self.batches = student, teacher.requires_grad_(False), batches
         self.settings, self.precision = settings, precision
         self.borders = borders_of(teacher)
+        self.kept = kept_channels(teacher, student.config.get("architecture", {}).get("stream"))
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         batch = self.batches(generator)
@@ -58,9 +60,10 @@ class JointLoss:
 
     @torch.no_grad()
     def teach(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
-        """What the losses at this share need of the teacher: all borders, its output alone, or nothing."""
+        """What the losses at this share need of the teacher: the student's channels at all borders, the output, or nothing."""
         if share < 1:
-            return trace(self.teacher, batch.x_t, batch.t, batch.labels)
+            seen = trace(self.teacher, batch.x_t, batch.t, batch.labels)
+            return {name: kept_part(name, tensor, self.kept) for name, tensor in seen.items()}
         if not self.settings["output_weight"]:
             return {}
         return {"output": predict(self.teacher, batch.x_t, batch.t, batch.labels)}

@@ -17,6 +17,7 @@ from stages.models.elastic import ElasticBlock, student_state
 from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel
 from stages.models.pipelines import is_class_conditional
 from stages.models.specs import identity_architecture
+from stages.models.stream import narrowed_teacher
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
 KERNELS, UPSAMPLER_KERNELS = [1, 3, 5], [1, 2]  # all that a search space may have
@@ -60,14 +61,12 @@ def start_student(
         supernet: as in `inherit`.
     """
     student = build_student(teacher, chosen["unet"], chosen["boundaries"], seed, chosen["shared_encoder"])
-    if init == "inherit":
-        assert isinstance(student, MultiDecoderUNet2DModel), "a searched architecture shares its encoder"
-        inherit(student, teacher, supernet)
     if init == "teacher" and chosen["rule"] == "given":
         warm_start(student, teacher)
-    elif init == "teacher":
+    elif init != "scratch":
         assert isinstance(student, MultiDecoderUNet2DModel), "a searched architecture shares its encoder"
-        inherit(student, teacher, untrained_supernets(teacher))
+        narrowed = narrowed_teacher(teacher, chosen["unet"].get("stream"))
+        inherit(student, narrowed, supernet if init == "inherit" else untrained_supernets(narrowed))
     return student
 
 
@@ -124,6 +123,7 @@ def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Su
     """Copy weights in place: blocks from their supernets, all else from the teacher.
 
     Args:
+        teacher: with the student's residual stream.
         supernet: gives the stored state of the ElasticBlock of a search job, by its name.
     """
     own = student.state_dict()

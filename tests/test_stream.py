@@ -1,0 +1,243 @@
+"""A residual stream with some of the teacher's channels: exact where the others say nothing, and the same through all stages.
+
+In the teachers of most tests the odd channels of the stream are copies of the even ones, and nothing reads them but GroupNorms,
+whose statistics copies do not change. Without them such a teacher computes what it did.
+"""
+
+import copy
+import re
+
+import pytest
+import torch
+from helpers import tiny_unet
+
+from stages.datasets.training import TrainingSet
+from stages.diffusion.losses import NoisyBatches
+from stages.diffusion.process import VPProcess
+from stages.diffusion.seeds import generator_for
+from stages.evaluation.cost import count_macs
+from stages.models.borders import border_of_job, borders_of, trace
+from stages.models.multi_decoder_unet import narrow_stream, stream_levels
+from stages.models.specs import parameter_count
+from stages.models.stream import kept_channels, kept_part, narrowed_teacher, with_part
+from stages.search.architecture import assemble_architecture, stream_of
+from stages.search.features import FeatureWriter
+from stages.search.importance import choose_stream, stream_importance, stream_writers
+from stages.search.job import SearchJob
+from stages.training.joint import JointLoss
+from stages.training.student import start_student
+
+EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
+STAGES, STEPS = [[0, 400], [400, 1000]], [10, 15]
+FEATURES = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+SEARCH = {
+    "channels": 0.5,
+    "widths": [0.5, 1.0],
+    "heads": [0.5, 1.0],
+    "stream": [0.5, 1.0],
+    "channel_multiple": 1,
+    "kernels": [3],
+    "drop_layers": False,
+    "drop_attention": False,
+    "upsampler_kernels": [2],
+    "steps": 1,
+    "batch_size": 8,
+    "learning_rate": 1e-5,
+    "warmup_steps": 0,
+    "candidates": 20,
+    "local_triples": 8,
+    "output_candidates": 6,
+    "output_triples": 4,
+    "checkpoint_every": 100,
+}
+ASSEMBLE = {"rule": "budget", "score": "combined", "macs": 0.4, "params": 9.0, "params_active": 9.0}
+CPU = torch.device("cpu")
+
+
+def doubled(**changes):
+    """A teacher whose odd channels are copies that no layer reads."""
+    unet = tiny_unet(**changes)
+    writes, reads = [unet.conv_in], [unet.conv_out]
+    for border in borders_of(unet):
+        block = unet.get_submodule(border.block)
+        samplers = [*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())]
+        for layer in [*block.resnets, *(s for s in samplers if hasattr(s, "conv1"))]:
+            reads.append(layer.conv1)
+            writes.append(layer.conv2)
+            if layer.conv_shortcut is not None:
+                reads.append(layer.conv_shortcut)
+                writes.append(layer.conv_shortcut)
+        for attention in filter(None, getattr(block, "attentions", None) or []):
+            reads += [attention.to_q, attention.to_k, attention.to_v]
+            writes.append(attention.to_out[0])
+        for sampler in (s for s in samplers if not hasattr(s, "conv1")):
+            convolution = next(m for m in sampler.modules() if isinstance(m, torch.nn.Conv2d))
+            reads.append(convolution)
+            writes.append(convolution)
+    with torch.no_grad():
+        for layer in reads:
+            layer.weight[:, 1::2] = 0
+        for layer in writes:
+            for parameter in layer.parameters():
+                parameter[1::2] = parameter[0::2]
+    return unet
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"resnet_time_scale_shift": "scale_shift", "layers_per_block": 2},
+        {"mid_block_type": None},
+        {"downsample_type": "resnet", "upsample_type": "resnet"},
+        {"block_out_channels": (32, 32)},
+    ],
+    ids=lambda changes: next(iter(changes), "plain"),
+)
+def test_a_stream_without_channels_that_say_nothing_gives_the_teachers_output(changes):
+    unet = doubled(**changes)
+    stream = [list(range(0, width, 2)) for width in unet.config["block_out_channels"]]
+    small, x_t, t = narrowed_teacher(unet, stream), torch.randn(3, 1, 8, 8), torch.tensor([0, 400, 999])
+    with torch.no_grad():
+        torch.testing.assert_close(small(x_t, t).sample, unet(x_t, t).sample, atol=1e-4, rtol=1e-4)
+        whole, part = trace(unet, x_t, t), trace(small, x_t, t)
+        kept = kept_channels(unet, stream)
+        assert kept.keys() == whole.keys() - {"emb", "output"}
+        for name, tensor in part.items():
+            torch.testing.assert_close(tensor, kept_part(name, whole[name], kept), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(with_part(name, whole[name], tensor, kept), whole[name], atol=1e-4, rtol=1e-4)
+    assert narrowed_teacher(unet, None) is unet and kept_channels(unet, None) == {}
+
+
+def test_the_channels_that_matter_are_kept_in_every_group(digits, diffusion_settings):
+    unet, process = doubled(), VPProcess(diffusion_settings)
+    batches = NoisyBatches(TrainingSet.of_images(digits), process, 64, CPU)
+    drawn = [batches(generator_for(0, "stream", step)) for step in range(4)]
+    factors = [process.image_factor(batch.t) for batch in drawn]
+    found = [level.tolist() for level in stream_importance(unet, drawn, factors, generator_for(0, "signs", 0))]
+    assert choose_stream(unet, 0.5, found) == EVEN
+    assert choose_stream(unet, 1.0, found) is None
+    assert [len(level) for level in choose_stream(unet, 0.6, found, 8)] == [8, 16]
+    assert [len(level) for level in choose_stream(unet, 0.7, found, 12)] == [12, 24]
+    assert choose_stream(unet, 0.6, found, 64) is None
+    for level, channels in enumerate(choose_stream(unet, 0.01, found)):
+        size = len(found[level]) // 4
+        assert [channel // size for channel in channels] == [0, 1, 2, 3]
+        assert channels == [max(range(g * size, (g + 1) * size), key=found[level].__getitem__) for g in range(4)]
+    assert not any(module._forward_hooks for module in unet.modules())
+
+
+def test_importance_is_the_change_of_the_image_to_first_order(unet, digits, diffusion_settings):
+    process = VPProcess(diffusion_settings)
+    batch = NoisyBatches(TrainingSet.of_images(digits), process, 16, CPU)(generator_for(0, "stream", 0))
+    factor = process.image_factor(batch.t)
+    draws = 400
+    found = stream_importance(unet, [batch] * draws, [factor] * draws, generator_for(0, "signs", 0))
+    masks = [torch.ones(16), torch.ones(32)]
+    writers = {module: level for level, module in stream_writers(unet)}
+    handles = [
+        module.register_forward_hook(lambda module, args, output: output * masks[writers[module]][:, None, None])
+        for module in writers
+    ]
+    with torch.no_grad():
+        for level, channel in ((0, 3), (0, 12), (1, 5), (1, 30)):
+            images = []
+            for factor_of_channel in (1.01, 0.99):
+                masks[level][channel] = factor_of_channel
+                images.append(unet(batch.x_t, batch.t).sample * factor[:, None, None, None])
+            masks[level][channel] = 1.0
+            change = ((images[0] - images[1]) / 0.02).square().sum()
+            assert float(found[level][channel]) / draws == pytest.approx(float(change), rel=0.35)
+    for handle in handles:
+        handle.remove()
+
+
+def test_levels_of_equal_width_keep_the_same_channels():
+    unet = tiny_unet(
+        block_out_channels=(16, 32, 32), down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3
+    )
+    assert stream_levels(unet) == [0, 1, 1]
+    rising = [list(range(16)), list(range(32)), [3 * (32 - i) for i in range(32)]]
+    stream = choose_stream(unet, 0.5, rising)
+    assert stream[1] == stream[2] == [8 * g + i for g in range(4) for i in range(4)]
+    x_t = torch.randn(2, 1, 8, 8)
+    assert narrowed_teacher(unet, stream)(x_t, 5).sample.shape == x_t.shape
+    with pytest.raises(ValueError, match="stream of level 2 is not that of the level before"):
+        narrow_stream(copy.deepcopy(unet), [stream[0], stream[1], list(range(16))])
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ([EVEN[0]], "stream of 1 levels for a UNet of 2"),
+        ([EVEN[0], [0, 1, 40, 41]], "stream [0, 1, 40, 41] are no ascending groups of 0 to 31"),
+        ([EVEN[0], EVEN[1][:-1]], "channels, which make no 4 groups"),
+    ],
+)
+def test_a_stream_that_does_not_fit_is_refused(unet, stream, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        narrow_stream(unet, stream)
+
+
+@pytest.fixture
+def searched(digits, diffusion_settings, tmp_path):
+    """A doubled teacher, and what all its search jobs report with half of the stream's channels."""
+    unet = doubled()
+    writer = FeatureWriter(unet, VPProcess(diffusion_settings), TrainingSet.of_images(digits), STAGES, FEATURES, 0, CPU)
+    writer.write(tmp_path / "features", {})
+    params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
+    results, states = {}, {}
+    for border in borders_of(unet):
+        for name in [f"{border.block}.stage_{s}" for s in (0, 1)] if border.kind == "up" else [border.block]:
+            job = SearchJob(params, unet, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt")
+            results[name], states[name] = job.report() | {"weights_sha256": ""}, job.supernet.state_dict()
+    return unet, results, states
+
+
+def test_blocks_are_searched_in_the_narrowed_teacher_and_scored_in_the_whole_one(searched):
+    unet, results, _ = searched
+    for name, result in results.items():
+        assert result["stream"] == EVEN and result["stream_triples"] > 0
+        border, _ = border_of_job(unet, name)
+        whole = parameter_count(unet.get_submodule(border.block))
+        identity, *others = result["candidates"]
+        # The teacher's shape on the kept channels has what the teacher computes, so both errors are those of one small step.
+        assert identity["nmse"] < 1e-3 and max(identity["output"]) < 1e-3
+        assert identity["params"] < whole == result["teacher_params"]
+        assert max(c["nmse"] for c in others) > 10 * identity["nmse"]
+
+
+def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, digits, diffusion_settings):
+    unet, results, states = searched
+    plan = assemble_architecture(unet, results, STEPS, ASSEMBLE, 0)
+    assert plan["unet"]["stream"] == EVEN and plan["expected"]["macs_ratio"] <= 0.4
+    chosen = plan | {"boundaries": [400], "shared_encoder": True}
+    student = start_student(unet, chosen, "inherit", 0, states.__getitem__)
+    counted = [count_macs(student, (1, 8, 8), t) for t in (0, 999)]
+    weighted = sum(steps * macs for steps, macs in zip(STEPS, counted, strict=True)) / sum(STEPS)
+    assert weighted == pytest.approx(plan["expected"]["macs"], rel=0.02)
+    assert parameter_count(student) == plan["expected"]["params"]
+    for init in ("inherit", "teacher", "scratch"):
+        net = start_student(unet, chosen, init, 0, states.__getitem__)
+        batches = NoisyBatches(TrainingSet.of_images(digits), VPProcess(diffusion_settings), 8, CPU)
+        settings = {"joint_loss": "constant", "ramp": 0.5, "steps": 10, "output_weight": 1.0}
+        losses = dict(JointLoss(net, unet, batches, settings, "fp32")(0, generator_for(0, "train", 0)))
+        assert losses.keys() == {"blocks", "end_to_end"} and all(loss.isfinite() for loss in losses.values())
+
+
+def test_the_largest_student_of_a_narrow_stream_inherits_all_that_the_teacher_says(searched):
+    unet, results, states = searched
+    plan = assemble_architecture(unet, results, STEPS, ASSEMBLE | {"rule": "largest"}, 0)
+    student = start_student(
+        unet, plan | {"boundaries": [400], "shared_encoder": True}, "inherit", 0, states.__getitem__
+    )
+    x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
+    with torch.no_grad():
+        torch.testing.assert_close(student.eval()(x_t, t).sample, unet(x_t, t).sample, atol=0.02, rtol=0.02)
+
+
+def test_results_of_other_streams_do_not_go_together(searched):
+    _, results, _ = searched
+    results["mid_block"]["stream"] = None
+    with pytest.raises(ValueError, match=r"mid_block\.json: has other channels .*--forcerun search_block"):
+        stream_of(results)
