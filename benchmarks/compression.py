@@ -370,6 +370,15 @@ def scored_otherwise(folder: Path, samples: int) -> Path | None:
     return None
 
 
+def searched_otherwise(folder: Path, widths: dict[float, float]) -> Path | None:
+    """A result in the folder of another width of the residual stream than its budget's, where that is among these."""
+    for path in sorted(folder.glob("*-seed*.json")):
+        run = json.loads(path.read_text())
+        if "channels" in run and run["channels"] != widths.get(run["budget"], run["channels"]):
+            return path
+    return None
+
+
 def deviation(values: list[float]) -> float | None:
     """Standard deviation of a sample; None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
@@ -479,6 +488,12 @@ def main() -> None:
     if other := scored_otherwise(output, samples):
         parser.error(
             f"{other}: not scored with the preset's evaluate.samples, {samples}; move it away, or give --output"
+        )
+    usual = cpu_params(preset)["search_block"]["channels"]
+    channels = arguments.channels or [usual] * len(arguments.budgets)
+    if other := searched_otherwise(output, dict(zip(arguments.budgets, channels, strict=True))):
+        parser.error(
+            f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"
         )
 
     output.mkdir(parents=True, exist_ok=True)

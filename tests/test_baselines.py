@@ -149,6 +149,14 @@ def test_results_of_another_number_of_samples_are_not_joined(tmp_path):
     assert compression.scored_otherwise(tmp_path, 50) == tmp_path / "search-0.5-seed0.json"
 
 
+def test_results_of_another_width_of_the_stream_are_not_joined(tmp_path):
+    for name, content in (("search", {"channels": 0.6}), ("magnitude", {})):
+        (tmp_path / f"{name}-0.3-seed0.json").write_text(json.dumps({"method": name, "budget": 0.3} | content))
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}) is None
+    assert compression.searched_otherwise(tmp_path, {0.5: 0.75}) is None
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}) == tmp_path / "search-0.3-seed0.json"
+
+
 def test_a_method_is_told_by_its_name():
     method = compression.Method("random-2-plain")
     assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
