@@ -70,6 +70,7 @@ REFERENCES = ("teacher", "teacher-calibrated", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
 SCORES = ("local", "output", "combined")
 UNLIMITED = 100.0
+Channels = float | list[float]  # search_block.channels
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
 
@@ -115,7 +116,20 @@ def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[
     return params | {section: params[section] | values for section, values in changes.items()}
 
 
-def params_of(preset: Path, method: Method, budget: float, seed: int, channels: float | None = None) -> dict[str, Any]:
+def shares(text: str) -> Channels:
+    """`search_block.channels` as --channels takes it: 0.75, or 0.75,0.5 for a share of each level."""
+    numbers = [float(part) for part in text.split(",")]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def written(channels: Channels) -> str:
+    """What `shares` reads."""
+    return ",".join(map(str, channels if isinstance(channels, list) else [channels]))
+
+
+def params_of(
+    preset: Path, method: Method, budget: float, seed: int, channels: Channels | None = None
+) -> dict[str, Any]:
     """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result.
 
     Args:
@@ -148,7 +162,7 @@ class Run:
         shared: Shared,
         extractors: list[str],
         work: Path,
-        channels: float | None = None,
+        channels: Channels | None = None,
     ) -> None:
         import torch
 
@@ -370,7 +384,7 @@ def scored_otherwise(folder: Path, samples: int) -> Path | None:
     return None
 
 
-def searched_otherwise(folder: Path, widths: dict[float, float]) -> Path | None:
+def searched_otherwise(folder: Path, widths: dict[float, Channels]) -> Path | None:
     """A result in the folder of another width of the residual stream than its budget's, where that is among these."""
     for path in sorted(folder.glob("*-seed*.json")):
         run = json.loads(path.read_text())
@@ -458,7 +472,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["search", "scratch", "uniform", "random", *PRUNED])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5])
     parser.add_argument(
-        "--channels", type=float, nargs="+", help="search_block.channels of each budget; else the preset's"
+        "--channels",
+        type=shares,
+        nargs="+",
+        help="search_block.channels of each budget, as 0.75, or as 0.75,0.5 for shares of the levels; else the preset's",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--extractors", nargs="+", default=["classifier"])
@@ -518,7 +535,7 @@ def run_all(arguments: argparse.Namespace, preset: Path, output: Path, work: Pat
         folders = ["--preset", str(preset), "--output", str(output), "--work", str(work)]
         command = [sys.executable, __file__, "--one", method, str(budget), str(seed), *folders]
         if arguments.channels:
-            command += ["--channels", str(arguments.channels[arguments.budgets.index(budget)])]
+            command += ["--channels", written(arguments.channels[arguments.budgets.index(budget)])]
         environment = os.environ | ONE_THREAD
         return subprocess.run(
             [*command, "--extractors", *arguments.extractors], env=environment, check=False

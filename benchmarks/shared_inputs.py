@@ -74,8 +74,8 @@ class Shared:
         return folder
 
     def results(self, params: dict[str, Any]) -> Path:
-        """The folder of the search results of these params, which have a residual stream of one width."""
-        return self.search(params) / f"search-{params['search_block']['channels']}"
+        """The folder of the search results of these params, which have one residual stream."""
+        return self.search(params) / self.results_name(params)
 
     def _search(self, params: dict[str, Any], folder: Path) -> None:
         from stages.cache_features import cache_features
@@ -84,7 +84,7 @@ class Shared:
         from stages.search_block import search_block
 
         clusters, features = folder / "clusters.json", folder / "results" / "features"
-        search = folder / f"search-{params['search_block']['channels']}"
+        search = folder / self.results_name(params)
         inputs = self.inputs | {"teacher": self.teacher}
         self.make(cluster_timesteps, params, clusters, **inputs, output=clusters)
         self.make(cache_features, params, features / "index.json", **inputs, clusters=clusters, output=features)
@@ -94,6 +94,12 @@ class Shared:
             given = {"name": name, "teacher": self.teacher, "features": features}
             self.make(search_block, params, search / f"{name}.json", **given, **found)
         self.make(collect_search, params, search / "index.json", names=names, search=search)
+
+    @staticmethod
+    def results_name(params: dict[str, Any]) -> str:
+        """The folder of search results of one residual stream: `search-0.75`, or `search-0.75-0.5` for shares of its levels."""
+        channels = params["search_block"]["channels"]
+        return "-".join(["search", *map(str, channels if isinstance(channels, list) else [channels])])
 
     def jobs(self, stages: int) -> list[str]:
         """Names of the search jobs."""

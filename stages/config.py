@@ -528,8 +528,14 @@ def feature_problems(settings: Params) -> Iterator[Problem]:
 
 
 def search_problems(params: Params) -> Iterator[Problem]:
-    """A score that is not measured, or on more triples than are held out."""
-    search, cached = params["search_block"], params["cache_features"]
+    """Shares of the stream for other levels, a score that is not measured, or on more triples than are held out."""
+    search, cached, teacher = params["search_block"], params["cache_features"], params["train_teacher"]
+    shares, levels = search["channels"], len(teacher["block_out_channels"])
+    if teacher["source"] == "train" and isinstance(shares, list) and len(shares) != levels:
+        yield (
+            "search_block.channels",
+            f"{show(shares)} for {levels} levels of train_teacher.block_out_channels; give one share, or one for each level",
+        )
     measured, score = search["output_candidates"], params["assemble"]["score"]
     if score != "local" and measured < 2:
         yield (

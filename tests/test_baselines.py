@@ -185,8 +185,10 @@ def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, c
     assert given["assemble"]["macs"] == 0.3 and given["seed"] == 1
     shared = Shared(preset, tmp_path)
     monkeypatch.setattr(shared, "_search", lambda params, folder: None)
-    folders = [shared.results(params) for params in (own, given)]
-    assert folders[0].parent == folders[1].parent == shared.search(own) and folders[0] != folders[1]
+    levels = compression.params_of(preset, compression.Method("search"), 0.3, 1, compression.shares("0.75,0.5"))
+    assert levels["search_block"]["channels"] == [0.75, 0.5] and compression.written([0.75, 0.5]) == "0.75,0.5"
+    folders = [shared.results(params) for params in (own, given, levels)]
+    assert {folder.parent for folder in folders} == {shared.search(own)} and len({*folders}) == 3
     monkeypatch.setattr(
         "sys.argv", ["compression.py", "--preset", "smoke", "--budgets", "0.3", "0.5", "--channels", "0.6"]
     )

@@ -185,6 +185,7 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
         LATENT,
         LATENT | EDM_PARAMS | GIVEN,
         {"retrain.stage_probabilities": [1, 2, 3]},
+        {"search_block.channels": [0.75, 1]},
         {
             "cluster_timesteps.method": "given",
             "cluster_timesteps.boundaries": [0.3, 5],
@@ -244,6 +245,14 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
             {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [300]},
             "cluster_timesteps.boundaries: [300] for 3 stages; give 2 ascending noise levels",
         ),
+        (
+            {"search_block.channels": [0.75, 0.5, 0.5]},
+            "search_block.channels: [0.75, 0.5, 0.5] for 2 levels of train_teacher.block_out_channels; give one share",
+        ),
+        ({"search_block.channels": [0.75, 0]}, "search_block.channels[1]: 0 is too small, it must be above 0"),
+        ({"search_block.channels": []}, "search_block.channels: [] is too short, the least length is 1"),
+        ({"search_block.channels": 1.5}, "search_block.channels: 1.5 is too large, the most is 1"),
+        ({"search_block.channels": True}, "search_block.channels: true is not a number or a list"),
         (
             {"cluster_timesteps.method": "gradient", "cluster_timesteps.grid": 2},
             "cluster_timesteps.stages: 3 is more than the grid of 2 noise levels",

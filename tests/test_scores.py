@@ -45,7 +45,7 @@ def test_a_supernet_is_trained_past_draws_that_have_no_weights(unet, folder, mon
 
 
 def scorer(unet, folder, border, triples=6):
-    return OutputScore(unet, border, Features(folder, OutputScore.names(unet, border)), triples)
+    return OutputScore(unet, border, Features(folder, OutputScore.names(unet, border, {})), triples)
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
 
 def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder):
     border = borders_of(unet)[-1]
-    features = Features(folder, OutputScore.names(unet, border), [1])
+    features = Features(folder, OutputScore.names(unet, border, {}), [1])
     assert len(OutputScore(unet, border, features, 4).batches) == 1
     assert min(Features(folder, ["t"], [1]).take(torch.arange(16), CPU)[0]) >= 400
 

@@ -140,11 +140,10 @@ def test_the_effect_on_the_image_is_minimised_over_the_measured_candidates(seed,
     def score(choice):
         total = 0.0
         for block in blocks:
-            if measure == "combined":
-                total += (choice[block.name]["nmse"] * sum(choice[block.name]["output"])) ** 0.5
-                continue
             weights = COSTS.stage_weights if block.stage is None else [COSTS.stage_weights[block.stage]]
-            total += sum(w * o for w, o in zip(weights, choice[block.name]["output"], strict=True))
+            power = 1 if measure == "output" else 0.5
+            own = 1 if measure == "output" else choice[block.name]["nmse"] ** 0.5
+            total += own * sum(w * o**power for w, o in zip(weights, choice[block.name]["output"], strict=True))
         return total
 
     options = [[c for c in block.candidates if c["output"] is not None] for block in blocks]

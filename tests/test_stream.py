@@ -120,6 +120,10 @@ def test_the_channels_that_matter_are_kept_in_every_group(digits, diffusion_sett
     assert [len(level) for level in choose_stream(unet, 0.6, found, 8)] == [8, 16]
     assert [len(level) for level in choose_stream(unet, 0.7, found, 12)] == [12, 24]
     assert choose_stream(unet, 0.6, found, 64) is None
+    assert choose_stream(unet, [0.5, 1.0], found) == [EVEN[0], list(range(32))]
+    assert choose_stream(unet, [1.0, 0.5], found) == [list(range(16)), EVEN[1]]
+    with pytest.raises(ValueError, match=r"search_block\.channels: \[0\.5\] for 2 levels; give one share"):
+        choose_stream(unet, [0.5], found)
     for level, channels in enumerate(choose_stream(unet, 0.01, found)):
         size = len(found[level]) // 4
         assert [channel // size for channel in channels] == [0, 1, 2, 3]
@@ -160,6 +164,9 @@ def test_levels_of_equal_width_keep_the_same_channels():
     rising = [list(range(16)), list(range(32)), [3 * (32 - i) for i in range(32)]]
     stream = choose_stream(unet, 0.5, rising)
     assert stream[1] == stream[2] == [8 * g + i for g in range(4) for i in range(4)]
+    assert choose_stream(unet, [0.5, 0.5, 0.5], rising) == stream
+    with pytest.raises(ValueError, match=r"search_block\.channels\[2\]: 0\.75 for a level as wide as the one before"):
+        choose_stream(unet, [0.5, 0.5, 0.75], rising)
     x_t = torch.randn(2, 1, 8, 8)
     assert narrowed_teacher(unet, stream)(x_t, 5).sample.shape == x_t.shape
     with pytest.raises(ValueError, match="stream of level 2 is not that of the level before"):

@@ -24,7 +24,7 @@ from stages.progress import Progress
 from stages.search.importance import stream_importance
 
 GIB = 2**30
-IMPORTANCE_BATCHES, IMPORTANCE_BATCH = 16, 64  # noised images from which the importance of channels comes
+IMPORTANCE_BATCHES, IMPORTANCE_BATCH = 64, 16  # noised images from which the importance of channels comes
 
 
 class FeatureWriter:

@@ -14,18 +14,34 @@ from stages.models.stream import Stream
 
 
 def choose_stream(
-    teacher: UNet2DModel, share: float, importance: Sequence[Sequence[float]], multiple: int = 1
+    teacher: UNet2DModel,
+    share: float | Sequence[float],
+    importance: Sequence[Sequence[float]],
+    multiple: int = 1,
 ) -> Stream | None:
     """The most important channels of every GroupNorm group, as many of each as the share says, at least one; None for all.
 
     Args:
-        share: of the channels of every level.
+        share: of the channels of every level, or one for each.
         multiple: what the number of a level's channels is a multiple of, where the level has more than that.
         importance: one number per channel for every level, as `stream_importance` gives them.
+
+    Raises:
+        ValueError: not one share for each level, or two for levels that have their channels in common.
     """
     groups, same = teacher.config["norm_num_groups"], stream_levels(teacher)
+    shares = [share] * len(same) if isinstance(share, int | float) else share
+    if len(shares) != len(same):
+        raise ValueError(
+            f"search_block.channels: {shares} for {len(same)} levels; give one share, or one for each level"
+        )
     stream = []
-    for number in same:
+    for level, (number, share) in enumerate(zip(same, shares, strict=True)):
+        if share != shares[same.index(number)]:
+            raise ValueError(
+                f"search_block.channels[{level}]: {share} for a level as wide as the one before, which passes its channels on; "
+                f"give both {shares[same.index(number)]}"
+            )
         parts = [one for one, other in zip(importance, same, strict=True) if other == number]
         grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
         size, step = grouped.shape[1], math.lcm(groups, multiple) // groups

@@ -97,7 +97,7 @@ class SearchJob:
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
-        features = self._open(OutputScore.names(self.teacher, self.border), {})
+        features = self._open(OutputScore.names(self.teacher, self.border, self.kept), {})
         return OutputScore(self.teacher, self.border, features, self.settings["output_triples"], self.kept)
 
     def measured(self, spec: Spec) -> dict[str, Any]:

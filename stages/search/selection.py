@@ -182,18 +182,17 @@ def measured(blocks: Sequence[Block], score: str) -> list[Block]:
 def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> float:
     """What a candidate adds to the objective.
 
-    `local` is its `nmse` and `output` its `output`, each by the share of the sampler's steps in a stage. `combined` is the
-    geometric mean of `nmse` and the sum of `output` over the block's stages. The first says what a block can still do, the second
-    how much that matters. Alone the one spends too much where little depends on it, the other where retraining soon makes good
-    an error, in the last block. It does not count by steps: with every block of every stage alike, nets chosen by `nmse` were
-    nearer to the teacher's images after retraining.
+    `local` is its `nmse`, `output` its `output`, and `combined` the geometric mean of the two, each by the share of the sampler's
+    steps in a stage. The block's own error says what it can still do, that of the image how much it matters. Alone the one spends
+    too much where little depends on it, the other where retraining soon makes good an error, in the last block.
     """
     if score == "local":
         return weight_of(block, costs) * float(candidate["nmse"])
-    if score == "combined":
-        return math.sqrt(candidate["nmse"] * sum(candidate["output"]))
     weights = costs.stage_weights if block.stage is None else [costs.stage_weights[block.stage]]
-    return sum(weight * value for weight, value in zip(weights, candidate["output"], strict=True))
+    values = candidate["output"]
+    if score == "combined":
+        values = [math.sqrt(candidate["nmse"] * value) for value in values]
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
 def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget) -> str:

@@ -161,9 +161,10 @@ class OutputScore:
         self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]
 
     @staticmethod
-    def names(teacher: Module, border: Border) -> list[str]:
-        """The tensors that it needs of the feature cache."""
-        needed = [*border.inputs, *border.outputs, *tail_inputs(teacher, border), "output", "image_factor"]
+    def names(teacher: Module, border: Border, kept: dict[str, torch.Tensor]) -> list[str]:
+        """The tensors that it needs of the feature cache; the block's own outputs where some of their channels stay."""
+        outputs = [name for name in border.outputs if name in kept]
+        needed = [*border.inputs, *outputs, *tail_inputs(teacher, border), "output", "image_factor"]
         return list(dict.fromkeys(needed))
 
     @torch.no_grad()
@@ -173,7 +174,7 @@ class OutputScore:
         for seen in self.batches:
             inputs = [kept_part(name, seen[name], self.kept) for name in self.border.inputs]
             given = zip(self.border.outputs, supernet(spec, inputs), strict=True)
-            outputs = [with_part(name, seen[name], output, self.kept) for name, output in given]
+            outputs = [with_part(name, seen.get(name, output), output, self.kept) for name, output in given]
             error = run_tail(self.teacher, self.border, outputs, seen).float() - seen["output"]
             found.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
         return found
