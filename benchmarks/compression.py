@@ -309,6 +309,7 @@ class Run:
         if self.method.name in REFERENCES:
             net = self.teacher if self.method.name == "teacher" else self.calibrated(self.teacher.eval(), [])
             return about | {"macs_ratio": 1.0, "params_ratio": 1.0} | self.score(self.draw(net))
+        about["steps"] = self.params["retrain"]["steps"]
         if self.method.name in PRUNED:
             net, boundaries, scores = self.pruned(), [], {}
         else:
@@ -375,11 +376,16 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {budget: dict(methods) for budget, methods in order.items()}
 
 
-def scored_otherwise(folder: Path, samples: int) -> Path | None:
-    """A result in the folder that is of another number of samples, on which FID depends; those of real images have their own."""
+def made_otherwise(folder: Path, samples: int, steps: int) -> Path | None:
+    """A result in the folder of another number of samples, on which FID depends, or of other steps of retraining.
+
+    Real images have a number of their own, and what is not retrained has no steps.
+    """
     for path in sorted(folder.glob("*-seed*.json")):
         run = json.loads(path.read_text())
-        if run["method"] != "held-out" and run.get("samples") != samples:
+        scored = run["method"] == "held-out" or run.get("samples") == samples
+        trained = run["method"] in REFERENCES or run.get("steps") == steps
+        if not (scored and trained):
             return path
     return None
 
@@ -501,13 +507,14 @@ def main() -> None:
         parser.error(f"--methods {error}")
     if arguments.channels and len(arguments.channels) != len(arguments.budgets):
         parser.error(f"--channels {arguments.channels}: give one for each of the {len(arguments.budgets)} budgets")
-    samples = cpu_params(preset)["evaluate"]["samples"]
-    if other := scored_otherwise(output, samples):
+    params = cpu_params(preset)
+    samples, steps = params["evaluate"]["samples"], params["retrain"]["steps"]
+    if other := made_otherwise(output, samples, steps):
         parser.error(
-            f"{other}: not scored with the preset's evaluate.samples, {samples}; move it away, or give --output"
+            f"{other}: not of the preset's evaluate.samples, {samples}, and retrain.steps, {steps}; move it away, or give "
+            "--output"
         )
-    usual = cpu_params(preset)["search_block"]["channels"]
-    channels = arguments.channels or [usual] * len(arguments.budgets)
+    channels = arguments.channels or [params["search_block"]["channels"]] * len(arguments.budgets)
     if other := searched_otherwise(output, dict(zip(arguments.budgets, channels, strict=True))):
         parser.error(
             f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"

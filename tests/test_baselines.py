@@ -141,12 +141,18 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
     assert "| uniform | 0.500 | 0.600 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
 
 
-def test_results_of_another_number_of_samples_are_not_joined(tmp_path):
-    for name, content in (("search-0.5", {"samples": 20}), ("held-out-1.0", {"samples": 7})):
+def test_results_of_another_number_of_samples_or_steps_are_not_joined(tmp_path):
+    runs = {
+        "search-0.5": {"samples": 20, "steps": 3},
+        "held-out-1.0": {"samples": 7},
+        "teacher-calibrated-1.0": {"samples": 20},
+    }
+    for name, content in runs.items():
         about = {"method": name.rsplit("-", 1)[0]}
         (tmp_path / f"{name}-seed0.json").write_text(json.dumps(about | content))
-    assert compression.scored_otherwise(tmp_path, 20) is None
-    assert compression.scored_otherwise(tmp_path, 50) == tmp_path / "search-0.5-seed0.json"
+    assert compression.made_otherwise(tmp_path, 20, 3) is None
+    assert compression.made_otherwise(tmp_path, 20, 4) == tmp_path / "search-0.5-seed0.json"
+    assert compression.made_otherwise(tmp_path, 50, 3) is not None
 
 
 def test_results_of_another_width_of_the_stream_are_not_joined(tmp_path):
