@@ -399,6 +399,22 @@ def searched_otherwise(folder: Path, widths: dict[float, Channels]) -> Path | No
     return None
 
 
+def not_joined(
+    folder: Path, params: dict[str, Any], budgets: list[float], channels: list[Channels] | None
+) -> str | None:
+    """What to say of a result in the folder that these params would not make, if there is one."""
+    samples, steps = params["evaluate"]["samples"], params["retrain"]["steps"]
+    if other := made_otherwise(folder, samples, steps):
+        return (
+            f"{other}: not of the preset's evaluate.samples, {samples}, and retrain.steps, {steps}; move it away, or give "
+            "--output"
+        )
+    widths = channels or [params["search_block"]["channels"]] * len(budgets)
+    if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True))):
+        return f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"
+    return None
+
+
 def deviation(values: list[float]) -> float | None:
     """Standard deviation of a sample; None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
@@ -507,18 +523,8 @@ def main() -> None:
         parser.error(f"--methods {error}")
     if arguments.channels and len(arguments.channels) != len(arguments.budgets):
         parser.error(f"--channels {arguments.channels}: give one for each of the {len(arguments.budgets)} budgets")
-    params = cpu_params(preset)
-    samples, steps = params["evaluate"]["samples"], params["retrain"]["steps"]
-    if other := made_otherwise(output, samples, steps):
-        parser.error(
-            f"{other}: not of the preset's evaluate.samples, {samples}, and retrain.steps, {steps}; move it away, or give "
-            "--output"
-        )
-    channels = arguments.channels or [params["search_block"]["channels"]] * len(arguments.budgets)
-    if other := searched_otherwise(output, dict(zip(arguments.budgets, channels, strict=True))):
-        parser.error(
-            f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"
-        )
+    if problem := not_joined(output, cpu_params(preset), arguments.budgets, arguments.channels):
+        parser.error(problem)
 
     output.mkdir(parents=True, exist_ok=True)
     shared.prepare()
