@@ -14,13 +14,14 @@ from the seed of the run, against the training split. MACs are thop's, weighted 
 of the teacher's; they alone are limited, and the table says what it takes in parameters. A seed stands for the whole of a
 method: clustering, features, supernets, choice, retraining and samples.
 
-Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `random` and `largest` choose in
-its space, with its residual stream, but without scores, and `random-1`, `random-2` ... are further draws, which the table joins
-to one row. `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the
-preset's `output_weight` as distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as
-well. A method with `-plain` after its name is retrained without distillation terms and is not calibrated. The others exchange
-one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`,
-`joint-none`, `uncalibrated`, `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
+Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `uniform-rank`, `random` and
+`largest` choose in its space, with its residual stream, but without scores, and `random-1`, `random-2` ... are further draws,
+which the table joins to one row. `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher
+(baselines.py), with the preset's `output_weight` as distillation, and its calibration; `diff-pruning-folded` has the search's
+cheaper upsamplers as well. A method with `-plain` after its name is retrained without distillation terms and is not calibrated.
+The others exchange one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`,
+`joint-constant`, `joint-none`, `uncalibrated`, `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare
+with.
 
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
@@ -52,6 +53,7 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "search": {},
     "scratch": {"retrain": {"init": "scratch"}},
     "uniform": {"assemble": {"rule": "uniform"}},
+    "uniform-rank": {"assemble": {"rule": "uniform_rank"}},
     "random": {"assemble": {"rule": "random"}},
     "largest": {"assemble": {"rule": "largest"}},
     "local-rule": {"assemble": {"rule": "local"}},

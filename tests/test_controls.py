@@ -8,7 +8,7 @@ from helpers import natural_order, tiny_unet
 from stages.models.borders import border_of_job, borders_of
 from stages.models.specs import identity_spec, parameter_count
 from stages.search.architecture import costs_of
-from stages.search.controls import narrowed, select_largest, select_uniform, within
+from stages.search.controls import narrowed, select_largest, select_uniform, select_uniform_rank, within
 from stages.search.selection import Block, Budget, fits, totals
 from stages.training.student import build_student
 
@@ -75,6 +75,26 @@ def test_uniform_widths_come_with_folded_upsamplers_where_the_space_has_them(une
         sum(layer["width"] for c in chosen.values() for layer in c["spec"]["layers"]) for chosen in (plain, folded)
     ]
     assert widths[0] < widths[1]
+
+
+def test_uniform_ranks_are_one_share_of_the_largest_and_use_the_budget_up(unet, blocks):
+    def with_ranks(block):
+        spec = block.identity["spec"]
+        low = spec | {"layers": [layer | {"ranks": [12, 24]} for layer in spec["layers"]]}
+        return replace(block, candidates=(*block.candidates, block.identity | {"spec": low}))
+
+    costs, budget = costs_of(unet, STEPS), Budget(0.6, 10.0, 10.0)
+    chosen = select_uniform_rank(unet, [*map(with_ranks, blocks)], costs, budget)
+    total = totals(blocks, chosen, costs)
+    assert fits(total, budget) and total["macs_ratio"] > 0.55
+    layers = [layer for candidate in chosen.values() for layer in candidate["spec"]["layers"]]
+    ((first, second),) = {tuple(layer["ranks"]) for layer in layers}
+    assert 1 <= first < 12 and abs(second - 2 * first) <= 1
+    assert all(layer["kernels"] == [3, 3] for layer in layers)
+    with pytest.raises(ValueError, match="searched without low ranks"):
+        select_uniform_rank(unet, blocks, costs, budget)
+    with pytest.raises(ValueError, match="the budget cannot be met"):
+        select_uniform_rank(unet, [*map(with_ranks, blocks)], costs, Budget(0.01, 10.0, 10.0))
 
 
 def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):

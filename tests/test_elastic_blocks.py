@@ -10,13 +10,14 @@ from helpers import space_of, tiny_unet
 from thop import profile
 
 from stages.models.borders import border_of_job, borders_of, run_block, trace
-from stages.models.elastic import ElasticBlock, student_state
-from stages.models.multi_decoder_unet import FoldedUpsample, Interleaved, apply_spec
+from stages.models.elastic import ElasticBlock, full_ranks, student_state, tucker_factors
+from stages.models.multi_decoder_unet import FoldedUpsample, Interleaved, LowRankConvolution, apply_spec
 from stages.models.specs import block_macs, identity_spec
-from stages.search.space import BlockSpace, key_of
+from stages.search.space import BlockSpace, key_of, largest_ranks
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
 SETTINGS |= {"heads": [0.25, 0.5, 1.0], "upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1}
+SETTINGS |= {"ranks": [0.25, 0.5, 1.0]}
 
 
 def borders_with_tensors(unet):
@@ -68,7 +69,7 @@ def test_an_extracted_sub_block_equals_the_supernets_path(net):
     for border, inputs, _ in borders_with_tensors(net):
         block = net.get_submodule(border.block)
         kernels = (SETTINGS["kernels"], SETTINGS["upsampler_kernels"])
-        supernet = ElasticBlock(block, border.kind, *kernels)
+        supernet = ElasticBlock(block, border.kind, *kernels, largest_ranks(SETTINGS, block))
         space = BlockSpace(block, SETTINGS, supernet.sort_channels(inputs))
         for spec in [space.smallest(), space.identity, *(space.draw(rng) for _ in range(5))]:
             copied = apply_spec(copy.deepcopy(block), spec).eval()
@@ -88,6 +89,61 @@ def test_every_path_trains_its_own_weights_only(net):
     assert supernet.other_kernels["resnets-0-conv1-1"].grad[:8].abs().sum() > 0
     assert supernet.other_kernels["resnets-0-conv1-1"].grad[8:].abs().sum() == 0
     assert supernet.block.resnets[0].conv1.weight.grad is None
+
+
+@torch.no_grad()
+def test_a_kernel_of_low_rank_is_what_its_factors_of_that_rank_make():
+    inner, outer = torch.linalg.qr(torch.randn(12, 3)).Q, torch.linalg.qr(torch.randn(8, 3)).Q
+    conv = torch.nn.Conv2d(12, 8, 3, padding=1)
+    conv.weight.copy_(torch.einsum("rspq,is,or->oipq", torch.randn(3, 3, 3, 3), inner, outer))
+    x = torch.randn(2, 12, 5, 5)
+    for rank in (3, 8):
+        low = LowRankConvolution(12, 8, 3, rank)
+        for part, factor in zip((low.reduce, low.core, low.expand), tucker_factors(conv.weight, rank), strict=True):
+            part.weight.copy_(factor)
+        low.expand.bias.copy_(conv.bias)
+        torch.testing.assert_close(low(x), conv(x), atol=1e-5, rtol=1e-4)
+    least, most = (
+        tucker_factors(torch.randn(8, 12, 3, 3, generator=torch.Generator().manual_seed(0)), r) for r in (2, 5)
+    )
+    for few, many in zip(least, most, strict=True):
+        torch.testing.assert_close(few, many[tuple(slice(size) for size in few.shape)])
+    with pytest.raises(ValueError, match="ranks has 0"):
+        LowRankConvolution(12, 8, 3, 0)
+
+
+def test_a_path_of_full_rank_is_the_teachers_and_trains_the_factors_alone(net):
+    for border, inputs, outputs in borders_with_tensors(net):
+        block = net.get_submodule(border.block)
+        supernet = ElasticBlock(block, border.kind, [3], [], full_ranks(block))
+        supernet.sort_channels(inputs)
+        spec = identity_spec(block)
+        for i, layer in enumerate(spec["layers"]):
+            layer["ranks"] = [None, full_ranks(block)[f"resnets.{i}.conv2"]]
+        for got, want in zip(supernet(spec, inputs), outputs, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        sum(out.square().sum() for out in supernet(spec, inputs)).backward()
+        assert supernet.factors["resnets-0-conv2-core"].grad.abs().sum() > 0
+        assert supernet.block.resnets[0].conv2.weight.grad is None
+        assert supernet.block.resnets[0].conv1.weight.grad is not None
+
+
+def test_ranks_are_choices_beside_the_kernels_and_three_convolutions_are_counted(net):
+    block = net.down_blocks[0]
+    settings = SETTINGS | {"kernels": [3], "ranks": [0.5, 0.25], "drop_layers": False}
+    (first, *_) = space_of(block, settings).layers
+    quarter, half = (round(share * min(block.resnets[0].conv1.weight.shape[:2])) for share in (0.25, 0.5))
+    assert first.convolutions[0] == [(3, quarter), (3, half), (3, None)]
+    assert [layer.get("ranks") for layer in first.plain()[-2:]] == [[half, half], [quarter, quarter]]
+    spec = identity_spec(block)
+    spec["layers"][0]["ranks"] = [half, None]
+    low = apply_spec(copy.deepcopy(block), spec).resnets[0].conv1
+    weights = half * (low.in_channels + low.out_channels + 9 * half)
+    whole = block.resnets[0].conv1.weight.numel()
+    assert block_macs(block, 8) - block_macs(apply_spec(copy.deepcopy(block), spec), 8) == 64 * (whole - weights)
+    with torch.no_grad():
+        macs, _ = profile(low, inputs=(torch.randn(1, low.in_channels, 8, 8),), verbose=False)
+    assert macs == 64 * weights
 
 
 def test_a_layer_reads_and_writes_its_most_important_groups_only(net):
@@ -179,9 +235,11 @@ def test_the_space_holds_the_teacher_and_its_sample_is_seeded_and_without_repeti
     assert one == two and one[0] == space.identity == identity_spec(net.up_blocks[0])
     assert len({str(spec) for spec in one}) == len(one) == 100
     assert space.smallest() in one
-    small = space_of(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
+    small = space_of(
+        net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0], "ranks": [1.0]}
+    )
     assert len(small.first(100, np.random.default_rng(0))) == len(small) == len(small.all()) == 9
-    assert len(space) == ((3 * 9 * 8 + 1) ** 3) * (3 * 2 + 1) ** 3 * 4
+    assert len(space) == ((3 * 25 * 8 + 1) ** 3) * (3 * 2 + 1) ** 3 * 4
 
 
 def test_children_are_new_members_of_the_space_near_their_parents(net):
@@ -201,7 +259,9 @@ def test_children_are_new_members_of_the_space_near_their_parents(net):
 
 
 def test_a_small_space_runs_out_of_children_near_their_parents_and_still_gives_all(net):
-    space = space_of(net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0]})
+    space = space_of(
+        net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0], "ranks": [1.0]}
+    )
     known = [space.identity]
     found = space.children(known, len(space) - 1, known, np.random.default_rng(0))
     assert {key_of(spec) for spec in [*found, *known]} == {key_of(spec) for spec in space.all()}

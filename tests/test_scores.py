@@ -20,7 +20,7 @@ from stages.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
-SPACE |= {"heads": [0.5, 1.0], "upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1}
+SPACE |= {"heads": [0.5, 1.0], "upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1, "ranks": [1.0]}
 STAGES = [[0, 400], [400, 1000]]
 CPU = torch.device("cpu")
 

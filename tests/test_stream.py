@@ -40,6 +40,7 @@ SEARCH = {
     "drop_layers": False,
     "drop_attention": False,
     "upsampler_kernels": [2],
+    "ranks": [1.0],
     "steps": 1,
     "batch_size": 8,
     "learning_rate": 1e-5,

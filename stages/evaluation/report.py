@@ -292,7 +292,11 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
         if layer is None:
             layers.append({"share": 0, "text": "dropped", "attention": attention})
             continue
-        kernels = " ".join(f"{k}×{k}" for k in layer["kernels"])
+        ranks = layer.get("ranks", [None, None])
+        kernels = " ".join(
+            f"{k}×{k}" + ("" if rank is None else f" of rank {rank}")
+            for k, rank in zip(layer["kernels"], ranks, strict=True)
+        )
         layers.append(
             {
                 "share": min(1, layer["width"] / whole["width"]),
@@ -304,6 +308,12 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
         parts = [f"upsampler · {kernel}×{kernel}", *parts_text({"reads": spec.get("upsampler_reads")})]
         layers.append({"share": kernel / 3, "text": " · ".join(parts), "attention": None})
     return layers
+
+
+def ranks_text(layer: dict[str, Any]) -> list[str]:
+    """The ranks of a layer's convolutions, a dash for one that is whole; nothing where both are."""
+    ranks = layer.get("ranks")
+    return [] if ranks is None else ["ranks", "/".join("-" if rank is None else str(rank) for rank in ranks)]
 
 
 def parts_text(part: dict[str, Any]) -> list[str]:
@@ -393,7 +403,9 @@ def spec_text(spec: dict[str, Any]) -> str:
     layers = [
         "dropped"
         if layer is None
-        else " ".join([str(layer["width"]), "/".join(map(str, layer["kernels"])), *parts_text(layer)])
+        else " ".join(
+            [str(layer["width"]), "/".join(map(str, layer["kernels"])), *ranks_text(layer), *parts_text(layer)]
+        )
         for layer in spec["layers"]
     ]
     attentions = [attention_text(kept) for kept in spec["attentions"]]

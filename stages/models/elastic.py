@@ -6,7 +6,7 @@ weights. The same slices are what the student inherits, so a sub-block and its e
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from stages.models.multi_decoder_unet import (
 from stages.models.specs import Spec
 
 ChannelOrder = dict[str, list[list[int]]]
+FACTORS = ("reduce", "core", "expand")
 ORDERED = ("reads", "writes", "shortcuts", "heads", "attention_reads", "upsampler_reads")
 SKELETONS_KEPT = 512
 UPSAMPLER = "upsamplers.0.conv.weight"
@@ -40,15 +41,24 @@ class ElasticBlock(nn.Module):
     Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
     the k most important. The channels that a layer reads and writes keep their places, and so do the heads of an attention; a
     spec says which it takes. A convolution has separate weights for every kernel size; a size that the teacher has not starts
-    from the centre of the teacher's kernel (or from that kernel with a border of zeros).
+    from the centre of the teacher's kernel (or from that kernel with a border of zeros). For low ranks it has the factors of the
+    teacher's kernel, of which the first r are taken.
 
     Args:
         block: a diffusers down, mid or up block; copied.
         kind: down, mid or up.
         kernels, upsampler_kernels: the kernel sizes of the space.
+        ranks: the largest of its low ranks, by the name of a convolution such as `resnets.0.conv1`.
     """
 
-    def __init__(self, block: Module, kind: str, kernels: Sequence[int], upsampler_kernels: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        block: Module,
+        kind: str,
+        kernels: Sequence[int],
+        upsampler_kernels: Sequence[int] = (),
+        ranks: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.block: Module = copy.deepcopy(block).requires_grad_(True)
@@ -59,6 +69,11 @@ class ElasticBlock(nn.Module):
             for size in kernels:
                 if size != parameter.shape[-1]:
                     self.other_kernels[_key(name, size)] = nn.Parameter(resize_kernel(parameter.detach(), size))
+        self.factors = nn.ParameterDict()
+        for name, rank in (ranks or {}).items():
+            found = tucker_factors(self.block.get_parameter(f"{name}.weight").detach(), rank)
+            for part, factor in zip(FACTORS, found, strict=True):
+                self.factors[f"{name.replace('.', '-')}-{part}"] = nn.Parameter(factor)
         if 1 in upsampler_kernels and upsampler_kernel(block):
             weight = block.upsamplers[0].conv.weight.detach()
             self.other_kernels[_key(UPSAMPLER, 1)] = nn.Parameter(weight.sum((2, 3), keepdim=True))
@@ -94,9 +109,7 @@ class ElasticBlock(nn.Module):
         if isinstance(layer, PartialAttention):
             name = name.replace(".attention.", ".")
             return _part_of_attention(self.block.get_parameter(name), name, layer)
-        full = self.block.get_parameter(name)
-        if full.ndim == 4 and full.shape[-1] != shape[-1]:
-            full = self.other_kernels[_key(name, shape[-1])]
+        full = self._whole(name, shape)
         if isinstance(layer, PartialLayer):
             full = _part_of_layer(full, name, layer)
         if full.shape == shape:
@@ -105,6 +118,18 @@ class ElasticBlock(nn.Module):
             half, width = full.shape[0] // 2, shape[0] // 2
             return torch.cat([full[:width], full[half : half + width]])
         return full[tuple(slice(size) for size in shape)]
+
+    def _whole(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """The parameter that a part of a layer, with this name and shape, is sliced from."""
+        *convolution, part, kind = name.split(".")
+        if part in FACTORS:
+            if kind == "bias":
+                return self.block.get_parameter(f"{'.'.join(convolution)}.bias")
+            return self.factors["-".join([*convolution, part])]
+        full = self.block.get_parameter(name)
+        if full.ndim == 4 and full.shape[-1] != shape[-1]:
+            return self.other_kernels[_key(name, shape[-1])]
+        return full
 
     def _phase(self, name: str, shape: torch.Size, read: torch.Tensor | None) -> torch.Tensor:
         if name.endswith("bias"):
@@ -195,6 +220,9 @@ class ElasticBlock(nn.Module):
                 kernel.copy_(kernel[order])
             elif key.startswith(f"resnets-{index}-conv2-"):
                 kernel.copy_(kernel[:, order])
+        for key, dimension in ((f"resnets-{index}-conv1-expand", 0), (f"resnets-{index}-conv2-reduce", 1)):
+            if key in self.factors:
+                self.factors[key].copy_(self.factors[key].index_select(dimension, order))
 
 
 def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
@@ -202,9 +230,9 @@ def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.
     match name.split(".")[2:]:
         case ["norm1", _]:
             return full.index_select(0, layer.read)
-        case ["conv1", "weight"]:
+        case ["conv1", "weight"] | ["conv1", "reduce", "weight"]:
             return _columns(full, layer.read)
-        case ["conv2", _]:
+        case ["conv2", _] | ["conv2", "expand", _]:
             return full.index_select(0, layer.written)
         case ["conv_shortcut", "weight"]:
             return _columns(full, layer.shortcut_read)
@@ -289,6 +317,35 @@ def folded_kernels(weight: torch.Tensor) -> list[torch.Tensor]:
     return [torch.einsum("pr,qs,oirs->oipq", rows, columns, weight) for rows in sums for columns in sums]
 
 
+def full_ranks(block: Module) -> dict[str, int]:
+    """The most that a rank can be, by convolution of the block's ResNet layers."""
+    names = [f"resnets.{i}.{conv}" for i in range(len(block.resnets)) for conv in ("conv1", "conv2")]
+    return {name: min(block.get_parameter(f"{name}.weight").shape[:2]) for name in names}
+
+
+def tucker_factors(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weights of the LowRankConvolution next to a kernel, by the higher-order singular value decomposition.
+
+    The first r channels of all are those of rank r.
+
+    Args:
+        weight: (out, in, k, k).
+        rank: at most the lesser of out and in.
+
+    Returns:
+        (rank, in, 1, 1), (rank, rank, k, k) and (out, rank, 1, 1).
+    """
+    exact = weight.double()
+    outer, inner = (
+        torch.linalg.svd(exact.transpose(0, dimension).flatten(1), full_matrices=False).U[:, :rank]
+        for dimension in (0, 1)
+    )
+    core = torch.einsum("oipq,or,is->rspq", exact, outer, inner)
+    factors = inner.T[:, :, None, None], core, outer[:, :, None, None]
+    reduce, core, expand = (factor.to(weight.dtype).contiguous() for factor in factors)
+    return reduce, core, expand
+
+
 def _key(name: str, size: int) -> str:
     return f"{name.removesuffix('.weight').replace('.', '-')}-{size}"
 
@@ -300,6 +357,10 @@ def student_state(elastic_state: dict[str, torch.Tensor], block: Module, kind: s
         {int(size) for name, size in other if ("upsamplers" in name) == of_upsampler} for of_upsampler in (False, True)
     )
     native = {conv.weight.shape[-1] for resnet in block.resnets for conv in (resnet.conv1, resnet.conv2)}
-    elastic = ElasticBlock(block, kind, sorted(sizes | native), sorted(upsampler_sizes))
+    cores = {name: factor for name, factor in elastic_state.items() if name.endswith("-core")}
+    ranks = {
+        name.removeprefix("factors.").removesuffix("-core").replace("-", "."): len(core) for name, core in cores.items()
+    }
+    elastic = ElasticBlock(block, kind, sorted(sizes | native), sorted(upsampler_sizes), ranks)
     elastic.load_state_dict(elastic_state)
     return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

@@ -5,7 +5,8 @@ Self-contained (torch and diffusers only): this file travels with the weights, s
 
 A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...], "upsampler": 2}.
 `width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
-(its shortcut stays), false drops the attention. `upsampler`, where a block has one with a convolution, is its kernel: 3 as in
+(its shortcut stays), false drops the attention. A layer may have "ranks": [8, null], the channels that each convolution works in,
+null for one that is whole (see LowRankConvolution). `upsampler`, where a block has one with a convolution, is its kernel: 3 as in
 diffusers, or 2 or 1 (see FoldedUpsample). An up block may also have "channels", those of its output, more or fewer than those of
 the encoder's level. A layer may have "reads" and "writes", the groups of channels that its residual branch reads and writes, and
 "shortcut", those that the convolution of its shortcut reads (see PartialLayer); an attention may be {"heads": [0, 2], "reads":
@@ -72,6 +73,48 @@ def divided(tensor: torch.Tensor, divisor: float) -> torch.Tensor:
     return tensor if divisor == 1 else tensor / divisor
 
 
+class LowRankConvolution(nn.Module):
+    """A convolution that works in fewer channels, N,C_in,H,W to N,C_out,H,W: 1 x 1 to them, k x k among them, 1 x 1 from them.
+
+    The Tucker decomposition of a kernel over its inputs and outputs (arXiv 1511.06530). A layer keeps the channels that its
+    nonlinearities work on, where a narrower one has fewer.
+
+    Args:
+        inputs, outputs: numbers of channels.
+        kernel: k, odd.
+        rank: channels that the k x k convolution reads and writes.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, rank: int, **factory: Any) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"architecture: ranks has {rank}, which is below 1")
+        self.in_channels, self.out_channels, self.rank = inputs, outputs, rank
+        self.kernel_size, self.padding = (kernel, kernel), (kernel // 2, kernel // 2)
+        self.reduce = nn.Conv2d(inputs, rank, 1, bias=False, **factory)
+        self.core = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, bias=False, **factory)
+        self.expand = nn.Conv2d(rank, outputs, 1, **factory)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Where the convolution is, and of which type: a weight of it."""
+        return self.core.weight
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.expand(self.core(self.reduce(hidden_states)))
+        return hidden
+
+
+def convolution(inputs: int, outputs: int, kernel: int, rank: int | None, **factory: Any) -> Module:
+    """A convolution that keeps the image's size, of low rank where one is given."""
+    if rank is None:
+        return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **factory)
+    return LowRankConvolution(inputs, outputs, kernel, rank, **factory)
+
+
 class PartialLayer(nn.Module):
     """A ResNet layer whose residual branch reads and writes some of the channels, N,C_in,H,W to N,C_out,H,W.
 
@@ -104,8 +147,9 @@ class PartialLayer(nn.Module):
         self.register_buffer("written", torch.tensor(write), persistent=False)
         self.register_buffer("shortcut_read", None, persistent=False)
         self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
-        self.conv1 = nn.Conv2d(len(read), inner.out_channels, inner.kernel_size, padding=inner.padding, **factory)
-        self.conv2 = nn.Conv2d(outer.in_channels, len(write), outer.kernel_size, padding=outer.padding, **factory)
+        first, second = ((conv.kernel_size[0], getattr(conv, "rank", None)) for conv in (inner, outer))
+        self.conv1 = convolution(len(read), inner.out_channels, *first, **factory)
+        self.conv2 = convolution(outer.in_channels, len(write), *second, **factory)
         self.time_emb_proj, self.norm2, self.dropout = resnet.time_emb_proj, resnet.norm2, resnet.dropout
         self.nonlinearity, self.conv_shortcut = resnet.nonlinearity, resnet.conv_shortcut
         self.output_scale_factor = resnet.output_scale_factor
@@ -301,7 +345,7 @@ def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
     """What a spec makes of a ResNet layer, which it changes in place."""
     if layer is None:
         return ShortcutLayer(resnet)
-    resnet = resize_layer(resnet, layer["width"], layer["kernels"])
+    resnet = resize_layer(resnet, layer["width"], layer["kernels"], layer.get("ranks", [None, None]))
     if not {"reads", "writes", "shortcut"} & layer.keys():
         return resnet
     everything = list(range(resnet.norm1.num_groups))
@@ -322,19 +366,19 @@ def rebuilt_attention(block: Module, index: int, kept: bool | dict[str, list[int
     return PartialAttention(attention, heads, reads, size)
 
 
-def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
-    """Give a ResNet layer another inner width and other kernels, in place; untouched when both are as they were."""
+def resize_layer(resnet: Module, width: int, kernels: list[int], ranks: list[int | None]) -> Module:
+    """Give a ResNet layer another inner width, other kernels and ranks, in place; untouched when all are as they were."""
     inner, outer = resnet.conv1, resnet.conv2
     same = width == inner.out_channels and kernels == [inner.kernel_size[0], outer.kernel_size[0]]
-    if same:
+    if same and ranks == [None, None]:
         return resnet
     groups, remainder = divmod(width, group_size(resnet))
     if remainder or width <= 0:
         raise ValueError(f"architecture: width {width} is no multiple of the group size {group_size(resnet)}")
     factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
-    first, second = kernels
-    resnet.conv1 = nn.Conv2d(inner.in_channels, width, first, padding=first // 2, **factory)
-    resnet.conv2 = nn.Conv2d(width, outer.out_channels, second, padding=second // 2, **factory)
+    (first, inner_rank), (second, outer_rank) = zip(kernels, ranks, strict=True)
+    resnet.conv1 = convolution(inner.in_channels, width, first, inner_rank, **factory)
+    resnet.conv2 = convolution(width, outer.out_channels, second, outer_rank, **factory)
     resnet.norm2 = nn.GroupNorm(groups, width, eps=resnet.norm2.eps, **factory)
     if resnet.time_emb_proj is not None:
         halves = 2 if resnet.time_embedding_norm == "scale_shift" else 1

@@ -19,7 +19,7 @@ from stages.models.specs import (
     unet_macs,
 )
 from stages.models.stream import Stream, narrowed_teacher
-from stages.search.controls import select_largest, select_uniform
+from stages.search.controls import select_largest, select_uniform, select_uniform_rank
 from stages.search.selection import Block, Budget, Costs, select_budget, select_local, select_random, totals
 
 AGAIN = "run search_block again (snakemake --forcerun search_block)"
@@ -75,6 +75,8 @@ def assemble_architecture(
             chosen = select_random(blocks, costs, budget, seed)
         case "uniform":
             chosen = select_uniform(narrowed, blocks, costs, budget)
+        case "uniform_rank":
+            chosen = select_uniform_rank(narrowed, blocks, costs, budget)
         case "largest":
             chosen = select_largest(blocks)
         case _:

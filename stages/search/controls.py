@@ -1,4 +1,4 @@
-"""Choices without a search, which a search has to beat: uniform widths, and the teacher's own blocks."""
+"""Choices without a search, which a search has to beat: uniform widths, uniform ranks, and the teacher's own blocks."""
 
 import copy
 import itertools
@@ -47,6 +47,51 @@ def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, bud
         if any(groups[name] < count for name in wider):
             break
     return fitting
+
+
+def select_uniform_rank(
+    unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget
+) -> dict[str, Candidate]:
+    """All convolutions of the ResNet layers of low rank, each of the same share of its largest in the space; nothing dropped.
+
+    Widths are the teacher's; upsamplers are folded where the space has that. The share is the largest within the budget.
+
+    Raises:
+        ValueError: the space has no ranks, or not even ranks of 1 meet the budget.
+    """
+    most = {block.name: space_ranks(block) for block in blocks}
+    largest = max((rank for layers in most.values() for pair in layers for rank in pair), default=0)
+    if not largest:
+        raise ValueError(
+            "params.yaml: assemble.rule uniform_rank, but the blocks were searched without low ranks; give "
+            "search_block.ranks shares below 1"
+        )
+    found, low, high = None, 1, largest
+    while low <= high:
+        middle = (low + high) // 2
+        chosen = {block.name: low_rank(unet, block, most[block.name], middle / largest) for block in blocks}
+        if fits(totals(blocks, chosen, costs), budget):
+            found, low = chosen, middle + 1
+        else:
+            high = middle - 1
+    if found is None:
+        raise ValueError(infeasible(blocks, costs, budget))
+    return found
+
+
+def space_ranks(block: Block) -> list[list[int]]:
+    """The largest low rank of both convolutions of each layer among a block's candidates, 0 where there is none."""
+    layers = zip(*(candidate["spec"]["layers"] for candidate in block.candidates), strict=True)
+    ranks = [[layer.get("ranks", [0, 0]) for layer in options if layer] for options in layers]
+    return [[max(rank or 0 for rank in column) for column in zip(*pairs, strict=True)] for pairs in ranks]
+
+
+def low_rank(unet: UNet2DModel, job: Block, most: list[list[int]], share: float) -> dict[str, Any]:
+    """The block of a search job with this share of the largest ranks, at least 1, and its costs."""
+    spec: Spec = copy.deepcopy(job.identity["spec"])
+    for layer, pair in zip(spec["layers"], most, strict=True):
+        layer["ranks"] = [max(1, round(share * rank)) if rank else None for rank in pair]
+    return costed(unet, job, spec | ({"upsampler": FOLDED} if folds(job) else {}))
 
 
 def within(
@@ -103,7 +148,13 @@ def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str,
         if partial:
             order = {"upsampler_reads": job.order["upsampler_reads"][0]}
             spec |= some(order, kept[-1], whole(block.resnets[-1]))
-    skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
+    return costed(unet, job, spec)
+
+
+def costed(unet: UNet2DModel, job: Block, spec: Spec) -> dict[str, Any]:
+    """What a search job's block of this spec costs."""
+    border, _ = border_of_job(unet, job.name)
+    skeleton = apply_spec(copy.deepcopy(unet.get_submodule(border.block)).to("meta"), spec)
     resolution = unet.config["sample_size"] >> border.level
     return {"spec": spec, "macs": block_macs(skeleton, resolution), "params": parameter_count(skeleton)}
 

@@ -14,7 +14,7 @@ from stages.models.stream import kept_channels, narrowed_teacher
 from stages.pieces import Pieces
 from stages.search.features import Features
 from stages.search.importance import choose_stream
-from stages.search.space import BlockSpace
+from stages.search.space import BlockSpace, largest_ranks
 from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
 from stages.training.loop import TrainSettings, train
 
@@ -58,7 +58,8 @@ class SearchJob:
         self.resolution = teacher.config["sample_size"] >> self.border.level
         self.features = self._open([*self.border.inputs, *self.border.outputs], self.kept)
         kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
-        self.supernet = ElasticBlock(self.block, self.border.kind, *kernels).to(device)
+        ranks = largest_ranks(self.settings, self.block)
+        self.supernet = ElasticBlock(self.block, self.border.kind, *kernels, ranks).to(device)
         order = sort_channels(self.supernet, self.features, len(self.border.inputs))
         self.space = BlockSpace(self.block, self.settings, order)
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json")}

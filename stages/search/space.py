@@ -1,4 +1,4 @@
-"""The search space of one block, per ResNet layer: inner width x kernels x what is read x what is written, or none of it.
+"""The search space of one block, per ResNet layer: inner width x kernels, ranks x what is read x what is written, or none of it.
 
 Besides, each attention has some of its heads and reads some channels, or is dropped; and the upsampler has one of several kernels
 and reads some channels.
@@ -7,6 +7,7 @@ and reads some channels.
 import itertools
 import json
 import math
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,11 @@ class LayerChoices:
         groups, size, inner = resnet.norm2.num_groups, group_size(resnet), norm_size(resnet.norm1)
         outer = output_group_size(resnet)
         self.widths = [size * count for count in counts(settings, "widths", groups, size)]
-        self.kernels = sorted({*settings["kernels"], resnet.conv1.kernel_size[0]})
-        self.kernel = self.kernels.index(resnet.conv1.kernel_size[0])
+        self.convolutions = [convolution_options(settings, conv) for conv in (resnet.conv1, resnet.conv2)]
+        self.whole = [
+            options.index((conv.kernel_size[0], None))
+            for options, conv in zip(self.convolutions, (resnet.conv1, resnet.conv2), strict=True)
+        ]
         self.reads, self.shortcuts = (parts(settings, order, inner) for order in (reads, shortcut))
         self.writes = parts(settings, writes, outer)
         self.may_drop: bool = settings["drop_layers"]
@@ -47,7 +51,10 @@ class LayerChoices:
 
     def layer(self, width: int, first: int, second: int, read: int, write: int, shortcut: int) -> Layer:
         """The spec of the options with these numbers."""
-        layer: dict[str, Any] = {"width": self.widths[width], "kernels": [self.kernels[first], self.kernels[second]]}
+        pair = [options[at] for options, at in zip(self.convolutions, (first, second), strict=True)]
+        layer: dict[str, Any] = {"width": self.widths[width], "kernels": [kernel for kernel, _ in pair]}
+        if any(rank is not None for _, rank in pair):
+            layer["ranks"] = [rank for _, rank in pair]
         chosen = {"reads": (self.reads, read), "writes": (self.writes, write), "shortcut": (self.shortcuts, shortcut)}
         return layer | {
             key: options[at] for key, (options, at) in chosen.items() if len(options[at]) < len(options[-1])
@@ -56,7 +63,9 @@ class LayerChoices:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of options of each choice, in the order of `layer`."""
-        return tuple(map(len, (self.widths, self.kernels, self.kernels, self.reads, self.writes, self.shortcuts)))
+        first, second = self.convolutions
+        choices: tuple[Sized, ...] = (self.widths, first, second, self.reads, self.writes, self.shortcuts)
+        return tuple(map(len, choices))
 
     def smallest(self) -> Layer:
         """The least of everything, not dropped."""
@@ -68,12 +77,16 @@ class LayerChoices:
         return [*kept, None] if self.may_drop else kept
 
     def plain(self) -> list[Layer]:
-        """The same share of all that is read, held and written, from the teacher's down, its kernels; and the dropped layer."""
+        """The same share of all that is read, held and written, from the teacher's down; low ranks alone; the dropped layer."""
         kept = []
         for less in range(max(len(self.widths), len(self.reads))):
             shares = (self.widths, self.reads, self.writes, self.shortcuts)
             width, *others = (max(0, len(options) - 1 - less) for options in shares)
-            kept.append(self.layer(width, self.kernel, self.kernel, *others))
+            kept.append(self.layer(width, *self.whole, *others))
+        most = [size - 1 for size in self.sizes]
+        low = [[at for at, (_, rank) in enumerate(options) if rank is not None] for options in self.convolutions]
+        for first, second in zip(*map(reversed, low), strict=False):
+            kept.append(self.layer(most[0], first, second, *most[3:]))
         return [*kept, None] if self.may_drop else kept
 
     def draw(self, rng: np.random.Generator) -> Layer:
@@ -96,7 +109,8 @@ class LayerChoices:
 
     def numbers(self, layer: dict[str, Any]) -> list[int]:
         """The numbers of a layer's options, as `layer` takes them."""
-        kernels = [self.kernels.index(kernel) for kernel in layer["kernels"]]
+        pairs = zip(layer["kernels"], layer.get("ranks", [None, None]), strict=True)
+        kernels = [options.index(pair) for options, pair in zip(self.convolutions, pairs, strict=True)]
         chosen = {"reads": self.reads, "writes": self.writes, "shortcut": self.shortcuts}
         others = [options.index(layer.get(key, options[-1])) for key, options in chosen.items()]
         return [self.widths.index(layer["width"]), *kernels, *others]
@@ -110,7 +124,8 @@ class BlockSpace:
         settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
             `heads` (shares of an attention's), `stream` (shares of the channels that a layer, a shortcut, an attention or an
             upsampler reads, and that a layer writes), `channel_multiple` (of which the channels of a share are a multiple),
-            `kernels`, `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
+            `kernels`, `ranks` (of a convolution with the teacher's kernel, as shares of the most), `drop_layers`,
+            `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
         order: groups and heads by importance, as `ElasticBlock.sort_channels` gives them.
     """
 
@@ -214,6 +229,31 @@ def counts(settings: dict[str, Any], key: str, groups: int, size: int) -> list[i
     step = math.lcm(size, settings["channel_multiple"]) // size
     found = {step * max(1, round(share * groups / step)) for share in settings[key]}
     return sorted({count for count in found if count < groups} | {groups})
+
+
+def convolution_options(settings: dict[str, Any], conv: Module) -> list[tuple[int, int | None]]:
+    """Kernel and low rank, or None, of a convolution of the teacher, by ascending number of weights at the teacher's widths."""
+    outputs, inputs, own, _ = conv.weight.shape
+    ranks = low_ranks(settings, conv)
+    weights: dict[tuple[int, int | None], int] = {}
+    weights |= {(kernel, None): kernel**2 * inputs * outputs for kernel in {*settings["kernels"], own}}
+    weights |= {(own, rank): rank * (inputs + outputs + own**2 * rank) for rank in ranks}
+    return sorted(weights, key=lambda option: (weights[option], option[0]))
+
+
+def low_ranks(settings: dict[str, Any], conv: Module) -> list[int]:
+    """The shares under `ranks` of a convolution of the teacher, ascending; that of all is no low rank."""
+    step: int = settings["channel_multiple"]
+    most = min(conv.weight.shape[:2])
+    found = {step * max(1, round(share * most / step)) for share in settings["ranks"] if share < 1}
+    return sorted(rank for rank in found if rank < most)
+
+
+def largest_ranks(settings: dict[str, Any], block: Module) -> dict[str, int]:
+    """The largest low rank of each convolution in a block's ResNet layers that has any, by name."""
+    names = [f"resnets.{i}.{conv}" for i in range(len(block.resnets)) for conv in ("conv1", "conv2")]
+    found = {name: low_ranks(settings, block.get_submodule(name)) for name in names}
+    return {name: ranks[-1] for name, ranks in found.items() if ranks}
 
 
 def parts(settings: dict[str, Any], order: list[int], size: int) -> list[list[int]]:

@@ -13,7 +13,7 @@ from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import Process
 from stages.files import check_file, run_again
 from stages.models.borders import Border, border_of_job, borders_of
-from stages.models.elastic import ElasticBlock, student_state
+from stages.models.elastic import ElasticBlock, full_ranks, student_state
 from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel
 from stages.models.pipelines import is_class_conditional
 from stages.models.specs import identity_architecture
@@ -75,7 +75,8 @@ def untrained_supernets(teacher: UNet2DModel) -> Supernet:
 
     def state(job: str) -> dict[str, torch.Tensor]:
         border, _ = border_of_job(teacher, job)
-        return ElasticBlock(teacher.get_submodule(border.block), border.kind, KERNELS, UPSAMPLER_KERNELS).state_dict()
+        block = teacher.get_submodule(border.block)
+        return ElasticBlock(block, border.kind, KERNELS, UPSAMPLER_KERNELS, full_ranks(block)).state_dict()
 
     return state
 
