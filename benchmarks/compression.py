@@ -15,10 +15,11 @@ of the teacher's; they alone are limited, and the table says what it takes in pa
 method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `uniform-rank`, `random` and
-`largest` choose in its space, with its residual stream, but without scores, and `random-1`, `random-2` ... are further draws,
-which the table joins to one row. `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher
-(baselines.py), with the preset's `output_weight` as distillation, and its calibration; `diff-pruning-folded` has the search's
-cheaper upsamplers as well. A method with `-plain` after its name is retrained without distillation terms and is not calibrated.
+`largest` choose in its space without scores, in its residual stream or, run with --channels of their own, in the one that is
+best for them, which the table names; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
+`diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
+distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
+after its name is retrained without distillation terms and is not calibrated.
 The others exchange one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`,
 `joint-constant`, `joint-none`, `uncalibrated`, `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare
 with.
@@ -34,6 +35,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -68,6 +70,8 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
 }
 NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": "none"}}
+OWN_STREAM = ("uniform", "uniform-rank", "random", "largest")
+SEARCH_STREAM = frozenset(SEARCHED) - frozenset(OWN_STREAM)
 REFERENCES = ("teacher", "teacher-calibrated", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
 SCORES = ("local", "output", "combined")
@@ -355,6 +359,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         row = Method(run["method"]).row
         entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
         entry["seeds"].append(run["seed"])
+        entry["channels"] = run.get("channels")
         for key in ("macs_ratio", "params_ratio"):
             entry.setdefault(key, []).append(run.get(key))
         for name, figures in run["fidelity"].items():
@@ -392,19 +397,26 @@ def made_otherwise(folder: Path, samples: int, steps: int) -> Path | None:
     return None
 
 
-def searched_otherwise(folder: Path, widths: dict[float, Channels]) -> Path | None:
-    """A result in the folder of another width of the residual stream than its budget's, where that is among these."""
+def searched_otherwise(folder: Path, widths: dict[float, Channels], methods: Sequence[str]) -> Path | None:
+    """A result in the folder of another width of the residual stream than its budget's, where that is among these.
+
+    Of the rows of these methods; where one of them is the search or exchanges a part of it, of all such.
+    """
+    rows = {Method(method).row for method in methods}
+    with_search = any(Method(method).name in SEARCH_STREAM for method in methods)
     for path in sorted(folder.glob("*-seed*.json")):
         run = json.loads(path.read_text())
-        if "channels" in run and run["channels"] != widths.get(run["budget"], run["channels"]):
+        method = Method(run["method"])
+        asked = method.row in rows or (with_search and method.name in SEARCH_STREAM)
+        if asked and "channels" in run and run["channels"] != widths.get(run["budget"], run["channels"]):
             return path
     return None
 
 
 def not_joined(
-    folder: Path, params: dict[str, Any], budgets: list[float], channels: list[Channels] | None
+    folder: Path, params: dict[str, Any], methods: list[str], budgets: list[float], channels: list[Channels] | None
 ) -> str | None:
-    """What to say of a result in the folder that these params would not make, if there is one."""
+    """What to say of a result in the folder that these params would not make for these methods, if there is one."""
     samples, steps = params["evaluate"]["samples"], params["retrain"]["steps"]
     if other := made_otherwise(folder, samples, steps):
         return (
@@ -412,7 +424,7 @@ def not_joined(
             "--output"
         )
     widths = channels or [params["search_block"]["channels"]] * len(budgets)
-    if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True))):
+    if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True)), methods):
         return f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"
     return None
 
@@ -469,12 +481,13 @@ def table(summary: dict[str, Any]) -> str:
         lines += [
             f"MACs budget {budget}",
             "",
-            "| method | MACs | parameters | " + " | ".join(columns) + " | runs |",
+            "| method | stream | MACs | parameters | " + " | ".join(columns) + " | runs |",
         ]
-        lines.append("| --- | ---: | ---: | " + "---: | " * len(columns) + "---: |")
+        lines.append("| --- | --- | ---: | ---: | " + "---: | " * len(columns) + "---: |")
         for method, entry in methods.items():
             costs = [[r for r in entry[key] if r is not None] for key in ("macs_ratio", "params_ratio")]
-            cells = [method, *(f"{statistics.mean(ratios):.3f}" if ratios else "" for ratios in costs)]
+            stream = "" if entry["channels"] is None else written(entry["channels"])
+            cells = [method, stream, *(f"{statistics.mean(ratios):.3f}" if ratios else "" for ratios in costs)]
             for name in names:
                 cells.append(with_spread(entry["mean"][name], entry["std"][name]))
                 less = entry["above_search"].get(name)
@@ -525,7 +538,7 @@ def main() -> None:
         parser.error(f"--methods {error}")
     if arguments.channels and len(arguments.channels) != len(arguments.budgets):
         parser.error(f"--channels {arguments.channels}: give one for each of the {len(arguments.budgets)} budgets")
-    if problem := not_joined(output, cpu_params(preset), arguments.budgets, arguments.channels):
+    if problem := not_joined(output, cpu_params(preset), arguments.methods, arguments.budgets, arguments.channels):
         parser.error(problem)
 
     output.mkdir(parents=True, exist_ok=True)

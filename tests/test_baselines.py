@@ -129,16 +129,16 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
             "macs_ratio": 0.5,
             "params_ratio": 0.6,
             "fidelity": {"classifier": {"fid": fid}},
-        }
+        } | ({"channels": [0.75, 0.5]} if method == "search" else {})
 
     uniform = [run("uniform", 0, 3.0), run("uniform", 1, 3.5), run("uniform", 2, 9.1)]
     summary = compression.summarise([*uniform, run("search", 0, 1.0), run("search", 1, 2.0), run("random-1", 0, 1.5)])
     assert list(summary["0.5"]) == ["search", "random", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
     lines = compression.table(summary).splitlines()
-    assert "| search | 0.500 | 0.600 | 1.5000 ± 0.7071 |  | 2 |" in lines
-    assert "| random | 0.500 | 0.600 | 1.5000 | +0.5000 | 1 |" in lines
-    assert "| uniform | 0.500 | 0.600 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
+    assert "| search | 0.75,0.5 | 0.500 | 0.600 | 1.5000 ± 0.7071 |  | 2 |" in lines
+    assert "| random |  | 0.500 | 0.600 | 1.5000 | +0.5000 | 1 |" in lines
+    assert "| uniform |  | 0.500 | 0.600 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
 
 
 def test_results_of_another_number_of_samples_or_steps_are_not_joined(tmp_path):
@@ -158,9 +158,21 @@ def test_results_of_another_number_of_samples_or_steps_are_not_joined(tmp_path):
 def test_results_of_another_width_of_the_stream_are_not_joined(tmp_path):
     for name, content in (("search", {"channels": 0.6}), ("magnitude", {})):
         (tmp_path / f"{name}-0.3-seed0.json").write_text(json.dumps({"method": name, "budget": 0.3} | content))
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}) is None
-    assert compression.searched_otherwise(tmp_path, {0.5: 0.75}) is None
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}) == tmp_path / "search-0.3-seed0.json"
+    search = tmp_path / "search-0.3-seed0.json"
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["search", "magnitude"]) is None
+    assert compression.searched_otherwise(tmp_path, {0.5: 0.75}, ["search", "uniform"]) is None
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}, ["search"]) == search
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}, ["scratch"]) == search
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}, ["magnitude"]) is None
+
+
+def test_a_control_may_have_a_residual_stream_of_its_own(tmp_path):
+    for name, channels in (("search", 0.6), ("uniform", 0.5)):
+        run = {"method": name, "budget": 0.3, "channels": channels}
+        (tmp_path / f"{name}-0.3-seed0.json").write_text(json.dumps(run))
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["search", "scratch"]) is None
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.5}, ["uniform", "random"]) is None
+    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["uniform"]) == tmp_path / "uniform-0.3-seed0.json"
 
 
 def test_a_method_is_told_by_its_name():
