@@ -19,10 +19,9 @@ Methods: `search` is the preset. `scratch` is its architecture with random weigh
 best for them, which the table names; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
 `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
 distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
-after its name is retrained without distillation terms and is not calibrated.
-The others exchange one part of the search: `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`,
-`joint-constant`, `joint-none`, `uncalibrated`, `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare
-with.
+after its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search:
+`local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
+`one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
 
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
