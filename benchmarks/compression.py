@@ -16,7 +16,8 @@ method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `uniform-rank`, `random` and
 `largest` choose in its space without scores, in its residual stream or, run with --channels of their own, in the one that is
-best for them, which the table names; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
+best for them, which the table names; `uniform` has supernets of widths alone, so that a preset that searches ranks does it no
+harm; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
 `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
 distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
 after its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search:
@@ -76,6 +77,7 @@ METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
 SCORES = ("local", "output", "combined")
 UNLIMITED = 100.0
 Channels = float | list[float]  # search_block.channels
+WIDTHS = [count / 8 for count in range(1, 9)]  # of `uniform`, where the preset searches ranks alone
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
 
@@ -145,6 +147,9 @@ def params_of(
     if channels is not None:
         params = changed(params, {"search_block": {"channels": channels}})
     params = changed(params, SEARCHED.get(method.name, {}))
+    if method.name == "uniform":
+        widths = params["search_block"]["widths"]
+        params = changed(params, {"search_block": {"ranks": [1.0], "widths": widths if len(widths) > 1 else WIDTHS}})
     return changed(params, PLAIN) if method.plain else params
 
 

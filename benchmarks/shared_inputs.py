@@ -31,7 +31,7 @@ def cpu_params(preset: Path) -> dict[str, Any]:
 
 
 class Shared:
-    """Data, extractor and teacher of a preset; and per seed, number of stages and width of the stream what a search needs.
+    """Data, extractor and teacher of a preset; and per seed, stages, width of the stream and space what a search needs.
 
     Args:
         preset: params file; the teacher has its seed.
@@ -74,7 +74,7 @@ class Shared:
         return folder
 
     def results(self, params: dict[str, Any]) -> Path:
-        """The folder of the search results of these params, which have one residual stream."""
+        """The folder of the search results of these params, which have one residual stream and space."""
         return self.search(params) / self.results_name(params)
 
     def _search(self, params: dict[str, Any], folder: Path) -> None:
@@ -95,11 +95,16 @@ class Shared:
             self.make(search_block, params, search / f"{name}.json", **given, **found)
         self.make(collect_search, params, search / "index.json", names=names, search=search)
 
-    @staticmethod
-    def results_name(params: dict[str, Any]) -> str:
-        """The folder of search results of one residual stream: `search-0.75`, or `search-0.75-0.5` for shares of its levels."""
-        channels = params["search_block"]["channels"]
-        return "-".join(["search", *map(str, channels if isinstance(channels, list) else [channels])])
+    def results_name(self, params: dict[str, Any]) -> str:
+        """The folder of search results of one residual stream and space.
+
+        `search-0.75`, or `search-0.75-0.5` for shares of the stream's levels; behind it what the preset has otherwise, as in
+        `search-0.75-ranks-widths`.
+        """
+        settings, usual = params["search_block"], cpu_params(self.preset)["search_block"]
+        channels = settings["channels"]
+        others = sorted(key for key in settings if key != "channels" and settings[key] != usual[key])
+        return "-".join(["search", *map(str, channels if isinstance(channels, list) else [channels]), *others])
 
     def jobs(self, stages: int) -> list[str]:
         """Names of the search jobs."""

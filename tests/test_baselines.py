@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import baselines
 import compression
 from remembered import RememberedJointLoss
-from shared_inputs import Shared, preset_file
+from shared_inputs import Shared, cpu_params, preset_file
 
 SHAPE = (1, 8, 8)
 
@@ -175,6 +175,21 @@ def test_a_control_may_have_a_residual_stream_of_its_own(tmp_path):
     assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["uniform"]) == tmp_path / "uniform-0.3-seed0.json"
 
 
+def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
+    preset = preset_file("fashion-mnist")
+    shared = Shared(preset, tmp_path)
+    monkeypatch.setattr(shared, "_search", lambda params, folder: None)
+    found = {}
+    for name in ("search", "random", "uniform-rank", "scratch", "uniform"):
+        params = compression.params_of(preset, compression.Method(name), 0.3, 0)
+        found[name] = shared.results(params).name
+        assert (params["search_block"]["ranks"] == [1.0]) == (name == "uniform")
+    assert params["search_block"]["widths"] == compression.WIDTHS
+    assert found.pop("uniform") == "search-1.0-0.75-ranks-widths" and set(found.values()) == {"search-1.0-0.75"}
+    of_widths = compression.params_of(preset_file("digits"), compression.Method("uniform"), 0.5, 0)
+    assert of_widths["search_block"]["widths"] == cpu_params(preset_file("digits"))["search_block"]["widths"]
+
+
 def test_a_method_is_told_by_its_name():
     method = compression.Method("random-2-plain")
     assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
@@ -199,7 +214,7 @@ def test_scores_are_correlated_with_the_fid_of_the_draws_of_one_seed():
 def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, capsys):
     preset = preset_file("fashion-mnist")
     own, given = (compression.params_of(preset, compression.Method("search"), 0.3, 1, c) for c in (None, 0.5))
-    assert own["search_block"]["channels"] == 0.75 and given["search_block"]["channels"] == 0.5
+    assert own["search_block"]["channels"] == [1.0, 0.75] and given["search_block"]["channels"] == 0.5
     assert given["assemble"]["macs"] == 0.3 and given["seed"] == 1
     shared = Shared(preset, tmp_path)
     monkeypatch.setattr(shared, "_search", lambda params, folder: None)
