@@ -24,6 +24,9 @@ after its name is retrained without distillation terms and is not calibrated. Th
 `local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
 `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
 
+`error` is the mean square difference of a net's predictions from the teacher's after retraining, before calibration: it has
+far less chance in it than FID, and tells of nothing but the imitation.
+
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
 """
@@ -35,7 +38,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -80,6 +83,8 @@ Channels = float | list[float]  # search_block.channels
 WIDTHS = [count / 8 for count in range(1, 9)]  # of `uniform`, where the preset searches ranks alone
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
+ERROR_BATCHES = 8
+ROW = {"macs_ratio": 3, "params_ratio": 3, "error": 5}  # digits that the table has of a mean
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ class Run:
         return total
 
     def retrain(self, net: Any, boundaries: list[float]) -> Any:
-        """The net with averaged weights after retraining, and the loss history."""
+        """The net with averaged weights after retraining, not calibrated yet."""
         from remembered import RememberedJointLoss
 
         from stages.training.loop import TrainSettings, train
@@ -267,14 +272,16 @@ class Run:
         )
         if result.ema is not None:
             net.load_state_dict(result.ema)
-        return self.calibrated(net.eval(), boundaries) if settings["calibrate"] != "none" else net.eval()
+        return net.eval()
 
     def calibrated(self, net: Any, boundaries: list[float]) -> Any:
-        """The net with the calibration that `retrain` gives a student."""
+        """The net with the calibration that `retrain` gives a student, where the params ask for one."""
         from baselines import Calibrated
 
         from stages.training.calibration import Calibrator
 
+        if self.params["retrain"]["calibrate"] == "none":
+            return net
         calibrator = Calibrator(self.teacher, self.data, self.process, self.params["retrain"], self.seed)
         sampler = self.sampler(self.params["retrain"]["batch_size"])
         measured = calibrator.table(net, self.process.edges(boundaries))
@@ -327,7 +334,8 @@ class Run:
             net, boundaries, scores = self.student(plan), plan["boundaries"], self.block_scores(plan)
         scores["untrained"] = self.untrained(net)
         net = self.retrain(net, boundaries)
-        return about | self.cost(net, boundaries) | {"scores": scores} | self.score(self.draw(net))
+        about |= self.cost(net, boundaries) | {"scores": scores, "error": self.error(net)}
+        return about | self.score(self.draw(self.calibrated(net, boundaries)))
 
     def cost(self, net: Any, boundaries: list[float]) -> dict[str, Any]:
         """MACs and parameters as shares of the teacher's."""
@@ -343,15 +351,32 @@ class Run:
 
     def untrained(self, net: Any) -> float:
         """NMSE of the net's prediction to the teacher's before retraining, over 512 noised training images."""
+        from stages.diffusion.losses import nmse
+
+        ((found, wanted),) = self.predictions(net, "untrained", 1)
+        return float(nmse([found], [wanted]))
+
+    def error(self, net: Any) -> float:
+        """Mean square difference of the net's prediction from the teacher's, over 4,096 noised training images.
+
+        It says with far less chance than FID does how near retraining has brought the net to the teacher.
+        """
+        pairs = list(self.predictions(net, "error", ERROR_BATCHES))
+        return sum(float((found - wanted).square().mean()) for found, wanted in pairs) / len(pairs)
+
+    def predictions(self, net: Any, name: str, batches: int) -> Iterator[tuple[Any, Any]]:
+        """Pairs of the net's and the teacher's predictions for 512 images at once, whose noises depend on the name alone."""
         import torch
 
-        from stages.diffusion.losses import NoisyBatches, nmse, predict
+        from stages.diffusion.losses import NoisyBatches, predict
         from stages.diffusion.seeds import generator_for
 
-        batch = NoisyBatches(self.data, self.process, 512, self.device)(generator_for(0, "untrained", 0))
-        with torch.no_grad():
-            outputs = [predict(model.eval(), batch.x_t, batch.t) for model in (net, self.teacher)]
-        return float(nmse(outputs[:1], outputs[1:]))
+        draw = NoisyBatches(self.data, self.process, 512, self.device)
+        for number in range(batches):
+            batch = draw(generator_for(0, name, number))
+            with torch.no_grad():
+                found, wanted = (predict(model.eval(), batch.x_t, batch.t) for model in (net, self.teacher))
+            yield found, wanted
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -364,7 +389,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
         entry["seeds"].append(run["seed"])
         entry["channels"] = run.get("channels")
-        for key in ("macs_ratio", "params_ratio"):
+        for key in ROW:
             entry.setdefault(key, []).append(run.get(key))
         for name, figures in run["fidelity"].items():
             entry["fid"].setdefault(name, []).append(figures["fid"])
@@ -485,13 +510,14 @@ def table(summary: dict[str, Any]) -> str:
         lines += [
             f"MACs budget {budget}",
             "",
-            "| method | stream | MACs | parameters | " + " | ".join(columns) + " | runs |",
+            "| method | stream | MACs | parameters | error | " + " | ".join(columns) + " | runs |",
         ]
-        lines.append("| --- | --- | ---: | ---: | " + "---: | " * len(columns) + "---: |")
+        lines.append("| --- | --- | ---: | ---: | ---: | " + "---: | " * len(columns) + "---: |")
         for method, entry in methods.items():
-            costs = [[r for r in entry[key] if r is not None] for key in ("macs_ratio", "params_ratio")]
+            known = {key: [value for value in entry[key] if value is not None] for key in ROW}
             stream = "" if entry["channels"] is None else written(entry["channels"])
-            cells = [method, stream, *(f"{statistics.mean(ratios):.3f}" if ratios else "" for ratios in costs)]
+            cells = [method, stream]
+            cells += [f"{statistics.mean(v):.{ROW[key]}f}" if v else "" for key, v in known.items()]
             for name in names:
                 cells.append(with_spread(entry["mean"][name], entry["std"][name]))
                 less = entry["above_search"].get(name)
