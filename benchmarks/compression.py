@@ -16,8 +16,8 @@ method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `uniform-rank`, `random` and
 `largest` choose in its space without scores, in its residual stream or, run with --channels of their own, in the one that is
-best for them, which the table names; `uniform` has supernets of widths alone, so that a preset that searches ranks does it no
-harm; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
+best for them, which the table names; `uniform` has supernets of its own, of widths in eighths and no low ranks, whatever the
+preset searches; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
 `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
 distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
 after its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search:
@@ -53,11 +53,12 @@ ROOT = Path(__file__).parents[1]
 PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
 FOLDED = "diff-pruning-folded"
 PRUNED[FOLDED] = "diff-pruning"
+WIDTHS = {"widths": [count / 8 for count in range(1, 9)], "ranks": [1.0]}  # what the supernets of `uniform` learn
 # What a method changes in the preset.
 SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "search": {},
     "scratch": {"retrain": {"init": "scratch"}},
-    "uniform": {"assemble": {"rule": "uniform"}},
+    "uniform": {"assemble": {"rule": "uniform"}, "search_block": WIDTHS},
     "uniform-rank": {"assemble": {"rule": "uniform_rank"}},
     "random": {"assemble": {"rule": "random"}},
     "largest": {"assemble": {"rule": "largest"}},
@@ -80,11 +81,10 @@ METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
 SCORES = ("local", "output", "combined")
 UNLIMITED = 100.0
 Channels = float | list[float]  # search_block.channels
-WIDTHS = [count / 8 for count in range(1, 9)]  # of `uniform`, where the preset searches ranks alone
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
 ERROR_BATCHES = 8
-ROW = {"macs_ratio": 3, "params_ratio": 3, "error": 5}  # digits that the table has of a mean
+AVERAGED = {"macs_ratio": 3, "params_ratio": 3, "error": 5}  # what the table has the mean of, and its digits
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,6 @@ def params_of(
     if channels is not None:
         params = changed(params, {"search_block": {"channels": channels}})
     params = changed(params, SEARCHED.get(method.name, {}))
-    if method.name == "uniform":
-        widths = params["search_block"]["widths"]
-        params = changed(params, {"search_block": {"ranks": [1.0], "widths": widths if len(widths) > 1 else WIDTHS}})
     return changed(params, PLAIN) if method.plain else params
 
 
@@ -275,13 +272,11 @@ class Run:
         return net.eval()
 
     def calibrated(self, net: Any, boundaries: list[float]) -> Any:
-        """The net with the calibration that `retrain` gives a student, where the params ask for one."""
+        """The net with the calibration that `retrain` gives a student."""
         from baselines import Calibrated
 
         from stages.training.calibration import Calibrator
 
-        if self.params["retrain"]["calibrate"] == "none":
-            return net
         calibrator = Calibrator(self.teacher, self.data, self.process, self.params["retrain"], self.seed)
         sampler = self.sampler(self.params["retrain"]["batch_size"])
         measured = calibrator.table(net, self.process.edges(boundaries))
@@ -335,7 +330,9 @@ class Run:
         scores["untrained"] = self.untrained(net)
         net = self.retrain(net, boundaries)
         about |= self.cost(net, boundaries) | {"scores": scores, "error": self.error(net)}
-        return about | self.score(self.draw(self.calibrated(net, boundaries)))
+        if self.params["retrain"]["calibrate"] != "none":
+            net = self.calibrated(net, boundaries)
+        return about | self.score(self.draw(net))
 
     def cost(self, net: Any, boundaries: list[float]) -> dict[str, Any]:
         """MACs and parameters as shares of the teacher's."""
@@ -389,7 +386,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
         entry["seeds"].append(run["seed"])
         entry["channels"] = run.get("channels")
-        for key in ROW:
+        for key in AVERAGED:
             entry.setdefault(key, []).append(run.get(key))
         for name, figures in run["fidelity"].items():
             entry["fid"].setdefault(name, []).append(figures["fid"])
@@ -514,10 +511,10 @@ def table(summary: dict[str, Any]) -> str:
         ]
         lines.append("| --- | --- | ---: | ---: | ---: | " + "---: | " * len(columns) + "---: |")
         for method, entry in methods.items():
-            known = {key: [value for value in entry[key] if value is not None] for key in ROW}
+            known = {key: [value for value in entry[key] if value is not None] for key in AVERAGED}
             stream = "" if entry["channels"] is None else written(entry["channels"])
             cells = [method, stream]
-            cells += [f"{statistics.mean(v):.{ROW[key]}f}" if v else "" for key, v in known.items()]
+            cells += [f"{statistics.mean(v):.{AVERAGED[key]}f}" if v else "" for key, v in known.items()]
             for name in names:
                 cells.append(with_spread(entry["mean"][name], entry["std"][name]))
                 less = entry["above_search"].get(name)
