@@ -25,7 +25,8 @@ after its name is retrained without distillation terms and is not calibrated. Th
 `one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
 
 `error` is the mean square difference of a net's predictions from the teacher's after retraining, before calibration: it has
-far less chance in it than FID, and tells of nothing but the imitation.
+far less chance in it than FID, and tells of nothing but the imitation. Images per second are a multiple of the teacher's, on one
+thread, beside the other jobs.
 
 Runs with an architecture of the search space say what the scores made of it, so that summary.json has Spearman's correlation of
 each score with the FID after retraining, over the draws of one seed.
@@ -84,7 +85,13 @@ Channels = float | list[float]  # search_block.channels
 DRAWS = 100  # most draws of one seed
 LEAST_DRAWS = 5  # that a correlation is made of
 ERROR_BATCHES = 8
-AVERAGED = {"macs_ratio": 3, "params_ratio": 3, "error": 5}  # what the table has the mean of, and its digits
+# What the table has the mean of: the heading, and the digits.
+AVERAGED = {
+    "macs_ratio": ("MACs", 3),
+    "params_ratio": ("parameters", 3),
+    "images_per_second_ratio": ("images per second", 2),
+    "error": ("error", 5),
+}
 
 
 @dataclass(frozen=True)
@@ -330,6 +337,7 @@ class Run:
         scores["untrained"] = self.untrained(net)
         net = self.retrain(net, boundaries)
         about |= self.cost(net, boundaries) | {"scores": scores, "error": self.error(net)}
+        about["images_per_second_ratio"] = self.speed(net, about["boundaries"], about["steps_per_stage"])
         if self.params["retrain"]["calibrate"] != "none":
             net = self.calibrated(net, boundaries)
         return about | self.score(self.draw(net))
@@ -345,6 +353,24 @@ class Run:
         whole = model_cost(self.teacher, self.data.shape, [], [1])
         ratios = {f"{key}_ratio": small[key] / whole[key] for key in ("macs", "params", "params_active")}
         return ratios | {"boundaries": boundaries, "steps_per_stage": steps}
+
+    def speed(self, net: Any, boundaries: list[float], steps: list[int]) -> float:
+        """Images per second as a multiple of the teacher's, on one thread, the two in turn."""
+        from stages.evaluation.speed import measure_speed
+
+        settings = self.params["evaluate"]
+        found = measure_speed(
+            {"teacher": self.teacher.eval(), "net": net.eval()},
+            self.data.shape,
+            boundaries,
+            steps,
+            batch=settings["speed_batch"],
+            repeats=settings["speed_repeats"],
+            device=self.device,
+            precision="fp32",
+        )
+        faster: float = found["net"]["images_per_second"] / found["teacher"]["images_per_second"]
+        return faster
 
     def untrained(self, net: Any) -> float:
         """NMSE of the net's prediction to the teacher's before retraining, over 512 noised training images."""
@@ -503,18 +529,15 @@ def table(summary: dict[str, Any]) -> str:
     lines = []
     for budget, methods in summary.items():
         names = list(next(iter(methods.values()))["mean"])
-        columns = [column for name in names for column in (f"FID ({name})", "less search's")]
-        lines += [
-            f"MACs budget {budget}",
-            "",
-            "| method | stream | MACs | parameters | error | " + " | ".join(columns) + " | runs |",
-        ]
-        lines.append("| --- | --- | ---: | ---: | ---: | " + "---: | " * len(columns) + "---: |")
+        figures = [heading for heading, _ in AVERAGED.values()]
+        figures += [column for name in names for column in (f"FID ({name})", "less search's")] + ["runs"]
+        lines += [f"MACs budget {budget}", "", f"| {' | '.join(['method', 'stream', *figures])} |"]
+        lines.append(f"| --- | --- |{' ---: |' * len(figures)}")
         for method, entry in methods.items():
             known = {key: [value for value in entry[key] if value is not None] for key in AVERAGED}
             stream = "" if entry["channels"] is None else written(entry["channels"])
             cells = [method, stream]
-            cells += [f"{statistics.mean(v):.{AVERAGED[key]}f}" if v else "" for key, v in known.items()]
+            cells += [f"{statistics.mean(v):.{AVERAGED[key][1]}f}" if v else "" for key, v in known.items()]
             for name in names:
                 cells.append(with_spread(entry["mean"][name], entry["std"][name]))
                 less = entry["above_search"].get(name)

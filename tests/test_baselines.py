@@ -128,6 +128,7 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
             "seed": seed,
             "macs_ratio": 0.5,
             "params_ratio": 0.6,
+            "images_per_second_ratio": 1.5,
             "error": 0.002 * (seed + 1),
             "fidelity": {"classifier": {"fid": fid}},
         } | ({"channels": [0.75, 0.5]} if method == "search" else {})
@@ -137,9 +138,11 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
     assert list(summary["0.5"]) == ["search", "random", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
     lines = compression.table(summary).splitlines()
-    assert "| search | 0.75,0.5 | 0.500 | 0.600 | 0.00300 | 1.5000 ± 0.7071 |  | 2 |" in lines
-    assert "| random |  | 0.500 | 0.600 | 0.00200 | 1.5000 | +0.5000 | 1 |" in lines
-    assert "| uniform |  | 0.500 | 0.600 | 0.00400 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
+    columns = ["MACs", "parameters", "images per second", "error", "FID (classifier)", "less search's", "runs"]
+    assert f"| method | stream | {' | '.join(columns)} |" in lines and "| --- | --- |" + 7 * " ---: |" in lines
+    assert "| search | 0.75,0.5 | 0.500 | 0.600 | 1.50 | 0.00300 | 1.5000 ± 0.7071 |  | 2 |" in lines
+    assert "| random |  | 0.500 | 0.600 | 1.50 | 0.00200 | 1.5000 | +0.5000 | 1 |" in lines
+    assert "| uniform |  | 0.500 | 0.600 | 1.50 | 0.00400 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
 
 
 def test_results_of_another_number_of_samples_or_steps_are_not_joined(tmp_path):
