@@ -21,8 +21,9 @@ preset searches; `random-1`, `random-2` ... are further draws, joined to one row
 `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
 distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
 after its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search:
-`local-rule`, `local-score`, `output-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
-`one-stage`. `teacher`, `teacher-calibrated` and `held-out` are what to compare with.
+`local-rule`, `local-score`, `output-score`, `combined-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`,
+`uncalibrated`, `one-stage`, and `ranks-only` the space, for that of `fashion-mnist`. `teacher`, `teacher-calibrated` and
+`held-out` are what to compare with.
 
 `error` is the mean square difference of a net's predictions from the teacher's after retraining, before calibration: it has
 far less chance in it than FID, and tells of nothing but the imitation. Images per second are a multiple of the teacher's, on one
@@ -54,7 +55,10 @@ ROOT = Path(__file__).parents[1]
 PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
 FOLDED = "diff-pruning-folded"
 PRUNED[FOLDED] = "diff-pruning"
-WIDTHS = {"widths": [count / 8 for count in range(1, 9)], "ranks": [1.0]}  # what the supernets of `uniform` learn
+EIGHTHS = [count / 8 for count in range(1, 9)]
+WIDTHS = {"widths": EIGHTHS, "ranks": [1.0]}  # what the supernets of `uniform` learn
+RANKS = {"widths": [1.0], "heads": [1.0], "stream": [1.0], "channel_multiple": 1, "kernels": [3], "ranks": EIGHTHS}
+RANKS |= {"drop_layers": False, "drop_attention": False, "upsampler_kernels": [2]}
 # What a method changes in the preset.
 SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "search": {},
@@ -66,6 +70,8 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "local-rule": {"assemble": {"rule": "local"}},
     "local-score": {"assemble": {"score": "local"}},
     "output-score": {"assemble": {"score": "output"}},
+    "combined-score": {"assemble": {"score": "combined"}},
+    "ranks-only": {"assemble": {"score": "output"}, "search_block": RANKS},
     "joint-linear": {"retrain": {"joint_loss": "linear"}},
     "joint-step": {"retrain": {"joint_loss": "step"}},
     "joint-constant": {"retrain": {"joint_loss": "constant"}},

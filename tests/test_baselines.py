@@ -194,6 +194,13 @@ def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
     assert found.pop("uniform") == "search-1.0-ranks-widths" and set(found.values()) == {"search-1.0"}
 
 
+def test_ranks_alone_are_the_space_of_the_preset_with_ranks():
+    of_ranks = compression.params_of(preset_file("digits"), compression.Method("ranks-only"), 0.5, 0)
+    there = compression.params_of(preset_file("fashion-mnist"), compression.Method("search"), 0.5, 0)
+    assert {**of_ranks["search_block"], "local_triples": 128} == there["search_block"]
+    assert of_ranks["assemble"]["score"] == there["assemble"]["score"]
+
+
 def test_a_method_is_told_by_its_name():
     method = compression.Method("random-2-plain")
     assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
