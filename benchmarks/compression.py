@@ -57,8 +57,18 @@ FOLDED = "diff-pruning-folded"
 PRUNED[FOLDED] = "diff-pruning"
 EIGHTHS = [count / 8 for count in range(1, 9)]
 WIDTHS = {"widths": EIGHTHS, "ranks": [1.0]}  # what the supernets of `uniform` learn
-RANKS = {"widths": [1.0], "heads": [1.0], "stream": [1.0], "channel_multiple": 1, "kernels": [3], "ranks": EIGHTHS}
-RANKS |= {"drop_layers": False, "drop_attention": False, "upsampler_kernels": [2]}
+SPACE = (
+    "widths",
+    "heads",
+    "stream",
+    "channel_multiple",
+    "kernels",
+    "ranks",
+    "drop_layers",
+    "drop_attention",
+    "upsampler_kernels",
+)
+OF_RANKS = cpu_params(preset_file("fashion-mnist"))["search_block"]
 # What a method changes in the preset.
 SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "search": {},
@@ -71,7 +81,7 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "local-score": {"assemble": {"score": "local"}},
     "output-score": {"assemble": {"score": "output"}},
     "combined-score": {"assemble": {"score": "combined"}},
-    "ranks-only": {"assemble": {"score": "output"}, "search_block": RANKS},
+    "ranks-only": {"assemble": {"score": "output"}, "search_block": {key: OF_RANKS[key] for key in SPACE}},
     "joint-linear": {"retrain": {"joint_loss": "linear"}},
     "joint-step": {"retrain": {"joint_loss": "step"}},
     "joint-constant": {"retrain": {"joint_loss": "constant"}},
