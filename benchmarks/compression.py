@@ -17,7 +17,8 @@ method: clustering, features, supernets, choice, retraining and samples.
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `uniform-rank`, `random` and
 `largest` choose in its space without scores, in its residual stream or, run with --channels of their own, in the one that is
 best for them, which the table names; `uniform` has supernets of its own, of widths in eighths and no low ranks, whatever the
-preset searches; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
+preset searches; `random` takes sub-blocks that were drawn from the space alone, `random-scored` also those that the search has
+bred; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`,
 `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as
 distillation, and its calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
 after its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search:
@@ -35,6 +36,7 @@ each score with the FID after retraining, over the draws of one seed.
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -76,6 +78,7 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "uniform": {"assemble": {"rule": "uniform"}, "search_block": WIDTHS},
     "uniform-rank": {"assemble": {"rule": "uniform_rank"}},
     "random": {"assemble": {"rule": "random"}},
+    "random-scored": {"assemble": {"rule": "random"}},
     "largest": {"assemble": {"rule": "largest"}},
     "local-rule": {"assemble": {"rule": "local"}},
     "local-score": {"assemble": {"score": "local"}},
@@ -91,7 +94,7 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
 }
 NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": "none"}}
-OWN_STREAM = ("uniform", "uniform-rank", "random", "largest")
+OWN_STREAM = ("uniform", "uniform-rank", "random", "random-scored", "largest")
 SEARCH_STREAM = frozenset(SEARCHED) - frozenset(OWN_STREAM)
 REFERENCES = ("teacher", "teacher-calibrated", "held-out")
 METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
@@ -160,6 +163,18 @@ def shares(text: str) -> Channels:
 def written(channels: Channels) -> str:
     """What `shares` reads."""
     return ",".join(map(str, channels if isinstance(channels, list) else [channels]))
+
+
+def drawn_of(result: dict[str, Any], most: int) -> list[dict[str, Any]]:
+    """The candidates of a search result that were drawn from the space, none that was bred from the best.
+
+    Args:
+        most: `search_block.candidates`; a space that is not larger was scored whole, and is left whole.
+    """
+    from stages.search.supernet import SAMPLED
+
+    found: list[dict[str, Any]] = result["candidates"]
+    return found[: math.ceil(most * SAMPLED)] if result["space_size"] > most else found
 
 
 def params_of(
@@ -244,11 +259,24 @@ class Run:
 
         folder, output = self.shared.search(self.params), self.work / "architecture.json"
         inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json"}
-        inputs |= {"search": self.shared.results(self.params)}
+        inputs |= {"search": self.drawn() if self.method.name == "random" else self.shared.results(self.params)}
         params = stage_params(self.params, "assemble") | {"seed": DRAWS * self.seed + self.method.draw}
         assemble(params, threads=1, **inputs, output=output)
         found: dict[str, Any] = json.loads(output.read_text())
         return found
+
+    def drawn(self) -> Path:
+        """A copy of the search results with the candidates alone that `drawn_of` leaves."""
+        from stages.files import write_checked_json
+        from stages.search.results import read_results, write_index
+
+        folder, most = self.work / "drawn", self.params["search_block"]["candidates"]
+        folder.mkdir(parents=True, exist_ok=True)
+        results = read_results(self.shared.results(self.params))
+        for name, result in results.items():
+            write_checked_json(folder / f"{name}.json", result | {"candidates": drawn_of(result, most)})
+        write_index(folder, results, self.params)
+        return folder
 
     def block_scores(self, plan: dict[str, Any]) -> dict[str, float]:
         """The scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""

@@ -210,6 +210,13 @@ def test_a_method_is_told_by_its_name():
             compression.Method(wrong)
 
 
+def test_a_random_choice_is_not_among_those_that_were_bred():
+    bred = {"space_size": 1000, "candidates": list(range(30))}
+    assert compression.drawn_of(bred, 30) == list(range(8))
+    whole = {"space_size": 30, "candidates": list(range(30))}
+    assert compression.drawn_of(whole, 30) == list(range(30))
+
+
 def test_scores_are_correlated_with_the_fid_of_the_draws_of_one_seed():
     def run(draw, seed=0, method="random"):
         scores = {"local": float(draw), "output": -float(draw)}
