@@ -4,8 +4,9 @@ python benchmarks/search_cost.py --preset fashion-mnist --teacher benchmarks/tea
 
 Uses what benchmarks/compression.py left in --work when that had the same --teacher, or makes it.
 
-Every round times, in turn and on one thread each: some steps of the teacher's training (all cost the same), the feature cache,
-every block search one after the other, all of them two at a time, two alike one after the other and at once, and the selection.
+Every round times, in turn and on one thread each: the feature cache and every block search one after the other, before and after
+them some steps of the teacher's training (all cost the same), all searches two at a time, two alike one after the other and at
+once, and the selection.
 A block search is a process of its own and is timed inside, without the imports. MACs are those of the params: a backward pass
 counts as two forward ones.
 """
@@ -138,10 +139,11 @@ class Costs:
     def round(self) -> dict[str, float]:
         """Seconds of everything once."""
         pair = [name for name in self.names if name.startswith(self.names[-1].rpartition(".")[0])][-2:]
+        before, features, searches = self.teacher_step(), self.features(), self.jobs(self.names, 1)
         return {
-            "teacher_step": self.teacher_step(),
-            "features": self.features(),
-            "searches": self.jobs(self.names, 1),
+            "teacher_step": statistics.mean([before, self.teacher_step()]),
+            "features": features,
+            "searches": searches,
             "searches_two_at_once": self.jobs(self.names, 2),
             "pair": self.jobs(pair, 1),
             "pair_at_once": self.jobs(pair, 2),
