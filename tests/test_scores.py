@@ -14,7 +14,7 @@ from stages.models.specs import identity_architecture
 from stages.pieces import Pieces
 from stages.search.features import Features, FeatureWriter
 from stages.search.space import key_of
-from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, front_of, score_outputs
+from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, front_of, relatively, score_outputs
 from stages.training.loop import TrainSettings, train
 from stages.training.student import build_student, warm_start
 
@@ -42,6 +42,15 @@ def test_a_supernet_is_trained_past_draws_that_have_no_weights(unet, folder, mon
     loss = SandwichLoss(supernet, space, features, len(border.inputs), 4, "fp32")
     found = train(supernet, loss, TrainSettings(steps=2, learning_rate=1e-3))
     assert {name for record in found.history for name in record} >= {"smallest", "largest"}
+
+
+def test_a_relative_loss_has_the_value_of_the_loss_and_the_gradient_of_its_logarithm():
+    x = torch.tensor([3.0, 0.1], requires_grad=True)
+    found = relatively(x.square().sum(), 0.5)
+    (gradient,) = torch.autograd.grad(found, x)
+    (expected,) = torch.autograd.grad(torch.log(x.square().sum() + 0.5), x)
+    assert found.item() == pytest.approx(9.01)
+    torch.testing.assert_close(gradient, expected)
 
 
 def scorer(unet, folder, border, triples=6):

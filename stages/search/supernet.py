@@ -25,10 +25,14 @@ SCORING_BATCH = 256
 KEPT_SCORES = 50  # specs scored between two pieces, and in a generation
 SAMPLED = 0.25  # share of the candidates that are drawn, not bred
 SORTING_TRIPLES = 256
+FLOOR = 1e-3  # the NMSE below which it does not matter how small it is
 
 
 class SandwichLoss:
     """NMSE of the smallest, the largest and two random sub-blocks to the teacher's block (sandwich rule, Yu & Huang 2019).
+
+    Each path has the gradient of the logarithm of its NMSE. In a plain sum the smallest, with many times the error of the wide
+    ones, pulls the weights that they share its way, and the scores of the wide tell of that instead of what they can do.
 
     Each batch depends on (seed, step) alone. The features hold a border's inputs first, then its outputs. A mid block of which
     everything is dropped has no weights, and is passed over.
@@ -59,7 +63,13 @@ class SandwichLoss:
             with autocast(self.device, self.precision):
                 outputs = self.supernet(spec, inputs)
             if any(output.requires_grad for output in outputs):
-                yield name, nmse(outputs, targets)
+                yield name, relatively(nmse(outputs, targets))
+
+
+def relatively(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+    """The loss itself, with the gradient of log(loss + floor): what counts is by which share it gets better."""
+    whole = loss.detach()
+    return whole + (loss - whole) / (whole + floor)
 
 
 def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> ChannelOrder:
