@@ -1,5 +1,7 @@
 """Params of prepare_data, a small UNet, and clones of the repository to run commands in."""
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +21,17 @@ PREPARE_DATA = {
     "resize": "crop",
     "channels": None,
     "held_out": 0.2,
+}
+
+
+MODEL_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+PIPELINE_FILES = (*(f"vae/{name}" for name in MODEL_FILES), "multi_stage_pipeline.py")
+# What a run in latents makes besides, by stage.
+FILES_IN_LATENTS = {
+    "train_autoencoder": [f"results/autoencoder/{name}" for name in MODEL_FILES],
+    "encode_latents": ["data/latents/latents.npy"],
+    "train_teacher": [f"results/teacher/{name}" for name in PIPELINE_FILES],
+    "retrain": [f"results/student/{name}" for name in PIPELINE_FILES],
 }
 
 
@@ -93,6 +107,57 @@ def prepare(folder: Path) -> None:
         command = [sys.executable, "-m", f"stages.{stage}", "--params", text, "--threads", "1", *flags.split()]
         result = run(folder, *command)
         assert result.returncode == 0, result.stderr
+
+
+def run_stages(folder: Path, params: dict[str, Any], last: str = "report") -> None:
+    """Run the commands of the stages in this process, in a folder, up to the last one asked for.
+
+    The files are those of the rules. What Snakemake adds is tested on the smoke preset and, with stubs, in tests/contracts.
+    """
+    from stages.config import block_names, stage_params, validate_params
+
+    results, logs, data = Path("results"), Path("results/logs"), {"data": Path("data/prepared")}
+    encoded = data | {"latents": Path("data/latents")}
+    teacher, student = {"teacher": results / "teacher"}, results / "student"
+    autoencoder, search = {"autoencoder": results / "autoencoder"}, {"search": results / "search"}
+    clusters, features = {"clusters": results / "clusters.json"}, {"features": results / "features"}
+    architecture = {"architecture": results / "architecture.json"}
+    extractor = {"extractor": results / "extractor.safetensors"}
+    metrics, samples = results / "metrics.json", results / "samples.npz"
+    trainings = ["train_autoencoder", "train_teacher", "train_extractor", "retrain"]
+    log = {name: {"log": logs / f"{name}.json"} for name in trainings}
+
+    with contextlib.chdir(folder):
+        validate_params(params, "params.yaml")
+        searched = block_names(params) if params["architecture"] == "searched" else []
+
+    def search_files(block: str) -> dict[str, Any]:
+        report, weights = (search["search"] / f"{block}.{kind}" for kind in ("json", "safetensors"))
+        return teacher | features | {"name": block, "output": report, "weights": weights}
+
+    commands: list[tuple[str, dict[str, Any]]] = [
+        ("prepare_data", {"output": data["data"]}),
+        ("train_autoencoder", data | log["train_autoencoder"] | {"output": autoencoder["autoencoder"]}),
+        ("encode_latents", data | autoencoder | {"output": encoded["latents"]}),
+        ("train_teacher", encoded | autoencoder | log["train_teacher"] | {"output": teacher["teacher"]}),
+        ("train_extractor", data | log["train_extractor"] | {"output": extractor["extractor"]}),
+        ("cluster_timesteps", encoded | teacher | {"output": clusters["clusters"]}),
+        ("cache_features", encoded | teacher | clusters | {"output": features["features"]}),
+        *(("search_block", search_files(block)) for block in searched),
+        ("collect_search", search | {"names": searched}),
+        ("assemble", teacher | clusters | search | {"output": architecture["architecture"]}),
+        ("retrain", encoded | autoencoder | teacher | architecture | search | log["retrain"] | {"output": student}),
+        ("evaluate", data | autoencoder | teacher | architecture | extractor | {"student": student}),
+        ("report", clusters | architecture | search | {"metrics": metrics, "samples": samples}),
+    ]
+    outputs = {"evaluate": {"output": metrics, "samples": samples}}
+    outputs["report"] = {"output": results / "report.html", "logs": [log[name]["log"] for name in trainings]}
+    with contextlib.chdir(folder):
+        for name, files in commands:
+            body = getattr(importlib.import_module(f"stages.{name}"), name)
+            body(stage_params(params, name), threads=1, **files, **outputs.get(name, {}))
+            if name == last:
+                return
 
 
 def readme_blocks(language: str) -> list[str]:

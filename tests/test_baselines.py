@@ -50,7 +50,8 @@ def test_a_pruned_teacher_has_the_macs_asked_for_and_runs(teacher, data, diffusi
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_folding_the_upsamplers_of_a_pruned_net_leaves_it_more_channels_and_its_output(teacher):
+def test_folding_the_upsamplers_of_a_pruned_net_leaves_it_more_channels_and_its_output():
+    teacher = tiny_unet()
     importance = baselines.importance_of("magnitude", teacher, None, None, 0)
     plain, net = (baselines.pruned(teacher, 0.5, importance, fold=fold) for fold in (False, True))
     assert 0.49 <= count_macs(net, SHAPE, 0) / count_macs(teacher, SHAPE, 0) <= 0.5

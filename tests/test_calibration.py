@@ -28,7 +28,7 @@ SHARES = [0.98, 0.96, 0.95, 0.9, 0.8, 0.7]  # what the weak net has left of each
 
 
 def settings(reference: str) -> dict[str, object]:
-    return {"calibrate": reference, "calibration_draws": 512, "calibration_samples": 0}
+    return {"calibrate": reference, "calibration_draws": 96, "calibration_samples": 0}
 
 
 def shrunk(image: torch.Tensor, mean: torch.Tensor, shares: list[float]) -> torch.Tensor:

@@ -3,17 +3,14 @@
 The commands of all stages up to the student run here in one process.
 """
 
-import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, run_stages
 from PIL import Image
-
-from stages.config import block_names, stage_params, validate_params
 
 # config.json of google/ddpm-cifar10-32, its channels divided by 16.
 CIFAR_UNET = {
@@ -146,52 +143,22 @@ def celebahq(tmp_path) -> Path:
     return folder
 
 
-DATA, TEACHER, STUDENT = Path("data/prepared"), Path("results/teacher"), Path("results/student")
-LATENTS, VAE, SEARCH = Path("data/latents"), Path("results/autoencoder"), Path("results/search")
-CLUSTERS, FEATURES = Path("results/clusters.json"), Path("results/features")
-ARCHITECTURE, LOG = Path("results/architecture.json"), Path("results/log.json")
-
-
-def student_after(folder: Path, params: dict, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The student that the stages leave in a folder with these params."""
-    monkeypatch.chdir(folder)
-    validate_params(params, "params.yaml")
-
-    def stage(command: str, **files: object) -> None:
-        body = getattr(importlib.import_module(f"stages.{command}"), command)
-        body(stage_params(params, command), threads=2, **files)
-
-    stage("prepare_data", output=DATA)
-    stage("train_autoencoder", data=DATA, output=VAE, log=LOG)
-    stage("encode_latents", data=DATA, autoencoder=VAE, output=LATENTS)
-    stage("train_teacher", data=DATA, latents=LATENTS, autoencoder=VAE, output=TEACHER, log=LOG)
-    stage("cluster_timesteps", data=DATA, latents=LATENTS, teacher=TEACHER, output=CLUSTERS)
-    stage("cache_features", data=DATA, latents=LATENTS, teacher=TEACHER, clusters=CLUSTERS, output=FEATURES)
-    for block in block_names(params):
-        report, weights = (SEARCH / f"{block}.{kind}" for kind in ("json", "safetensors"))
-        stage("search_block", name=block, teacher=TEACHER, features=FEATURES, output=report, weights=weights)
-    stage("collect_search", names=block_names(params), search=SEARCH)
-    stage("assemble", teacher=TEACHER, clusters=CLUSTERS, search=SEARCH, output=ARCHITECTURE)
-    inputs = {"data": DATA, "latents": LATENTS, "autoencoder": VAE, "teacher": TEACHER, "architecture": ARCHITECTURE}
-    stage("retrain", **inputs, search=SEARCH, output=STUDENT, log=LOG)
-    return STUDENT
-
-
-def test_a_teacher_with_the_layout_of_ddpm_cifar10_gives_a_student(cifar, monkeypatch):
+def test_a_teacher_with_the_layout_of_ddpm_cifar10_gives_a_student(cifar):
     from diffusers import DiffusionPipeline
 
-    student = student_after(cifar, shrunk("cifar10-ddpm"), monkeypatch)
-    pipeline = DiffusionPipeline.from_pretrained(student, trust_remote_code=True)
+    run_stages(cifar, shrunk("cifar10-ddpm"), last="retrain")
+    pipeline = DiffusionPipeline.from_pretrained(cifar / "results" / "student", trust_remote_code=True)
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 32, 32, 3)
     architecture = json.loads((cifar / "results" / "architecture.json").read_text())
     assert len(architecture["unet"]["down_blocks"]) == 4 and len(architecture["unet"]["decoders"]) == 2
 
 
-def test_a_teacher_with_the_layout_of_ldm_celebahq_gives_a_student_in_latents(celebahq, monkeypatch):
+def test_a_teacher_with_the_layout_of_ldm_celebahq_gives_a_student_in_latents(celebahq):
     from diffusers import DiffusionPipeline
 
     params = shrunk("celebahq-ldm", prepare_data={"resolution": 32})
-    student = student_after(celebahq, params, monkeypatch)
+    run_stages(celebahq, params, last="retrain")
+    student = celebahq / "results" / "student"
     latents = np.load(celebahq / "data" / "latents" / "latents.npy")
     assert latents.shape[1:] == (3, 8, 8)
     assert json.loads((student / "vae" / "config.json").read_text())["scaling_factor"] == 1

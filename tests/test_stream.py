@@ -136,7 +136,7 @@ def test_importance_is_the_change_of_the_image_to_first_order(unet, digits, diff
     process = VPProcess(diffusion_settings)
     batch = NoisyBatches(TrainingSet.of_images(digits), process, 16, CPU)(generator_for(0, "stream", 0))
     factor = process.image_factor(batch.t)
-    draws = 400
+    draws = 160
     found = stream_importance(unet, [batch] * draws, [factor] * draws, generator_for(0, "signs", 0))
     masks = [torch.ones(16), torch.ones(32)]
     writers = {module: level for level, module in stream_writers(unet)}

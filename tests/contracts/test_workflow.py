@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import FILES_IN_LATENTS
 
 from stages import provenance
 
@@ -148,6 +149,25 @@ def test_flags_override_nested_params(copied: Path) -> None:
 
 def test_a_preset_overrides_the_params(copied: Path) -> None:
     assert planned(copied, "--configfile", "presets/digits.yaml")["search_block"] == 9
+
+
+def test_nothing_runs_again_after_a_run_in_latents(copied: Path) -> None:
+    edit(copied / "params.yaml", "train_autoencoder:\n  source: none", "train_autoencoder:\n  source: train")
+    changed = set(planned(copied))
+    assert {"train_autoencoder", "encode_latents", "train_teacher"} <= changed and "prepare_data" not in changed
+    outputs = json.loads((copied / "outputs.json").read_text())
+    for stage, names in FILES_IN_LATENTS.items():
+        outputs[stage] += names
+    (copied / "outputs.json").write_text(json.dumps(outputs))
+    result = run(copied)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(copied) == {}
+
+
+def test_a_given_architecture_is_not_searched(copied: Path) -> None:
+    given = ["architecture=given", "assemble={decoder_widths: [1.5, 0.5]}", "retrain={init: teacher, joint_loss: none}"]
+    jobs = planned(copied, "--config", *given)
+    assert "assemble" in jobs and "search_block" not in jobs
 
 
 def test_processes_follow_the_gpus_of_a_job_and_rerun_nothing(copied: Path) -> None:
