@@ -1,5 +1,6 @@
 """Every command of the README is run, in order, in a clone; the pipeline under DVC gives the bytes it gives without."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,18 +31,33 @@ SAME_BYTES = (
 
 @pytest.fixture(scope="module")
 def workspace() -> Iterator[Path]:
-    """A clone in which `dvc repro` has run everything."""
+    """A clone in which `dvc repro` has run everything; what it printed is in ../output.txt."""
     with tempfile.TemporaryDirectory() as parent:
         folder = clone(Path(parent) / "clone")
         for command in ("git config user.name t", "git config user.email t@example.org", "dvc repro"):
             result = run(folder, *command.split())
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        (Path(parent) / "output.txt").write_text(result.stdout + result.stderr)
         yield folder
 
 
 def test_dvc_repro_gives_the_bytes_that_snakemake_gives_in_another_folder(workspace, finished):
     for name in SAME_BYTES:
         assert (workspace / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def side_by_side(printed: str) -> int:
+    """The most block searches that Snakemake had running at once."""
+    most = running = 0
+    for line in printed.splitlines():
+        running += line.startswith(("rule search_block:", "localrule search_block:"))
+        running -= bool(re.match(r"Finished jobid: \d+ \(Rule: search_block\)", line))
+        most = max(most, running)
+    return most
+
+
+def test_dvc_repro_searches_blocks_side_by_side(workspace):
+    assert side_by_side((workspace.parent / "output.txt").read_text()) >= 2
 
 
 def test_the_readme_shows_commands():
