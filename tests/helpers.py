@@ -109,8 +109,10 @@ def prepare(folder: Path) -> None:
         assert result.returncode == 0, result.stderr
 
 
-def run_stages(folder: Path, params: dict[str, Any], last: str = "report") -> None:
+def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threads: int = 1) -> None:
     """Run the commands of the stages in this process, in a folder, up to the last one asked for.
+
+    Block searches have one thread, as their rule gives them.
 
     The files are those of the rules. What Snakemake adds is tested on the smoke preset and, with stubs, in tests/contracts.
     """
@@ -155,7 +157,12 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report") -> No
     with contextlib.chdir(folder):
         for name, files in commands:
             body = getattr(importlib.import_module(f"stages.{name}"), name)
-            body(stage_params(params, name), threads=1, **files, **outputs.get(name, {}))
+            body(
+                stage_params(params, name),
+                threads=1 if name == "search_block" else threads,
+                **files,
+                **outputs.get(name, {}),
+            )
             if name == last:
                 return
 

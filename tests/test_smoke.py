@@ -1,6 +1,7 @@
 """The whole pipeline, really run through Snakemake on the smoke preset: no stage is replaced by a stub."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run
+import yaml
+from helpers import run, run_stages
 
 WEIGHTS = "results/student/unet/diffusion_pytorch_model.safetensors"
 
@@ -110,6 +112,26 @@ def test_a_killed_retraining_resumes_to_the_same_bytes(finished, tmp_path):
     result = run(other, *command)
     assert result.returncode == 0, result.stderr
     assert (other / WEIGHTS).read_bytes() == (finished / WEIGHTS).read_bytes() and not checkpoint.exists()
+
+
+SAME_BYTES = (
+    "data/prepared/images.npy",
+    "results/teacher/unet/diffusion_pytorch_model.safetensors",
+    "results/extractor.safetensors",
+    "results/clusters.json",
+    "results/features/index.json",
+    "results/search/mid_block.json",
+    "results/search/up_blocks.1.stage_1.safetensors",
+    "results/architecture.json",
+    WEIGHTS,
+)
+
+
+def test_the_stages_give_the_same_bytes_in_another_folder(finished, tmp_path):
+    smoke = yaml.safe_load((finished / "params.yaml").read_text())
+    run_stages(tmp_path, smoke, last="retrain", threads=min(8, len(os.sched_getaffinity(0))))
+    for name in SAME_BYTES:
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(finished):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import FILES_IN_LATENTS
+from helpers import FILES_IN_LATENTS, activated
 
 from stages import provenance
 
@@ -140,6 +140,24 @@ def test_one_stage_runs_alone_for_dvc(copied: Path) -> None:
         "search_block": 7,
         "collect_search": 1,
     }
+
+
+def test_dvc_makes_everything_from_nothing(copied: Path) -> None:
+    for name in ("results", "data", "logs", ".snakemake"):
+        shutil.rmtree(copied / name)
+    shutil.copy(ROOT / "dvc.yaml", copied)
+    for name in ("data/raw", "data/teacher"):
+        (copied / name).mkdir(parents=True)
+    for command in ("git init -q", "dvc init -q", "dvc repro"):
+        result = subprocess.run(
+            command.split(), cwd=copied, env=activated(), capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    outputs = json.loads((copied / "outputs.json").read_text())
+    expected = {name for names in outputs.values() for name in names if "{" not in name} - {"results/record.json"}
+    expected |= {f"results/search/{block}.json" for block in BLOCKS}
+    assert {name for name in expected if not (copied / name).is_file()} == set()
+    assert json.loads((copied / "results" / "architecture.json").read_text())["params"]["assemble"]["macs"] == 0.7
 
 
 def test_flags_override_nested_params(copied: Path) -> None:
