@@ -9,10 +9,10 @@ Runs of one seed share the noise that samples start from and the batches of retr
 beside the mean and standard deviation of a method's FID the table has those of its difference from that of `search`.
 
 All start from the same teacher, whose predictions are kept in --work for the runs of a seed, and are retrained for the preset's
-steps with the same batches, learning rate and average. All are scored by the same code, FID and KID: `evaluate.samples` images
-from the seed of the run, against the training split. MACs are thop's, weighted by the sampler's steps in each stage, as a share
-of the teacher's; they alone are limited, and the table says what it takes in parameters. A seed stands for the whole of a
-method: clustering, features, supernets, choice, retraining and samples.
+steps, or for --steps, with the same batches, learning rate and average. All are scored by the same code, FID and KID:
+`evaluate.samples` images from the seed of the run, against the training split. MACs are thop's, weighted by the sampler's steps
+in each stage, as a share of the teacher's; they alone are limited, and the table says what it takes in parameters. A seed stands
+for the whole of a method: clustering, features, supernets, choice, retraining and samples.
 
 Methods: `search` is the preset. `scratch` is its architecture with random weights; `uniform`, `uniform-rank`, `random` and
 `largest` choose in its space without scores, in its residual stream or, run with --channels of their own, in the one that is
@@ -178,17 +178,25 @@ def drawn_of(result: dict[str, Any], most: int) -> list[dict[str, Any]]:
 
 
 def params_of(
-    preset: Path, method: Method, budget: float, seed: int, channels: Channels | None = None
+    preset: Path,
+    method: Method,
+    budget: float,
+    seed: int,
+    channels: Channels | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result.
 
     Args:
         channels: `search_block.channels`; None leaves the preset's.
+        steps: `retrain.steps`; None leaves the preset's.
     """
     budgets = {"assemble": {"macs": budget, "params": UNLIMITED, "params_active": UNLIMITED}}
     params = changed(cpu_params(preset) | {"seed": seed}, budgets)
     if channels is not None:
         params = changed(params, {"search_block": {"channels": channels}})
+    if steps is not None:
+        params = changed(params, {"retrain": {"steps": steps}})
     params = changed(params, SEARCHED.get(method.name, {}))
     return changed(params, PLAIN) if method.plain else params
 
@@ -200,7 +208,7 @@ class Run:
         shared: what `Shared.prepare` made; search results are made when they are not there.
         extractors: names or TorchScript files; the first gives `fid`.
         work: folder for checkpoints and samples.
-        channels: as in `params_of`.
+        channels, steps: as in `params_of`.
     """
 
     def __init__(
@@ -213,6 +221,7 @@ class Run:
         extractors: list[str],
         work: Path,
         channels: Channels | None = None,
+        steps: int | None = None,
     ) -> None:
         import torch
 
@@ -227,7 +236,7 @@ class Run:
         torch.set_num_threads(1)
         keep_freed_memory()
         self.method, self.budget, self.seed, self.shared = method, budget, seed, shared
-        self.params, self.device = params_of(preset, method, budget, seed, channels), torch.device("cpu")
+        self.params, self.device = params_of(preset, method, budget, seed, channels, steps), torch.device("cpu")
         self.data, self.prepared = TrainingSet.load(shared.data, shared.latents), PreparedData.load(shared.data)
         self.process, self.vae = make_process(self.params["diffusion"]), open_autoencoder(shared.vae)
         self.teacher = load_teacher(shared.teacher)
@@ -510,14 +519,19 @@ def searched_otherwise(folder: Path, widths: dict[float, Channels], methods: Seq
 
 
 def not_joined(
-    folder: Path, params: dict[str, Any], methods: list[str], budgets: list[float], channels: list[Channels] | None
+    folder: Path,
+    params: dict[str, Any],
+    methods: list[str],
+    budgets: list[float],
+    channels: list[Channels] | None,
+    steps: int | None,
 ) -> str | None:
     """What to say of a result in the folder that these params would not make for these methods, if there is one."""
-    samples, steps = params["evaluate"]["samples"], params["retrain"]["steps"]
+    samples, steps = params["evaluate"]["samples"], steps or params["retrain"]["steps"]
     if other := made_otherwise(folder, samples, steps):
         return (
-            f"{other}: not of the preset's evaluate.samples, {samples}, and retrain.steps, {steps}; move it away, or give "
-            "--output"
+            f"{other}: not of {samples} samples (evaluate.samples) and {steps} steps of retraining; give its --steps, move it "
+            "away, or give --output"
         )
     widths = channels or [params["search_block"]["channels"]] * len(budgets)
     if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True)), methods):
@@ -608,6 +622,7 @@ def main() -> None:
         nargs="+",
         help="search_block.channels of each budget, as 0.75, or as 0.75,0.5 for shares of the levels; else the preset's",
     )
+    parser.add_argument("--steps", type=int, help="retrain.steps; else the preset's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--extractors", nargs="+", default=["classifier"])
     parser.add_argument("--teacher", type=Path, help="a diffusers folder to take the teacher from; else it is trained")
@@ -623,7 +638,8 @@ def main() -> None:
     if arguments.one:
         method, budget, seed = arguments.one
         channels = arguments.channels[0] if arguments.channels else None
-        run = Run(preset, Method(method), float(budget), int(seed), shared, arguments.extractors, work, channels)
+        settings = {"channels": channels, "steps": arguments.steps}
+        run = Run(preset, Method(method), float(budget), int(seed), shared, arguments.extractors, work, **settings)
         write(output / f"{method}-{budget}-seed{seed}.json", run.result())
         return
     try:
@@ -632,7 +648,10 @@ def main() -> None:
         parser.error(f"--methods {error}")
     if arguments.channels and len(arguments.channels) != len(arguments.budgets):
         parser.error(f"--channels {arguments.channels}: give one for each of the {len(arguments.budgets)} budgets")
-    if problem := not_joined(output, cpu_params(preset), arguments.methods, arguments.budgets, arguments.channels):
+    if arguments.steps is not None and arguments.steps < 1:
+        parser.error(f"--steps {arguments.steps}: give 1 or more")
+    asked = (arguments.methods, arguments.budgets, arguments.channels, arguments.steps)
+    if problem := not_joined(output, cpu_params(preset), *asked):
         parser.error(problem)
 
     output.mkdir(parents=True, exist_ok=True)
@@ -658,6 +677,8 @@ def run_all(arguments: argparse.Namespace, preset: Path, output: Path, work: Pat
         command = [sys.executable, __file__, "--one", method, str(budget), str(seed), *folders]
         if arguments.channels:
             command += ["--channels", written(arguments.channels[arguments.budgets.index(budget)])]
+        if arguments.steps:
+            command += ["--steps", str(arguments.steps)]
         environment = os.environ | ONE_THREAD
         return subprocess.run(
             [*command, "--extractors", *arguments.extractors], env=environment, check=False

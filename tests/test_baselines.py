@@ -180,6 +180,21 @@ def test_a_control_may_have_a_residual_stream_of_its_own(tmp_path):
     assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["uniform"]) == tmp_path / "uniform-0.3-seed0.json"
 
 
+def test_runs_may_be_shorter_than_the_preset(tmp_path, monkeypatch, capsys):
+    preset = preset_file("digits")
+    own, short = (compression.params_of(preset, compression.Method("search"), 0.5, 0, steps=n) for n in (None, 30))
+    assert short == own | {"retrain": own["retrain"] | {"steps": 30}} and own["retrain"]["steps"] != 30
+    run = {"method": "search", "budget": 0.5, "samples": own["evaluate"]["samples"], "steps": 30}
+    (tmp_path / "search-0.5-seed0.json").write_text(json.dumps(run))
+    for steps in (None, 30):
+        found = compression.not_joined(tmp_path, own, ["search"], [0.5], None, steps)
+        assert (found is None) == (steps == 30)
+    monkeypatch.setattr("sys.argv", ["compression.py", "--preset", "smoke", "--steps", "0"])
+    with pytest.raises(SystemExit) as stopped:
+        compression.main()
+    assert stopped.value.code != 0 and "--steps 0: give 1 or more" in capsys.readouterr().err
+
+
 def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
     preset = preset_file("fashion-mnist")
     shared = Shared(preset, tmp_path)
