@@ -1,6 +1,13 @@
 """The search against the simple ways to the same MACs: one command that makes the whole table.
 
-python benchmarks/compression.py --preset digits --seeds 3 --budgets 0.5 --methods search uniform random magnitude --jobs 2
+python benchmarks/compression.py --preset digits --steps 1200 --seeds 3 --budgets 0.5 --methods search uniform random magnitude
+
+The README's tables are made by that command with all methods, and by
+
+python benchmarks/compression.py --preset fashion-mnist --teacher benchmarks/teachers/fashion-mnist --seeds 3 --budgets 0.5 0.3
+  --channels 1.0 1.0,0.75 --methods search random diff-pruning scratch --extractors classifier fashion-cnn.pt
+
+and again with `--channels 0.75 0.6 --methods uniform`; fashion-cnn.pt is what fashion_extractor.py makes.
 
 Every run is a process of its own with one thread. It resumes from its checkpoint and leaves <method>-<budget>-seed<k>.json in
 --output; runs that are there are not repeated. After them summary.json and fid.svg are written.
@@ -38,131 +45,36 @@ import argparse
 import json
 import math
 import os
-import re
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from compression_methods import (
+    FOLDED,
+    NO_BLOCKS,
+    PRUNED,
+    REFERENCES,
+    SEARCHED,
+    Channels,
+    Method,
+    changed,
+    params_of,
+    shares,
+    written,
+)
+from compression_table import correlations, draw, not_joined, summarise, table
 from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
 ROOT = Path(__file__).parents[1]
-PRUNED = {"magnitude": "magnitude", "taylor": "taylor", "diff-pruning": "diff-pruning", "pruned-random": "random"}
-FOLDED = "diff-pruning-folded"
-PRUNED[FOLDED] = "diff-pruning"
-EIGHTHS = [count / 8 for count in range(1, 9)]
-WIDTHS = {"widths": EIGHTHS, "ranks": [1.0]}  # what the supernets of `uniform` learn
-SPACE = (
-    "widths",
-    "heads",
-    "stream",
-    "channel_multiple",
-    "kernels",
-    "ranks",
-    "drop_layers",
-    "drop_attention",
-    "upsampler_kernels",
-)
-OF_RANKS = cpu_params(preset_file("fashion-mnist"))["search_block"]
-# What a method changes in the preset.
-SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
-    "search": {},
-    "scratch": {"retrain": {"init": "scratch"}},
-    "uniform": {"assemble": {"rule": "uniform"}, "search_block": WIDTHS},
-    "uniform-rank": {"assemble": {"rule": "uniform_rank"}},
-    "random": {"assemble": {"rule": "random"}},
-    "random-scored": {"assemble": {"rule": "random"}},
-    "largest": {"assemble": {"rule": "largest"}},
-    "local-rule": {"assemble": {"rule": "local"}},
-    "local-score": {"assemble": {"score": "local"}},
-    "output-score": {"assemble": {"score": "output"}},
-    "combined-score": {"assemble": {"score": "combined"}},
-    "ranks-only": {"assemble": {"score": "output"}, "search_block": {key: OF_RANKS[key] for key in SPACE}},
-    "joint-linear": {"retrain": {"joint_loss": "linear"}},
-    "joint-step": {"retrain": {"joint_loss": "step"}},
-    "joint-constant": {"retrain": {"joint_loss": "constant"}},
-    "joint-none": {"retrain": {"joint_loss": "none"}},
-    "uncalibrated": {"retrain": {"calibrate": "none"}},
-    "one-stage": {"cluster_timesteps": {"stages": 1}},
-}
-NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
-PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "calibrate": "none"}}
-OWN_STREAM = ("uniform", "uniform-rank", "random", "random-scored", "largest")
-SEARCH_STREAM = frozenset(SEARCHED) - frozenset(OWN_STREAM)
-REFERENCES = ("teacher", "teacher-calibrated", "held-out")
-METHODS = (*SEARCHED, *PRUNED, *REFERENCES)
-SCORES = ("local", "output", "combined")
-UNLIMITED = 100.0
-Channels = float | list[float]  # search_block.channels
 DRAWS = 100  # most draws of one seed
-LEAST_DRAWS = 5  # that a correlation is made of
 ERROR_BATCHES = 8
-# What the table has the mean of: the heading, and the digits.
-AVERAGED = {
-    "macs_ratio": ("MACs", 3),
-    "params_ratio": ("parameters", 3),
-    "images_per_second_ratio": ("images per second", 2),
-    "error": ("error", 5),
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """What the name of a method says: `random-2-plain` is draw 2 of `random`, retrained without distillation terms.
-
-    Raises:
-        ValueError: there is no such method.
-    """
-
-    full: str
-
-    def __post_init__(self) -> None:
-        if self.name not in METHODS or (self.draw and self.name != "random"):
-            raise ValueError(f"{self.full}: not one of {', '.join(METHODS)}, with -plain or random-<draw>")
-
-    @property
-    def name(self) -> str:
-        """Without what follows it."""
-        return re.sub(r"-\d+$", "", self.full.removesuffix("-plain"))
-
-    @property
-    def row(self) -> str:
-        """The row of the table."""
-        return self.name + ("-plain" if self.plain else "")
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is retrained without distillation terms."""
-        return self.full.endswith("-plain")
-
-    @property
-    def draw(self) -> int:
-        """The number of the draw; 0 where there is but one."""
-        found = re.search(r"-(\d+)$", self.full.removesuffix("-plain"))
-        return int(found[1]) if found else 0
-
-
-def changed(params: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The params with some keys of some sections exchanged."""
-    return params | {section: params[section] | values for section, values in changes.items()}
-
-
-def shares(text: str) -> Channels:
-    """`search_block.channels` as --channels takes it: 0.75, or 0.75,0.5 for a share of each level."""
-    numbers = [float(part) for part in text.split(",")]
-    return numbers if len(numbers) > 1 else numbers[0]
-
-
-def written(channels: Channels) -> str:
-    """What `shares` reads."""
-    return ",".join(map(str, channels if isinstance(channels, list) else [channels]))
+SCORES = ("local", "output", "combined")
 
 
 def drawn_of(result: dict[str, Any], most: int) -> list[dict[str, Any]]:
@@ -175,30 +87,6 @@ def drawn_of(result: dict[str, Any], most: int) -> list[dict[str, Any]]:
 
     found: list[dict[str, Any]] = result["candidates"]
     return found[: math.ceil(most * SAMPLED)] if result["space_size"] > most else found
-
-
-def params_of(
-    preset: Path,
-    method: Method,
-    budget: float,
-    seed: int,
-    channels: Channels | None = None,
-    steps: int | None = None,
-) -> dict[str, Any]:
-    """The params of one run. The budget is that of the MACs alone; what it takes in parameters is in the result.
-
-    Args:
-        channels: `search_block.channels`; None leaves the preset's.
-        steps: `retrain.steps`; None leaves the preset's.
-    """
-    budgets = {"assemble": {"macs": budget, "params": UNLIMITED, "params_active": UNLIMITED}}
-    params = changed(cpu_params(preset) | {"seed": seed}, budgets)
-    if channels is not None:
-        params = changed(params, {"search_block": {"channels": channels}})
-    if steps is not None:
-        params = changed(params, {"retrain": {"steps": steps}})
-    params = changed(params, SEARCHED.get(method.name, {}))
-    return changed(params, PLAIN) if method.plain else params
 
 
 class Run:
@@ -453,161 +341,6 @@ class Run:
             with torch.no_grad():
                 found, wanted = (predict(model.eval(), batch.x_t, batch.t) for model in (net, self.teacher))
             yield found, wanted
-
-
-def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, by budget and method, the best first; also of the difference from `search`."""
-    summary: dict[str, Any] = {}
-    above: dict[tuple[str, str], dict[str, list[float]]] = {}
-    searched = {(run["budget"], run["seed"]): run["fidelity"] for run in runs if run["method"] == "search"}
-    for run in runs:
-        row = Method(run["method"]).row
-        entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
-        entry["seeds"].append(run["seed"])
-        entry["channels"] = run.get("channels")
-        for key in AVERAGED:
-            entry.setdefault(key, []).append(run.get(key))
-        for name, figures in run["fidelity"].items():
-            entry["fid"].setdefault(name, []).append(figures["fid"])
-            ours = searched.get((run["budget"], run["seed"]), {}).get(name)
-            if ours and row != "search":
-                difference = figures["fid"] - ours["fid"]
-                above.setdefault((f"{run['budget']}", row), {}).setdefault(name, []).append(difference)
-    for budget, methods in summary.items():
-        for row, entry in methods.items():
-            entry["mean"] = {name: statistics.mean(values) for name, values in entry["fid"].items()}
-            entry["std"] = {n: deviation(v) for n, v in entry["fid"].items()}
-            entry["above_search"] = {
-                n: {"mean": statistics.mean(v), "std": deviation(v), "runs": len(v)}
-                for n, v in above.get((budget, row), {}).items()
-            }
-    order = {
-        budget: sorted(m.items(), key=lambda pair: next(iter(pair[1]["mean"].values())))
-        for budget, m in summary.items()
-    }
-    return {budget: dict(methods) for budget, methods in order.items()}
-
-
-def made_otherwise(folder: Path, samples: int, steps: int) -> Path | None:
-    """A result in the folder of another number of samples, on which FID depends, or of other steps of retraining.
-
-    Real images have a number of their own, and what is not retrained has no steps.
-    """
-    for path in sorted(folder.glob("*-seed*.json")):
-        run = json.loads(path.read_text())
-        scored = run["method"] == "held-out" or run.get("samples") == samples
-        trained = run["method"] in REFERENCES or run.get("steps") == steps
-        if not (scored and trained):
-            return path
-    return None
-
-
-def searched_otherwise(folder: Path, widths: dict[float, Channels], methods: Sequence[str]) -> Path | None:
-    """A result in the folder of another width of the residual stream than its budget's, where that is among these.
-
-    Of the rows of these methods; where one of them is the search or exchanges a part of it, of all such.
-    """
-    rows = {Method(method).row for method in methods}
-    with_search = any(Method(method).name in SEARCH_STREAM for method in methods)
-    for path in sorted(folder.glob("*-seed*.json")):
-        run = json.loads(path.read_text())
-        method = Method(run["method"])
-        asked = method.row in rows or (with_search and method.name in SEARCH_STREAM)
-        if asked and "channels" in run and run["channels"] != widths.get(run["budget"], run["channels"]):
-            return path
-    return None
-
-
-def not_joined(
-    folder: Path,
-    params: dict[str, Any],
-    methods: list[str],
-    budgets: list[float],
-    channels: list[Channels] | None,
-    steps: int | None,
-) -> str | None:
-    """What to say of a result in the folder that these params would not make for these methods, if there is one."""
-    samples, steps = params["evaluate"]["samples"], steps or params["retrain"]["steps"]
-    if other := made_otherwise(folder, samples, steps):
-        return (
-            f"{other}: not of {samples} samples (evaluate.samples) and {steps} steps of retraining; give its --steps, move it "
-            "away, or give --output"
-        )
-    widths = channels or [params["search_block"]["channels"]] * len(budgets)
-    if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True)), methods):
-        return f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"
-    return None
-
-
-def deviation(values: list[float]) -> float | None:
-    """Standard deviation of a sample; None for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Spearman's correlation of the scores before retraining with the FID after it, over the draws of `random` of one seed."""
-    from scipy.stats import spearmanr
-
-    found = []
-    for budget, seed in sorted({(run["budget"], run["seed"]) for run in runs}):
-        draws = [r for r in runs if (r["budget"], r["seed"], Method(r["method"]).row) == (budget, seed, "random")]
-        if len(draws) < LEAST_DRAWS:
-            continue
-        entry: dict[str, Any] = {"budget": budget, "seed": seed, "architectures": len(draws), "scores": {}}
-        for score in draws[0]["scores"]:
-            test = spearmanr([run["scores"][score] for run in draws], [run["fid"] for run in draws])
-            entry["scores"][score] = {"spearman": float(test.statistic), "p": float(test.pvalue)}
-        found.append(entry)
-    return found
-
-
-def draw(runs: list[dict[str, Any]], target: Path) -> None:
-    """FID against MACs for every method that all seeds have at all budgets, a panel per extractor."""
-    from curves import panel, write_figure
-
-    arms: dict[str, dict[tuple[int, int], list[dict[str, Any]]]] = {}
-    for run in sorted((run for run in runs if run["method"] not in REFERENCES), key=lambda run: run["budget"]):
-        method = Method(run["method"])
-        arms.setdefault(method.row, {}).setdefault((run["seed"], method.draw), []).append(run)
-    most = max(len(points) for seeds in arms.values() for points in seeds.values())
-    whole = {method: [p for p in seeds.values() if len(p) == most] for method, seeds in arms.items()}
-    shown = {method: curves for method, curves in whole.items() if curves}
-    panels = []
-    for name in runs[0]["fidelity"]:
-        curves = {
-            method: [[(run["macs_ratio"], run["fidelity"][name]["fid"]) for run in points] for points in seeds]
-            for method, seeds in shown.items()
-        }
-        panels.append(panel(curves, f"FID ({name})", "MACs / the teacher's", "FID (log)"))
-    write_figure(panels, list(shown), target)
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown."""
-    lines = []
-    for budget, methods in summary.items():
-        names = list(next(iter(methods.values()))["mean"])
-        figures = [heading for heading, _ in AVERAGED.values()]
-        figures += [column for name in names for column in (f"FID ({name})", "less search's")] + ["runs"]
-        lines += [f"MACs budget {budget}", "", f"| {' | '.join(['method', 'stream', *figures])} |"]
-        lines.append(f"| --- | --- |{' ---: |' * len(figures)}")
-        for method, entry in methods.items():
-            known = {key: [value for value in entry[key] if value is not None] for key in AVERAGED}
-            stream = "" if entry["channels"] is None else written(entry["channels"])
-            cells = [method, stream]
-            cells += [f"{statistics.mean(v):.{AVERAGED[key][1]}f}" if v else "" for key, v in known.items()]
-            for name in names:
-                cells.append(with_spread(entry["mean"][name], entry["std"][name]))
-                less = entry["above_search"].get(name)
-                cells.append(with_spread(less["mean"], less["std"], "+") if less else "")
-            lines.append(f"| {' | '.join([*cells, str(len(entry['seeds']))])} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def with_spread(mean: float, deviation: float | None, sign: str = "") -> str:
-    """A figure and its standard deviation."""
-    return f"{mean:{sign}.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def main() -> None:

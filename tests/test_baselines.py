@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import baselines
 import compression
+import compression_methods
+import compression_table
 from remembered import RememberedJointLoss
 from shared_inputs import Shared, preset_file
 
@@ -99,8 +101,10 @@ def test_the_loss_of_the_noise_does_not_depend_on_what_is_predicted(data, diffus
 def test_every_method_has_params_that_are_valid():
     from stages.config import cross_problems, schema_problems
 
-    for method in [*compression.SEARCHED, *(f"{m}-plain" for m in compression.PRUNED)]:
-        params = compression.params_of(ROOT / "presets" / "digits.yaml", compression.Method(method), 0.3, 2)
+    for method in [*compression_methods.SEARCHED, *(f"{m}-plain" for m in compression_methods.PRUNED)]:
+        params = compression_methods.params_of(
+            ROOT / "presets" / "digits.yaml", compression_methods.Method(method), 0.3, 2
+        )
         assert [*schema_problems(params), *cross_problems(params)] == []
         assert params["assemble"]["macs"] == 0.3 and params["seed"] == 2
         if method.endswith("-plain"):
@@ -135,10 +139,12 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
         } | ({"channels": [0.75, 0.5]} if method == "search" else {})
 
     uniform = [run("uniform", 0, 3.0), run("uniform", 1, 3.5), run("uniform", 2, 9.1)]
-    summary = compression.summarise([*uniform, run("search", 0, 1.0), run("search", 1, 2.0), run("random-1", 0, 1.5)])
+    summary = compression_table.summarise(
+        [*uniform, run("search", 0, 1.0), run("search", 1, 2.0), run("random-1", 0, 1.5)]
+    )
     assert list(summary["0.5"]) == ["search", "random", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
-    lines = compression.table(summary).splitlines()
+    lines = compression_table.table(summary).splitlines()
     columns = ["MACs", "parameters", "images per second", "error", "FID (classifier)", "less search's", "runs"]
     assert f"| method | stream | {' | '.join(columns)} |" in lines and "| --- | --- |" + 7 * " ---: |" in lines
     assert "| search | 0.75,0.5 | 0.500 | 0.600 | 1.50 | 0.00300 | 1.5000 ± 0.7071 |  | 2 |" in lines
@@ -155,39 +161,43 @@ def test_results_of_another_number_of_samples_or_steps_are_not_joined(tmp_path):
     for name, content in runs.items():
         about = {"method": name.rsplit("-", 1)[0]}
         (tmp_path / f"{name}-seed0.json").write_text(json.dumps(about | content))
-    assert compression.made_otherwise(tmp_path, 20, 3) is None
-    assert compression.made_otherwise(tmp_path, 20, 4) == tmp_path / "search-0.5-seed0.json"
-    assert compression.made_otherwise(tmp_path, 50, 3) is not None
+    assert compression_table.made_otherwise(tmp_path, 20, 3) is None
+    assert compression_table.made_otherwise(tmp_path, 20, 4) == tmp_path / "search-0.5-seed0.json"
+    assert compression_table.made_otherwise(tmp_path, 50, 3) is not None
 
 
 def test_results_of_another_width_of_the_stream_are_not_joined(tmp_path):
     for name, content in (("search", {"channels": 0.6}), ("magnitude", {})):
         (tmp_path / f"{name}-0.3-seed0.json").write_text(json.dumps({"method": name, "budget": 0.3} | content))
     search = tmp_path / "search-0.3-seed0.json"
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["search", "magnitude"]) is None
-    assert compression.searched_otherwise(tmp_path, {0.5: 0.75}, ["search", "uniform"]) is None
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}, ["search"]) == search
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}, ["scratch"]) == search
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.75}, ["magnitude"]) is None
+    assert compression_table.searched_otherwise(tmp_path, {0.3: 0.6}, ["search", "magnitude"]) is None
+    assert compression_table.searched_otherwise(tmp_path, {0.5: 0.75}, ["search", "uniform"]) is None
+    assert compression_table.searched_otherwise(tmp_path, {0.3: 0.75}, ["search"]) == search
+    assert compression_table.searched_otherwise(tmp_path, {0.3: 0.75}, ["scratch"]) == search
+    assert compression_table.searched_otherwise(tmp_path, {0.3: 0.75}, ["magnitude"]) is None
 
 
 def test_a_control_may_have_a_residual_stream_of_its_own(tmp_path):
     for name, channels in (("search", 0.6), ("uniform", 0.5)):
         run = {"method": name, "budget": 0.3, "channels": channels}
         (tmp_path / f"{name}-0.3-seed0.json").write_text(json.dumps(run))
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["search", "scratch"]) is None
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.5}, ["uniform", "random"]) is None
-    assert compression.searched_otherwise(tmp_path, {0.3: 0.6}, ["uniform"]) == tmp_path / "uniform-0.3-seed0.json"
+    assert compression_table.searched_otherwise(tmp_path, {0.3: 0.6}, ["search", "scratch"]) is None
+    assert compression_table.searched_otherwise(tmp_path, {0.3: 0.5}, ["uniform", "random"]) is None
+    assert (
+        compression_table.searched_otherwise(tmp_path, {0.3: 0.6}, ["uniform"]) == tmp_path / "uniform-0.3-seed0.json"
+    )
 
 
 def test_runs_may_be_shorter_than_the_preset(tmp_path, monkeypatch, capsys):
     preset = preset_file("digits")
-    own, short = (compression.params_of(preset, compression.Method("search"), 0.5, 0, steps=n) for n in (None, 30))
+    own, short = (
+        compression_methods.params_of(preset, compression_methods.Method("search"), 0.5, 0, steps=n) for n in (None, 30)
+    )
     assert short == own | {"retrain": own["retrain"] | {"steps": 30}} and own["retrain"]["steps"] != 30
     run = {"method": "search", "budget": 0.5, "samples": own["evaluate"]["samples"], "steps": 30}
     (tmp_path / "search-0.5-seed0.json").write_text(json.dumps(run))
     for steps in (None, 30):
-        found = compression.not_joined(tmp_path, own, ["search"], [0.5], None, steps)
+        found = compression_table.not_joined(tmp_path, own, ["search"], [0.5], None, steps)
         assert (found is None) == (steps == 30)
     monkeypatch.setattr("sys.argv", ["compression.py", "--preset", "smoke", "--steps", "0"])
     with pytest.raises(SystemExit) as stopped:
@@ -201,29 +211,29 @@ def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(shared, "_search", lambda params, folder: None)
     found = {}
     for name in ("search", "random", "uniform-rank", "scratch", "uniform"):
-        params = compression.params_of(preset, compression.Method(name), 0.3, 0)
+        params = compression_methods.params_of(preset, compression_methods.Method(name), 0.3, 0)
         found[name] = shared.results(params).name
         assert (params["search_block"]["ranks"] == [1.0]) == (name == "uniform")
-    of_widths = compression.params_of(preset_file("digits"), compression.Method("uniform"), 0.5, 0)
+    of_widths = compression_methods.params_of(preset_file("digits"), compression_methods.Method("uniform"), 0.5, 0)
     for settings in (params["search_block"], of_widths["search_block"]):
         assert settings["widths"] == [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
     assert found.pop("uniform") == "search-1.0-ranks-widths" and set(found.values()) == {"search-1.0"}
 
 
 def test_ranks_alone_are_the_space_of_the_preset_with_ranks():
-    of_ranks = compression.params_of(preset_file("digits"), compression.Method("ranks-only"), 0.5, 0)
-    there = compression.params_of(preset_file("fashion-mnist"), compression.Method("search"), 0.5, 0)
+    of_ranks = compression_methods.params_of(preset_file("digits"), compression_methods.Method("ranks-only"), 0.5, 0)
+    there = compression_methods.params_of(preset_file("fashion-mnist"), compression_methods.Method("search"), 0.5, 0)
     assert {**of_ranks["search_block"], "local_triples": 128} == there["search_block"]
     assert of_ranks["assemble"]["score"] == there["assemble"]["score"]
 
 
 def test_a_method_is_told_by_its_name():
-    method = compression.Method("random-2-plain")
+    method = compression_methods.Method("random-2-plain")
     assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
-    assert compression.Method("one-stage").row == "one-stage"
+    assert compression_methods.Method("one-stage").row == "one-stage"
     for wrong in ("rndom", "search-1", "-plain"):
         with pytest.raises(ValueError, match="not one of"):
-            compression.Method(wrong)
+            compression_methods.Method(wrong)
 
 
 def test_a_random_choice_is_not_among_those_that_were_bred():
@@ -233,27 +243,39 @@ def test_a_random_choice_is_not_among_those_that_were_bred():
     assert compression.drawn_of(whole, 30) == list(range(30))
 
 
-def test_scores_are_correlated_with_the_fid_of_the_draws_of_one_seed():
+def test_scores_are_correlated_with_fid_and_error_of_the_draws_of_one_seed():
     def run(draw, seed=0, method="random"):
         scores = {"local": float(draw), "output": -float(draw)}
-        return {"method": f"{method}-{draw}", "budget": 0.5, "seed": seed, "scores": scores, "fid": draw**2}
+        return {
+            "method": f"{method}-{draw}",
+            "budget": 0.5,
+            "seed": seed,
+            "scores": scores,
+            "fid": draw**2,
+            "error": 1 / (draw + 1),
+        }
 
     runs = [*map(run, range(6)), *(run(draw, seed=1) for draw in range(4))]
-    (found,) = compression.correlations(runs)
+    (found,) = compression_table.correlations(runs)
     assert found["architectures"] == 6 and found["seed"] == 0
-    assert found["scores"]["local"]["spearman"] == pytest.approx(1)
-    assert found["scores"]["output"]["spearman"] == pytest.approx(-1)
+    for score, sign in (("local", 1), ("output", -1)):
+        assert found["scores"][score]["fid"]["spearman"] == pytest.approx(sign)
+        assert found["scores"][score]["error"]["spearman"] == pytest.approx(-sign)
 
 
 def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, capsys):
     preset = preset_file("fashion-mnist")
-    own, given = (compression.params_of(preset, compression.Method("search"), 0.3, 1, c) for c in (None, 0.5))
+    own, given = (
+        compression_methods.params_of(preset, compression_methods.Method("search"), 0.3, 1, c) for c in (None, 0.5)
+    )
     assert own["search_block"]["channels"] == 1.0 and given["search_block"]["channels"] == 0.5
     assert given["assemble"]["macs"] == 0.3 and given["seed"] == 1
     shared = Shared(preset, tmp_path)
     monkeypatch.setattr(shared, "_search", lambda params, folder: None)
-    levels = compression.params_of(preset, compression.Method("search"), 0.3, 1, compression.shares("0.75,0.5"))
-    assert levels["search_block"]["channels"] == [0.75, 0.5] and compression.written([0.75, 0.5]) == "0.75,0.5"
+    levels = compression_methods.params_of(
+        preset, compression_methods.Method("search"), 0.3, 1, compression_methods.shares("0.75,0.5")
+    )
+    assert levels["search_block"]["channels"] == [0.75, 0.5] and compression_methods.written([0.75, 0.5]) == "0.75,0.5"
     folders = [shared.results(params) for params in (own, given, levels)]
     assert {folder.parent for folder in folders} == {shared.search(own)} and len({*folders}) == 3
     monkeypatch.setattr(

@@ -1,0 +1,178 @@
+"""What the runs of benchmarks/compression.py come to: means, differences, correlations, a table and a plot."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compression_methods import REFERENCES, SEARCH_STREAM, Channels, Method, written
+
+LEAST_DRAWS = 5  # that a correlation is made of
+# What the table has the mean of: the heading, and the digits.
+AVERAGED = {
+    "macs_ratio": ("MACs", 3),
+    "params_ratio": ("parameters", 3),
+    "images_per_second_ratio": ("images per second", 2),
+    "error": ("error", 5),
+}
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, by budget and method, the best first; also of the difference from `search`."""
+    summary: dict[str, Any] = {}
+    above: dict[tuple[str, str], dict[str, list[float]]] = {}
+    searched = {(run["budget"], run["seed"]): run["fidelity"] for run in runs if run["method"] == "search"}
+    for run in runs:
+        row = Method(run["method"]).row
+        entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
+        entry["seeds"].append(run["seed"])
+        entry["channels"] = run.get("channels")
+        for key in AVERAGED:
+            entry.setdefault(key, []).append(run.get(key))
+        for name, figures in run["fidelity"].items():
+            entry["fid"].setdefault(name, []).append(figures["fid"])
+            ours = searched.get((run["budget"], run["seed"]), {}).get(name)
+            if ours and row != "search":
+                difference = figures["fid"] - ours["fid"]
+                above.setdefault((f"{run['budget']}", row), {}).setdefault(name, []).append(difference)
+    for budget, methods in summary.items():
+        for row, entry in methods.items():
+            entry["mean"] = {name: statistics.mean(values) for name, values in entry["fid"].items()}
+            entry["std"] = {n: deviation(v) for n, v in entry["fid"].items()}
+            entry["above_search"] = {
+                n: {"mean": statistics.mean(v), "std": deviation(v), "runs": len(v)}
+                for n, v in above.get((budget, row), {}).items()
+            }
+    order = {
+        budget: sorted(m.items(), key=lambda pair: next(iter(pair[1]["mean"].values())))
+        for budget, m in summary.items()
+    }
+    return {budget: dict(methods) for budget, methods in order.items()}
+
+
+def made_otherwise(folder: Path, samples: int, steps: int) -> Path | None:
+    """A result in the folder of another number of samples, on which FID depends, or of other steps of retraining.
+
+    Real images have a number of their own, and what is not retrained has no steps.
+    """
+    for path in sorted(folder.glob("*-seed*.json")):
+        run = json.loads(path.read_text())
+        scored = run["method"] == "held-out" or run.get("samples") == samples
+        trained = run["method"] in REFERENCES or run.get("steps") == steps
+        if not (scored and trained):
+            return path
+    return None
+
+
+def searched_otherwise(folder: Path, widths: dict[float, Channels], methods: Sequence[str]) -> Path | None:
+    """A result in the folder of another width of the residual stream than its budget's, where that is among these.
+
+    Of the rows of these methods; where one of them is the search or exchanges a part of it, of all such.
+    """
+    rows = {Method(method).row for method in methods}
+    with_search = any(Method(method).name in SEARCH_STREAM for method in methods)
+    for path in sorted(folder.glob("*-seed*.json")):
+        run = json.loads(path.read_text())
+        method = Method(run["method"])
+        asked = method.row in rows or (with_search and method.name in SEARCH_STREAM)
+        if asked and "channels" in run and run["channels"] != widths.get(run["budget"], run["channels"]):
+            return path
+    return None
+
+
+def not_joined(
+    folder: Path,
+    params: dict[str, Any],
+    methods: list[str],
+    budgets: list[float],
+    channels: list[Channels] | None,
+    steps: int | None,
+) -> str | None:
+    """What to say of a result in the folder that these params would not make for these methods, if there is one."""
+    samples, steps = params["evaluate"]["samples"], steps or params["retrain"]["steps"]
+    if other := made_otherwise(folder, samples, steps):
+        return (
+            f"{other}: not of {samples} samples (evaluate.samples) and {steps} steps of retraining; give its --steps, move it "
+            "away, or give --output"
+        )
+    widths = channels or [params["search_block"]["channels"]] * len(budgets)
+    if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True)), methods):
+        return f"{other}: of a residual stream of another width; give its --channels, move it away, or give --output"
+    return None
+
+
+def deviation(values: list[float]) -> float | None:
+    """Standard deviation of a sample; None for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spearman's correlation of the scores before retraining with FID and error after it, over the draws of one seed.
+
+    The draws are those of `random`, and `fid` is that of the first extractor.
+    """
+    from scipy.stats import spearmanr
+
+    found = []
+    for budget, seed in sorted({(run["budget"], run["seed"]) for run in runs}):
+        draws = [r for r in runs if (r["budget"], r["seed"], Method(r["method"]).row) == (budget, seed, "random")]
+        if len(draws) < LEAST_DRAWS:
+            continue
+        entry: dict[str, Any] = {"budget": budget, "seed": seed, "architectures": len(draws), "scores": {}}
+        for score in draws[0]["scores"]:
+            entry["scores"][score] = {}
+            for figure in ("fid", "error"):
+                test = spearmanr([run["scores"][score] for run in draws], [run[figure] for run in draws])
+                entry["scores"][score][figure] = {"spearman": float(test.statistic), "p": float(test.pvalue)}
+        found.append(entry)
+    return found
+
+
+def draw(runs: list[dict[str, Any]], target: Path) -> None:
+    """FID against MACs for every method that all seeds have at all budgets, a panel per extractor."""
+    from curves import panel, write_figure
+
+    arms: dict[str, dict[tuple[int, int], list[dict[str, Any]]]] = {}
+    for run in sorted((run for run in runs if run["method"] not in REFERENCES), key=lambda run: run["budget"]):
+        method = Method(run["method"])
+        arms.setdefault(method.row, {}).setdefault((run["seed"], method.draw), []).append(run)
+    most = max(len(points) for seeds in arms.values() for points in seeds.values())
+    whole = {method: [p for p in seeds.values() if len(p) == most] for method, seeds in arms.items()}
+    shown = {method: curves for method, curves in whole.items() if curves}
+    panels = []
+    for name in runs[0]["fidelity"]:
+        curves = {
+            method: [[(run["macs_ratio"], run["fidelity"][name]["fid"]) for run in points] for points in seeds]
+            for method, seeds in shown.items()
+        }
+        panels.append(panel(curves, f"FID ({name})", "MACs / the teacher's", "FID (log)"))
+    write_figure(panels, list(shown), target)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    lines = []
+    for budget, methods in summary.items():
+        names = list(next(iter(methods.values()))["mean"])
+        figures = [heading for heading, _ in AVERAGED.values()]
+        figures += [column for name in names for column in (f"FID ({name})", "less search's")] + ["runs"]
+        lines += [f"MACs budget {budget}", "", f"| {' | '.join(['method', 'stream', *figures])} |"]
+        lines.append(f"| --- | --- |{' ---: |' * len(figures)}")
+        for method, entry in methods.items():
+            known = {key: [value for value in entry[key] if value is not None] for key in AVERAGED}
+            stream = "" if entry["channels"] is None else written(entry["channels"])
+            cells = [method, stream]
+            cells += [f"{statistics.mean(v):.{AVERAGED[key][1]}f}" if v else "" for key, v in known.items()]
+            for name in names:
+                cells.append(with_spread(entry["mean"][name], entry["std"][name]))
+                less = entry["above_search"].get(name)
+                cells.append(with_spread(less["mean"], less["std"], "+") if less else "")
+            lines.append(f"| {' | '.join([*cells, str(len(entry['seeds']))])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def with_spread(mean: float, deviation: float | None, sign: str = "") -> str:
+    """A figure and its standard deviation."""
+    return f"{mean:{sign}.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
