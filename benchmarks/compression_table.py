@@ -9,6 +9,7 @@ from typing import Any
 from compression_methods import REFERENCES, SEARCH_STREAM, Channels, Method, written
 
 LEAST_DRAWS = 5  # that a correlation is made of
+PIXELS_APART = 36  # from the first method to the last in the plot, at one budget
 # What the table has the mean of: the heading, and the digits.
 AVERAGED = {
     "macs_ratio": ("MACs", 3),
@@ -130,7 +131,10 @@ def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(runs: list[dict[str, Any]], target: Path) -> None:
-    """FID against MACs for every method that all seeds have at all budgets, a panel per extractor."""
+    """FID against MACs for every method that has as many seeds as `search` and all budgets, a panel per extractor.
+
+    The search comes first, then the others from the best to the worst; of the teacher, dashed lines have the means.
+    """
     from curves import panel, write_figure
 
     arms: dict[str, dict[tuple[int, int], list[dict[str, Any]]]] = {}
@@ -138,16 +142,27 @@ def draw(runs: list[dict[str, Any]], target: Path) -> None:
         method = Method(run["method"])
         arms.setdefault(method.row, {}).setdefault((run["seed"], method.draw), []).append(run)
     most = max(len(points) for seeds in arms.values() for points in seeds.values())
-    whole = {method: [p for p in seeds.values() if len(p) == most] for method, seeds in arms.items()}
-    shown = {method: curves for method, curves in whole.items() if curves}
+    whole = {method: {k: p for k, p in seeds.items() if len(p) == most} for method, seeds in arms.items()}
+    asked = {seed for seed, _ in whole.get("search", {})}
+    shown = {m: list(s.values()) for m, s in whole.items() if s and asked <= {seed for seed, _ in s}}
+    order = sorted(
+        shown, key=lambda m: (m != "search", statistics.mean(run["fid"] for points in shown[m] for run in points))
+    )
     panels = []
     for name in runs[0]["fidelity"]:
         curves = {
-            method: [[(run["macs_ratio"], run["fidelity"][name]["fid"]) for run in points] for points in seeds]
-            for method, seeds in shown.items()
+            method: [[(run["macs_ratio"], run["fidelity"][name]["fid"]) for run in points] for points in shown[method]]
+            for method in order
         }
-        panels.append(panel(curves, f"FID ({name})", "MACs / the teacher's", "FID (log)"))
-    write_figure(panels, list(shown), target)
+        figures = {
+            reference: [run["fidelity"][name]["fid"] for run in runs if run["method"] == reference]
+            for reference in ("teacher", "teacher-calibrated")
+        }
+        levels = {reference: statistics.mean(values) for reference, values in figures.items() if values}
+        apart = PIXELS_APART / len(order)
+        head = {"x_label": "MACs / the teacher's", "y_label": "FID (log)", "zero": False, "apart": apart}
+        panels.append(panel(curves, f"FID ({name})", levels=levels, **head))
+    write_figure(panels, order, target)
 
 
 def table(summary: dict[str, Any]) -> str:

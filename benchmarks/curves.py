@@ -35,7 +35,7 @@ STYLE = """
   text { fill: #333333; } .title { font-weight: 600; font-size: 13px; }
   .rule { stroke: #e3e3e3; } .base { stroke: #777777; } polyline { fill: none; }
   .seed { stroke-width: 0.8; opacity: 0.45; } .mean { stroke-width: 2; }
-  .bar { stroke-width: 1.2; }
+  .bar { stroke-width: 1.2; } .level { stroke: #777777; stroke-dasharray: 4 3; }
 """
 
 
@@ -64,18 +64,42 @@ def bars(curves: Sequence[Curve]) -> list[tuple[float, float, float]]:
     return found
 
 
-def panel(arms: dict[str, Sequence[Curve]], title: str, x_label: str, y_label: str) -> Markup:
-    """The curves of all arms and seeds, y logarithmic."""
+def panel(
+    arms: dict[str, Sequence[Curve]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    levels: dict[str, float] | None = None,
+    zero: bool = True,
+    apart: float = 0.0,
+) -> Markup:
+    """The curves of all arms and seeds, y logarithmic.
+
+    Args:
+        levels: named values of y, dashed lines across the panel.
+        zero: x begins at zero.
+        apart: pixels to draw one arm beside the next, where many have the same x.
+    """
+    levels = levels or {}
     points = [point for curves in arms.values() for curve in curves for point in curve]
-    x = scale_over([p[0] for p in points], LEFT, RIGHT, zero=True)
-    y = scale_over([p[1] for p in points], BOTTOM, TOP, log=True)
+    left, right = LEFT + apart * len(arms) / 2, RIGHT - apart * len(arms) / 2
+    x = scale_over([p[0] for p in points], left, right, zero=zero)
+    y = scale_over([*(p[1] for p in points), *levels.values()], BOTTOM, TOP, log=True)
     parts = [text((LEFT + RIGHT) / 2, TOP - 6, title, "middle", "title"), axes(x, y, x_label, y_label)]
+    for name, value in levels.items():
+        parts.append(line(LEFT, y(value), RIGHT, y(value), "level"))
+        parts.append(text(RIGHT, y(value) - 3, f"{name}: {number(value)}", "end"))
     for index, (name, curves) in enumerate(arms.items()):
-        parts += [path([(x(px), y(py)) for px, py in curve], f"seed c{index}") for curve in curves]
+        shift = apart * (index - (len(arms) - 1) / 2)
+        drawn = [[(x(px) + shift, y(py)) for px, py in curve] for curve in curves]
+        parts += [path(curve, f"seed c{index}") for curve in drawn]
         mean = mean_curve(curves)
-        parts += [line(x(px), y(low), x(px), y(high), f"bar c{index}") for px, low, high in bars(curves)]
-        parts.append(path([(x(px), y(py)) for px, py in mean], f"mean c{index}"))
-        parts += [dot(x(px), y(py), f"c{index}", 2.5, f"{name}: {number(py)}") for px, py in mean]
+        parts += [
+            line(x(px) + shift, y(low), x(px) + shift, y(high), f"bar c{index}") for px, low, high in bars(curves)
+        ]
+        parts.append(path([(x(px) + shift, y(py)) for px, py in mean], f"mean c{index}"))
+        parts += [dot(x(px) + shift, y(py), f"c{index}", 2.5, f"{name}: {number(py)}") for px, py in mean]
     return Markup("").join(parts)
 
 

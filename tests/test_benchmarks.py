@@ -1,5 +1,8 @@
 """What the benchmarks conclude from their curves."""
 
+import json
+import re
+import statistics
 import sys
 
 import pytest
@@ -7,6 +10,7 @@ from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import compression_table
 import multistage
 import numpy as np
 import search_cost
@@ -67,6 +71,37 @@ def test_a_figure_has_a_line_for_every_seed_and_one_for_their_mean(tmp_path):
     assert "ours" in text
 
 
+def test_the_plot_leaves_out_what_lacks_a_seed_and_has_the_teacher_as_a_level(tmp_path):
+    def run(method, budget, seed, fid):
+        fidelity = {"classifier": {"fid": fid}}
+        return {
+            "method": method,
+            "budget": budget,
+            "seed": seed,
+            "macs_ratio": budget,
+            "fid": fid,
+            "fidelity": fidelity,
+        }
+
+    runs = [
+        run(method, budget, seed, fid + seed)
+        for method, fid, seeds in (("scratch", 9.0, (0, 1)), ("search", 2.0, (0, 1)), ("uniform", 1.0, (0,)))
+        for budget in (0.3, 0.5)
+        for seed in seeds
+    ]
+    runs += [run("teacher", 1.0, 0, 3.0), run("teacher", 1.0, 1, 5.0), run("random", 0.3, 0, 4.0)]
+    compression_table.draw(runs, tmp_path / "fid.svg")
+    text = (tmp_path / "fid.svg").read_text()
+    assert re.findall(r"<title>([a-z-]+): ([0-9.]+)</title>", text) == [
+        ("search", "2.5"),
+        ("search", "2.5"),
+        ("scratch", "9.5"),
+        ("scratch", "9.5"),
+    ]
+    assert text.count('class="level"') == 1 and "teacher: 4<" in text
+    assert "uniform" not in text and "random" not in text
+
+
 def test_what_runs_share_is_made_once_and_refused_with_other_params(tmp_path):
     made = []
 
@@ -101,3 +136,24 @@ def test_the_kept_teacher_is_one_of_its_preset():
     kept = given_teacher(folder, images, make_process(params["diffusion"]), latent=False)
     made = build_teacher(params["train_teacher"], 16, 1, 0, None).state_dict()
     assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
+
+
+def cell_of(runs, budget, method, extractor, digits):
+    values = [r["fidelity"][extractor]["fid"] for r in runs if (r["budget"], r["method"]) == (budget, method)]
+    assert len(values) == 3
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def test_the_readme_has_the_figures_of_the_results():
+    folder = ROOT / "benchmarks" / "results" / "compression-fashion-mnist"
+    runs = [json.loads(path.read_text()) for path in folder.glob("*-seed*.json")]
+    section = (ROOT / "README.md").read_text().split("### Does the search pay?")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", section, re.MULTILINE)
+    assert {method for method, _ in rows} >= {"search", "uniform", "random", "diff-pruning", "scratch"}
+    for method, row in rows:
+        independent, classifier, _, independent_at_30, classifier_at_30, _ = row.split(" | ")
+        for budget, cells in ((0.5, (independent, classifier)), (0.3, (independent_at_30, classifier_at_30))):
+            assert cells == (
+                cell_of(runs, budget, method, "fashion-cnn", 3),
+                cell_of(runs, budget, method, "classifier", 4),
+            )
