@@ -159,9 +159,8 @@ def draw(runs: list[dict[str, Any]], target: Path) -> None:
             for reference in ("teacher", "teacher-calibrated")
         }
         levels = {reference: statistics.mean(values) for reference, values in figures.items() if values}
-        apart = PIXELS_APART / len(order)
-        head = {"x_label": "MACs / the teacher's", "y_label": "FID (log)", "zero": False, "apart": apart}
-        panels.append(panel(curves, f"FID ({name})", levels=levels, **head))
+        labels, apart = ("MACs / the teacher's", "FID (log)"), PIXELS_APART / len(order)
+        panels.append(panel(curves, f"FID ({name})", *labels, levels=levels, zero=False, apart=apart))
     write_figure(panels, order, target)
 
 

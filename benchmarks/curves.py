@@ -4,6 +4,7 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -92,14 +93,12 @@ def panel(
         parts.append(text(RIGHT, y(value) - 3, f"{name}: {number(value)}", "end"))
     for index, (name, curves) in enumerate(arms.items()):
         shift = apart * (index - (len(arms) - 1) / 2)
-        drawn = [[(x(px) + shift, y(py)) for px, py in curve] for curve in curves]
-        parts += [path(curve, f"seed c{index}") for curve in drawn]
+        own = replace(x, start=x.start + shift, end=x.end + shift)
+        parts += [path([(own(px), y(py)) for px, py in curve], f"seed c{index}") for curve in curves]
         mean = mean_curve(curves)
-        parts += [
-            line(x(px) + shift, y(low), x(px) + shift, y(high), f"bar c{index}") for px, low, high in bars(curves)
-        ]
-        parts.append(path([(x(px) + shift, y(py)) for px, py in mean], f"mean c{index}"))
-        parts += [dot(x(px) + shift, y(py), f"c{index}", 2.5, f"{name}: {number(py)}") for px, py in mean]
+        parts += [line(own(px), y(low), own(px), y(high), f"bar c{index}") for px, low, high in bars(curves)]
+        parts.append(path([(own(px), y(py)) for px, py in mean], f"mean c{index}"))
+        parts += [dot(own(px), y(py), f"c{index}", 2.5, f"{name}: {number(py)}") for px, py in mean]
     return Markup("").join(parts)
 
 
