@@ -138,22 +138,36 @@ def test_the_kept_teacher_is_one_of_its_preset():
     assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
 
 
-def cell_of(runs, budget, method, extractor, digits):
-    values = [r["fidelity"][extractor]["fid"] for r in runs if (r["budget"], r["method"]) == (budget, method)]
-    assert len(values) == 3
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-def test_the_readme_has_the_figures_of_the_results():
-    folder = ROOT / "benchmarks" / "results" / "compression-fashion-mnist"
-    runs = [json.loads(path.read_text()) for path in folder.glob("*-seed*.json")]
+def committed(name):
+    """The runs of a committed table, and the README's section on it."""
+    folder = ROOT / "benchmarks" / "results" / f"compression-{name}"
     section = (ROOT / "README.md").read_text().split("### Does the search pay?")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `([a-z-]+)` \| (.+) \|$", section, re.MULTILINE)
-    assert {method for method, _ in rows} >= {"search", "uniform", "random", "diff-pruning", "scratch"}
-    for method, row in rows:
-        independent, classifier, _, independent_at_30, classifier_at_30, _ = row.split(" | ")
-        for budget, cells in ((0.5, (independent, classifier)), (0.3, (independent_at_30, classifier_at_30))):
-            assert cells == (
-                cell_of(runs, budget, method, "fashion-cnn", 3),
-                cell_of(runs, budget, method, "classifier", 4),
-            )
+    return [json.loads(path.read_text()) for path in folder.glob("*-seed*.json")], section
+
+
+def cells_of(section, heading):
+    """The cells of the rows of the table whose heading has these words, by the row's name."""
+    table = next(part for part in section.split("\n\n") if part.startswith("|") and heading in part.splitlines()[0])
+    rows = (line.strip("| ").split(" | ") for line in table.splitlines()[2:])
+    return {name.strip("`"): cells for name, *cells in rows}
+
+
+def spread(values, digits, sign=""):
+    assert len(values) > 1
+    return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def fids(runs, budget, method, extractor="classifier"):
+    """By seed; draws of one seed have the mean of the draws."""
+    return [r["fidelity"][extractor]["fid"] for r in runs if (r["budget"], r["method"]) == (budget, method)]
+
+
+def test_the_readme_has_the_figures_of_fashion_mnist():
+    runs, section = committed("fashion-mnist")
+    rows = cells_of(section, "0.50 of the MACs: independent")
+    assert set(rows) >= {"search", "uniform", "random", "diff-pruning", "scratch"}
+    for method, cells in rows.items():
+        for budget, (independent, classifier) in ((0.5, cells[:2]), (0.3, cells[3:5])):
+            found = fids(runs, budget, method, "fashion-cnn")
+            assert len(found) == 3
+            assert independent == spread(found, 3) and classifier == spread(fids(runs, budget, method), 4)
