@@ -25,13 +25,13 @@ Methods: `search` is the preset. `scratch` is its architecture with random weigh
 `largest` choose in its space without scores, in its residual stream or, run with --channels of their own, in the one that is
 best for them, which the table names; `uniform` has supernets of its own, of widths in eighths and no low ranks, whatever the
 preset searches; `random` takes sub-blocks that were drawn from the space alone, `random-scored` also those that the search has
-bred; `random-1`, `random-2` ... are further draws, joined to one row. `magnitude`, `taylor`, `diff-pruning` and `pruned-random`
-remove channels of the teacher (baselines.py), with the preset's `output_weight` as distillation, and its calibration;
-`diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain`
-after its name is retrained without distillation terms and is not calibrated. The others exchange one part of the search:
-`local-rule`, `local-score`, `output-score`, `combined-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`,
-`uncalibrated`, `one-stage`, and `ranks-only` the space, for that of `fashion-mnist`. `teacher`, `teacher-calibrated` and
-`held-out` are what to compare with.
+bred; `random-1`, `random-2` ... are further draws, of which a seed's mean counts. `magnitude`, `taylor`, `diff-pruning` and
+`pruned-random` remove channels of the teacher (baselines.py), with the preset's `output_weight` as distillation, and its
+calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. A method with `-plain` after its name is
+retrained without distillation terms and is not calibrated. The others exchange one part of the search: `local-rule`,
+`local-score`, `output-score`, `combined-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
+`one-stage`, and `ranks-only` the space, for that of `fashion-mnist`. `teacher`, `teacher-calibrated` and `held-out` are what
+to compare with.
 
 `error` is the mean square difference of a net's predictions from the teacher's after retraining, before calibration: it has
 far less chance in it than FID, and tells of nothing but the imitation. Images per second are a multiple of the teacher's, on one

@@ -21,35 +21,55 @@ AVERAGED = {
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by budget and method, the best first; also of the difference from `search`."""
+    found = of_seeds(runs)
+    searched = {(one["budget"], one["seed"]): one["fid"] for one in found if one["row"] == "search"}
+    rows: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    for one in found:
+        rows.setdefault((one["budget"], one["row"]), []).append(one)
     summary: dict[str, Any] = {}
-    above: dict[tuple[str, str], dict[str, list[float]]] = {}
-    searched = {(run["budget"], run["seed"]): run["fidelity"] for run in runs if run["method"] == "search"}
-    for run in runs:
-        row = Method(run["method"]).row
-        entry = summary.setdefault(f"{run['budget']}", {}).setdefault(row, {"seeds": [], "fid": {}})
-        entry["seeds"].append(run["seed"])
-        entry["channels"] = run.get("channels")
-        for key in AVERAGED:
-            entry.setdefault(key, []).append(run.get(key))
-        for name, figures in run["fidelity"].items():
-            entry["fid"].setdefault(name, []).append(figures["fid"])
-            ours = searched.get((run["budget"], run["seed"]), {}).get(name)
-            if ours and row != "search":
-                difference = figures["fid"] - ours["fid"]
-                above.setdefault((f"{run['budget']}", row), {}).setdefault(name, []).append(difference)
-    for budget, methods in summary.items():
-        for row, entry in methods.items():
-            entry["mean"] = {name: statistics.mean(values) for name, values in entry["fid"].items()}
-            entry["std"] = {n: deviation(v) for n, v in entry["fid"].items()}
-            entry["above_search"] = {
-                n: {"mean": statistics.mean(v), "std": deviation(v), "runs": len(v)}
-                for n, v in above.get((budget, row), {}).items()
-            }
-    order = {
-        budget: sorted(m.items(), key=lambda pair: next(iter(pair[1]["mean"].values())))
-        for budget, m in summary.items()
+    for (budget, row), seeds in rows.items():
+        fid = {name: [one["fid"][name] for one in seeds] for name in seeds[0]["fid"]}
+        compared = [one for one in seeds if row != "search" and (budget, one["seed"]) in searched]
+        above = {name: [one["fid"][name] - searched[budget, one["seed"]][name] for one in compared] for name in fid}
+        summary.setdefault(f"{budget}", {})[row] = {
+            "seeds": [one["seed"] for one in seeds],
+            "runs": sum(one["draws"] for one in seeds),
+            "channels": seeds[-1]["channels"],
+            **{key: [one[key] for one in seeds] for key in AVERAGED},
+            "fid": fid,
+            "mean": {name: statistics.mean(values) for name, values in fid.items()},
+            "std": {name: deviation(values) for name, values in fid.items()},
+            "above_search": {
+                name: {"mean": statistics.mean(values), "std": deviation(values), "seeds": len(values)}
+                for name, values in above.items()
+                if values
+            },
+        }
+    return {
+        budget: dict(sorted(methods.items(), key=lambda pair: next(iter(pair[1]["mean"].values()))))
+        for budget, methods in summary.items()
     }
-    return {budget: dict(methods) for budget, methods in order.items()}
+
+
+def of_seeds(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each budget, row and seed; where a seed has several draws, with their means."""
+    groups: dict[tuple[float, str, int], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["budget"], Method(run["method"]).row, run["seed"]), []).append(run)
+    return [
+        {
+            "budget": budget,
+            "row": row,
+            "seed": seed,
+            "draws": len(draws),
+            "channels": draws[0].get("channels"),
+            "fid": {
+                name: statistics.mean(run["fidelity"][name]["fid"] for run in draws) for name in draws[0]["fidelity"]
+            },
+            **{key: statistics.mean(run[key] for run in draws) if key in draws[0] else None for key in AVERAGED},
+        }
+        for (budget, row, seed), draws in groups.items()
+    ]
 
 
 def made_otherwise(folder: Path, samples: int, steps: int) -> Path | None:
@@ -182,7 +202,7 @@ def table(summary: dict[str, Any]) -> str:
                 cells.append(with_spread(entry["mean"][name], entry["std"][name]))
                 less = entry["above_search"].get(name)
                 cells.append(with_spread(less["mean"], less["std"], "+") if less else "")
-            lines.append(f"| {' | '.join([*cells, str(len(entry['seeds']))])} |")
+            lines.append(f"| {' | '.join([*cells, str(entry['runs'])])} |")
         lines.append("")
     return "\n".join(lines)
 

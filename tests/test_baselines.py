@@ -140,7 +140,7 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
 
     uniform = [run("uniform", 0, 3.0), run("uniform", 1, 3.5), run("uniform", 2, 9.1)]
     summary = compression_table.summarise(
-        [*uniform, run("search", 0, 1.0), run("search", 1, 2.0), run("random-1", 0, 1.5)]
+        [*uniform, run("search", 0, 1.0), run("search", 1, 2.0), run("random", 0, 1.25), run("random-1", 0, 1.75)]
     )
     assert list(summary["0.5"]) == ["search", "random", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
@@ -148,7 +148,7 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
     columns = ["MACs", "parameters", "images per second", "error", "FID (classifier)", "less search's", "runs"]
     assert f"| method | stream | {' | '.join(columns)} |" in lines and "| --- | --- |" + 7 * " ---: |" in lines
     assert "| search | 0.75,0.5 | 0.500 | 0.600 | 1.50 | 0.00300 | 1.5000 ± 0.7071 |  | 2 |" in lines
-    assert "| random |  | 0.500 | 0.600 | 1.50 | 0.00200 | 1.5000 | +0.5000 | 1 |" in lines
+    assert "| random |  | 0.500 | 0.600 | 1.50 | 0.00200 | 1.5000 | +0.5000 | 2 |" in lines
     assert "| uniform |  | 0.500 | 0.600 | 1.50 | 0.00400 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
 
 
