@@ -31,7 +31,7 @@ calibration; `diff-pruning-folded` has the search's cheaper upsamplers as well. 
 retrained without distillation terms and is not calibrated. The others exchange one part of the search: `local-rule`,
 `local-score`, `output-score`, `combined-score`, `joint-linear`, `joint-step`, `joint-constant`, `joint-none`, `uncalibrated`,
 `one-stage`, and `ranks-only` the space, for that of `fashion-mnist`. `teacher`, `teacher-calibrated` and `held-out` are what
-to compare with.
+to compare with; held-out images are scored where there are enough of them for KID.
 
 `error` is the mean square difference of a net's predictions from the teacher's after retraining, before calibration: it has
 far less chance in it than FID, and tells of nothing but the imitation. Images per second are a multiple of the teacher's, on one

@@ -151,31 +151,34 @@ def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(runs: list[dict[str, Any]], target: Path) -> None:
-    """FID against MACs for every method that has as many seeds as `search` and all budgets, a panel per extractor.
+    """FID against MACs for every distilled method that has as many seeds as `search` and all budgets, a panel per extractor.
 
     The search comes first, then the others from the best to the worst; of the teacher, dashed lines have the means.
     """
     from curves import panel, write_figure
 
-    arms: dict[str, dict[tuple[int, int], list[dict[str, Any]]]] = {}
-    for run in sorted((run for run in runs if run["method"] not in REFERENCES), key=lambda run: run["budget"]):
-        method = Method(run["method"])
-        arms.setdefault(method.row, {}).setdefault((run["seed"], method.draw), []).append(run)
+    found = sorted(of_seeds(runs), key=lambda one: one["budget"])
+    arms: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for one in found:
+        if not (one["row"].endswith("-plain") or one["row"] in REFERENCES):
+            arms.setdefault(one["row"], {}).setdefault(one["seed"], []).append(one)
     most = max(len(points) for seeds in arms.values() for points in seeds.values())
     whole = {method: {k: p for k, p in seeds.items() if len(p) == most} for method, seeds in arms.items()}
-    asked = {seed for seed, _ in whole.get("search", {})}
-    shown = {m: list(s.values()) for m, s in whole.items() if s and asked <= {seed for seed, _ in s}}
+    asked = set(whole.get("search", {}))
+    shown = {m: list(s.values()) for m, s in whole.items() if s and asked <= set(s)}
+    first = next(iter(found[0]["fid"]))
     order = sorted(
-        shown, key=lambda m: (m != "search", statistics.mean(run["fid"] for points in shown[m] for run in points))
+        shown,
+        key=lambda m: (m != "search", statistics.mean(one["fid"][first] for points in shown[m] for one in points)),
     )
     panels = []
-    for name in runs[0]["fidelity"]:
+    for name in found[0]["fid"]:
         curves = {
-            method: [[(run["macs_ratio"], run["fidelity"][name]["fid"]) for run in points] for points in shown[method]]
+            method: [[(one["macs_ratio"], one["fid"][name]) for one in points] for points in shown[method]]
             for method in order
         }
         figures = {
-            reference: [run["fidelity"][name]["fid"] for run in runs if run["method"] == reference]
+            reference: [one["fid"][name] for one in found if one["row"] == reference]
             for reference in ("teacher", "teacher-calibrated")
         }
         levels = {reference: statistics.mean(values) for reference, values in figures.items() if values}

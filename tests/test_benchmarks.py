@@ -90,6 +90,7 @@ def test_the_plot_leaves_out_what_lacks_a_seed_and_has_the_teacher_as_a_level(tm
         for seed in seeds
     ]
     runs += [run("teacher", 1.0, 0, 3.0), run("teacher", 1.0, 1, 5.0), run("random", 0.3, 0, 4.0)]
+    runs += [run("search-plain", budget, seed, 4.0) for budget in (0.3, 0.5) for seed in (0, 1)]
     compression_table.draw(runs, tmp_path / "fid.svg")
     text = (tmp_path / "fid.svg").read_text()
     assert re.findall(r"<title>([a-z-]+): ([0-9.]+)</title>", text) == [
@@ -99,7 +100,7 @@ def test_the_plot_leaves_out_what_lacks_a_seed_and_has_the_teacher_as_a_level(tm
         ("scratch", "9.5"),
     ]
     assert text.count('class="level"') == 1 and "teacher: 4<" in text
-    assert "uniform" not in text and "random" not in text
+    assert "uniform" not in text and "random" not in text and "plain" not in text
 
 
 def test_what_runs_share_is_made_once_and_refused_with_other_params(tmp_path):
@@ -142,7 +143,7 @@ def committed(name):
     """The runs of a committed table, and the README's section on it."""
     folder = ROOT / "benchmarks" / "results" / f"compression-{name}"
     section = (ROOT / "README.md").read_text().split("### Does the search pay?")[1].split("\n## ")[0]
-    return [json.loads(path.read_text()) for path in folder.glob("*-seed*.json")], section
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))], section
 
 
 def cells_of(section, heading):
@@ -157,17 +158,37 @@ def spread(values, digits, sign=""):
     return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def fids(runs, budget, method, extractor="classifier"):
-    """By seed; draws of one seed have the mean of the draws."""
-    return [r["fidelity"][extractor]["fid"] for r in runs if (r["budget"], r["method"]) == (budget, method)]
-
-
 def test_the_readme_has_the_figures_of_fashion_mnist():
     runs, section = committed("fashion-mnist")
-    rows = cells_of(section, "0.50 of the MACs: independent")
+    rows, summary = cells_of(section, "0.50 of the MACs: independent"), compression_table.summarise(runs)
     assert set(rows) >= {"search", "uniform", "random", "diff-pruning", "scratch"}
     for method, cells in rows.items():
-        for budget, (independent, classifier) in ((0.5, cells[:2]), (0.3, cells[3:5])):
-            found = fids(runs, budget, method, "fashion-cnn")
-            assert len(found) == 3
-            assert independent == spread(found, 3) and classifier == spread(fids(runs, budget, method), 4)
+        for budget, (independent, classifier) in (("0.5", cells[:2]), ("0.3", cells[3:5])):
+            found = summary[budget][method]
+            assert found["seeds"] == [0, 1, 2]
+            assert independent == spread(found["fid"]["fashion-cnn"], 3)
+            assert classifier == spread(found["fid"]["classifier"], 4)
+
+
+def test_the_readme_has_the_figures_of_the_digits():
+    runs, section = committed("digits")
+    rows, summary = cells_of(section, "distilled: FID"), compression_table.summarise(runs)["0.5"]
+    assert set(rows) == {"search", "uniform", "random", "diff-pruning", "magnitude", "taylor", "scratch"}
+    for method, cells in rows.items():
+        found = [summary[method], summary[f"{method}-plain"]]
+        assert [entry["seeds"] for entry in found] == [[0, 1, 2]] * 2
+        assert cells[:4] == [spread(v, 4) for entry in found for v in (entry["fid"]["classifier"], entry["error"])]
+
+
+def test_the_readme_has_the_figures_of_the_exchanged_parts():
+    runs, section = committed("digits")
+    rows, summary = cells_of(section, "FID less the search's"), compression_table.summarise(runs)["0.5"]
+    assert {"one-stage", "local-rule", "local-score", "output-score", "joint-none", "joint-step"} <= set(rows)
+    for method, (fid, error, seeds) in rows.items():
+        found, ours = summary[method], summary["search"]["error"]
+        less = found["above_search"]["classifier"]
+        assert fid == f"{less['mean']:+.4f} ± {less['std']:.4f}"
+        assert error == spread(
+            [one - ours[seed] for seed, one in zip(found["seeds"], found["error"], strict=True)], 4, "+"
+        )
+        assert seeds == str(less["seeds"]) == str(len(found["seeds"]))
