@@ -160,7 +160,7 @@ def draw(runs: list[dict[str, Any]], target: Path) -> None:
     found = sorted(of_seeds(runs), key=lambda one: one["budget"])
     arms: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for one in found:
-        if not (one["row"].endswith("-plain") or one["row"] in REFERENCES):
+        if not (Method(one["row"]).plain or one["row"] in REFERENCES):
             arms.setdefault(one["row"], {}).setdefault(one["seed"], []).append(one)
     most = max(len(points) for seeds in arms.values() for points in seeds.values())
     whole = {method: {k: p for k, p in seeds.items() if len(p) == most} for method, seeds in arms.items()}

@@ -192,3 +192,16 @@ def test_the_readme_has_the_figures_of_the_exchanged_parts():
             [one - ours[seed] for seed, one in zip(found["seeds"], found["error"], strict=True)], 4, "+"
         )
         assert seeds == str(less["seeds"]) == str(len(found["seeds"]))
+
+
+def test_the_readme_has_the_correlations_and_the_teacher_of_the_digits():
+    runs, section = committed("digits")
+    words, (found,) = " ".join(section.split()), compression_table.correlations(runs)
+    assert found["architectures"] == 12 and "Over twelve random choices at seed 0" in words
+    for score in ("combined", "output", "local"):
+        assert f"{found['scores'][score]['error']['spearman']:.2f} for `{score}`" in words
+    with_fid = [f"{found['scores'][score]['fid']['spearman']:.2f}" for score in ("combined", "output", "local")]
+    assert f"with FID it is {with_fid[0]}, {with_fid[1]} and {with_fid[2]}" in words
+    references = compression_table.summarise(runs)["1.0"]
+    for name in ("teacher", "teacher-calibrated"):
+        assert spread(references[name]["fid"]["classifier"], 4) in words
