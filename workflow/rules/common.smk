@@ -14,7 +14,7 @@ from snakemake.logging import logger
 from snakemake.utils import update_config
 
 from stages import config as settings
-from stages import console, lifeline, provenance
+from stages import console, lifeline, preflight, provenance
 from stages.datasets.sources import source_fingerprint
 
 jobs = console.Jobs()
@@ -66,6 +66,12 @@ def check_params(params):
     for file in files:
         check(settings.read_params, Path(file))
     check(settings.validate_params, params, " + ".join(files))
+
+
+def check_inputs(params):
+    """End the run when the folders that the params name cannot be worked with; jobs need not look again."""
+    if workflow.is_main_process:
+        check(preflight.check_inputs, params)
 
 
 def find_code(stage):
