@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from stages.evaluation.counts import CLASSIFIER
 from stages.files import (
     CONTENT_HASH,
     atomic_path,
@@ -31,7 +32,7 @@ from stages.files import (
 from stages.training.loop import TrainSettings, train
 
 STAGE = "train_extractor"
-CLASSIFIER, ROTATION = "classifier", "rotation"
+ROTATION = "rotation"
 GRID = 2
 QUARTER_TURNS = 4
 # One metadata key only: safetensors writes several keys in an order that changes from process to process.

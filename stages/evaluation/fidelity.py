@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from stages.evaluation.extractor import CLASSIFIER, read_classifier, to_tensor
+from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, list_needs
+from stages.evaluation.extractor import read_classifier, to_tensor
 from stages.files import sha256_file
 
-INCEPTION = "inception-v3-compat"
 INCEPTION_FEATURES = 2048
 BATCH_SIZE = 250
 DISTANCES_BATCH = 1000  # rows; each takes some 20 bytes for every image of the reference
@@ -115,16 +115,9 @@ def check_counts(
     generated: int, reference: int, extractor: Extractor, kid_subset_size: int, neighbours: int | None
 ) -> None:
     """Raise ValueError unless both sets are large enough for a full-rank covariance, the KID subsets and the neighbours."""
-    least = max(extractor.features + 1, kid_subset_size, (neighbours or 0) + 1)
-    for count, what, key in (
-        (generated, "generated images", "evaluate.samples"),
-        (reference, "training images", "prepare_data"),
-    ):
-        if count < least:
-            raise ValueError(
-                f"{key}: {count} {what} are too few for {extractor.features} features ({extractor.name}) "
-                f"and evaluate.kid_subset_size {kid_subset_size}; at least {least} are needed"
-            )
+    needs = list_needs(extractor.name, extractor.features, kid_subset_size, neighbours)
+    check_count(generated, "generated images", "evaluate.samples", needs)
+    check_count(reference, "training images", "prepare_data", needs)
 
 
 def fidelity(

@@ -1,0 +1,63 @@
+"""How many images the measures of fidelity need. Light: no torch, so that it can be asked before the first job."""
+
+from dataclasses import dataclass
+
+CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
+FEATURES_MULTIPLE = 4  # the classifier's features fill a 2x2 grid
+
+
+@dataclass(frozen=True)
+class Need:
+    """A value that asks for a number of images.
+
+    Args:
+        name: the key of the params that holds it, or what it is.
+        spare: images that it needs beyond its own number.
+        step, lowest: the values that it may have are the multiples of `step` from `lowest` on; `lowest` None: this one only.
+    """
+
+    name: str
+    value: int
+    spare: int = 0
+    step: int = 1
+    lowest: int | None = None
+
+    @property
+    def least(self) -> int:
+        """Number of images that it needs."""
+        return self.value + self.spare
+
+    def largest_for(self, count: int) -> int | None:
+        """The largest value that `count` images are enough for; None when there is none."""
+        value = (count - self.spare) // self.step * self.step
+        return None if self.lowest is None or value < self.lowest else value
+
+
+def list_needs(extractor: str, features: int | None, kid_subset_size: int, neighbours: int | None) -> list[Need]:
+    """What a covariance of full rank, the subsets of KID and the neighbours of precision and recall need.
+
+    Args:
+        features: those of the extractor; None when they are not known yet.
+        neighbours: None when precision and recall are not measured.
+    """
+    needs = [Need("evaluate.kid_subset_size", kid_subset_size, lowest=2)]
+    if features is not None and extractor == CLASSIFIER:
+        needs.append(Need("train_extractor.features", features, 1, FEATURES_MULTIPLE, FEATURES_MULTIPLE))
+    elif features is not None:
+        needs.append(Need(f"features of {extractor}:", features, 1))
+    if neighbours is not None:
+        needs.append(Need("evaluate.neighbours", neighbours, 1, lowest=1))
+    return needs
+
+
+def check_count(count: int, what: str, key: str, needs: list[Need]) -> None:
+    """Raise ValueError when `count` images are too few for one of the needs; `what` they are and their `key` say where."""
+    unmet = [need for need in needs if count < need.least]
+    if not unmet:
+        return
+    named = ", ".join(f"{need.name} {need.value}" for need in unmet)
+    message = f"{key}: {count} {what} are too few for {named}; at least {max(need.least for need in unmet)} are needed"
+    lowered = [(need.name, need.largest_for(count)) for need in unmet]
+    if all(value is not None for _, value in lowered):
+        message += f", or lower {', '.join(f'{name} to {value}' for name, value in lowered)}"
+    raise ValueError(message)
