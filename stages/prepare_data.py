@@ -10,11 +10,13 @@ def prepare_data(params: dict[str, Any], *, threads: int, output: Path) -> None:
     """Write images.npy, labels.npy and meta.json of the source in params."""
     from stages.datasets.prepared import save
     from stages.datasets.sources import load_source
-    from stages.datasets.splits import split
+    from stages.datasets.splits import divide
 
     settings = params["prepare_data"]
     images = load_source(settings, threads)
-    save(output, images, split(len(images.images), settings["held_out"], params["seed"], images.labels), params)
+    for note in images.contents.notes:
+        print("prepare_data:", " ".join(note.split()).encode("utf-8", "backslashreplace").decode())
+    save(output, images, divide(images.contents, settings["held_out"], params["seed"]), params)
 
 
 if __name__ == "__main__":

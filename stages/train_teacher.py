@@ -78,7 +78,7 @@ def given_teacher(path: str, images: "TrainingSet", process: "Process", latent: 
     teacher = load_given_teacher(Path(path))
     check_fits(teacher, path, resolution, channels, latent)
     if is_class_conditional(teacher):
-        check_classes(teacher, path, None if images.labels is None else images.classes())
+        check_classes(teacher, path, images.class_numbers)
     process.check_same_as(read_scheduler_config(Path(path)), path)
     return teacher
 

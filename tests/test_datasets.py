@@ -183,12 +183,12 @@ def test_hidden_files_and_other_endings_are_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images", "arr_0"])
-def test_npz_gives_images_and_renumbered_labels(tmp_path, name):
+def test_npz_gives_images_and_their_labels(tmp_path, name):
     array = np.stack([rgb(seed=seed) for seed in range(3)])
-    np.savez_compressed(tmp_path / "a.npz", **{name: array, "labels": np.int32([7, -1, 7])})
+    np.savez_compressed(tmp_path / "a.npz", **{name: array, "labels": np.int32([7, 1, 7])})
     images = load_source(settings(source="npz", path=tmp_path / "a.npz"))
     assert np.array_equal(images.images, array)
-    assert images.labels.tolist() == [1, 0, 1] and images.class_names == ["-1", "7"]
+    assert images.labels.tolist() == [7, 1, 7] and images.class_names == ["1", "7"]
 
 
 def test_npz_without_labels_or_channel_axis_can_be_resized(tmp_path):

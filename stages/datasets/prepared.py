@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.datasets.sources import Images
+from stages.datasets.images import Images
 from stages.files import atomic_path, check_file, read_checked_json, sha256_file, write_checked_json
 
 STAGE = "prepare_data"
@@ -16,7 +16,7 @@ STAGE = "prepare_data"
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Images uint8 (N, H, W, C), memory-mapped, labels int64 (N,) or None, and the split, int64 indices ascending."""
+    """Images uint8 (N, H, W, C), memory-mapped, class numbers int64 (N,) or None, and the split, int64 indices ascending."""
 
     path: Path
     images: np.ndarray
@@ -45,6 +45,12 @@ class PreparedData:
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
         return int(self.images.shape[3])
+
+    @property
+    def classes(self) -> dict[str, int] | None:
+        """Class number of each class by its name, None when the images have no labels."""
+        classes: dict[str, int] | None = self.meta["classes"]
+        return classes
 
     @property
     def train_images(self) -> np.ndarray:
@@ -87,6 +93,7 @@ def describe(images: Images, split: tuple[np.ndarray, np.ndarray], params: dict[
         "resolution": resolution,
         "channels": channels,
         "class_names": images.class_names,
+        "classes": images.classes,
         "train": split[0].tolist(),
         "held_out": split[1].tolist(),
         "params": params,

@@ -6,46 +6,38 @@ Importing this module and calling `source_fingerprint` loads neither NumPy nor P
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stages.datasets import archives, folders
+from stages.datasets.images import Contents, Images
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image as PillowImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
 MIN_SIDE = 4  # pixels
-
-
-@dataclass(frozen=True)
-class Images:
-    """Decoded `images` uint8 (N, H, W, C); `labels` int64 (N,), indices into `class_names`, both None when unknown."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    class_names: list[str] | None
-    description: str
+POLICIES = ("crop", "squash")
+DIGITS = 1797
+DIGITS_SIDE = 8  # pixels
 
 
 def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
     """Load the images of `settings` (params section `prepare_data`), decoding files on `threads` threads.
 
-    `resolution`, in pixels, resizes every image by the policy `resize`: `crop` scales the short side to it and cuts the
-    centre, `squash` ignores the aspect ratio; LANCZOS when no side grows, BICUBIC otherwise. With `resolution` null the
-    images keep their own size and must all be square and alike. `channels` null is what the images have: 1 if every
-    image is grey (in a folder: also those stored as RGB with equal channels), otherwise 3. Labels that know one class
-    only are no labels. Raises ValueError, one line, for anything a user can mend.
+    `resolution`, in pixels, brings every image to that side by the policy `resize`: `crop` scales the short side to it and
+    cuts the centre, `squash` ignores the aspect ratio; LANCZOS when no side grows, BICUBIC otherwise. With `resolution` null
+    the images keep their own size and must all be square and alike. `channels` null is what the images have: 1 if every
+    image is grey (in a folder: also those stored as RGB with equal channels), otherwise 3. Raises ValueError, one line, for
+    anything a user can mend.
     """
     loaders: dict[str, Callable[[dict[str, Any]], Images]] = {
         "digits": load_digits,
@@ -54,8 +46,8 @@ def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
     }
     if settings["source"] not in loaders:
         raise ValueError(f"prepare_data.source: {settings['source']!r} is unknown; use one of {', '.join(loaders)}")
-    if settings["resize"] not in ("crop", "squash"):
-        raise ValueError(f"prepare_data.resize: {settings['resize']!r} is unknown; use crop or squash")
+    if settings["resize"] not in POLICIES:
+        raise ValueError(f"prepare_data.resize: {settings['resize']!r} is unknown; use one of {', '.join(POLICIES)}")
     if settings["channels"] not in (None, 1, 3):
         raise ValueError(f"prepare_data.channels: {settings['channels']!r}, but images have 1 or 3; or use null")
     resolution = settings["resolution"]
@@ -67,18 +59,25 @@ def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
 def source_fingerprint(settings: dict[str, Any]) -> str:
     """Return a string that changes when the source does: over (relative path, size, mtime) of its files, unopened.
 
-    Raises ValueError when the path is missing or holds no images.
+    Folders without images count, as classes are numbered with them.
+
+    Raises:
+        ValueError: the path is missing or holds no images.
     """
     if settings["source"] == "digits":
         return "digits"
     path = source_path(settings)
     if settings["source"] == "npz":
-        entries = [(path.name, path.stat())]
+        entries, empty = [(path.name, path.stat())], []
     else:
-        entries = [(name, entry.stat()) for name, entry in image_files(path)]
+        listing = folders.list_folder(path)
+        entries = [(name, entry.stat()) for name, entry in listing.files]
+        empty = listing.empty_folders()
     digest = hashlib.sha256()
     for name, stat in entries:
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    for name in empty:
+        digest.update(f"{name}/\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -104,70 +103,32 @@ def load_digits(settings: dict[str, Any]) -> Images:
 
     bunch = load_bunch()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels, class_names = encode_labels([str(label) for label in bunch.target])
-    return Images(conform(images, settings, "digits"), labels, class_names, "the handwritten digits of scikit-learn")
+    contents = digits_contents(bunch.target)
+    return Images(conform(images, settings, "digits"), contents, "the handwritten digits of scikit-learn")
+
+
+def digits_contents(labels: np.ndarray | None = None) -> Contents:
+    """What the digits are, known without loading them."""
+    return Contents(DIGITS, labels, {str(digit): digit for digit in range(10)})
 
 
 # --- npz ---
 
 
 def load_npz(settings: dict[str, Any]) -> Images:
-    """Load `images` (or `arr_0`), uint8 (N, H, W) or (N, H, W, 1 or 3), and if there `labels`, integers (N,)."""
+    """Load images uint8 (N, H, W) or (N, H, W, 1 or 3), with integer labels (N,) if there are any.
+
+    They are called `images` and `labels`, `arr_0` and `arr_1` (guided-diffusion), or `x_train` and `y_train` with `x_test`
+    (Keras), `train_images` and `train_labels` with `test_images` (MedMNIST), of which the test images are held out.
+    """
     import numpy as np
 
     path = source_path(settings)
-    arrays = read_npz(path)
-    name = "images" if "images" in arrays else "arr_0"
-    if name not in arrays:
-        raise ValueError(f"{path}: holds no array called images or arr_0; save the images under one of these names")
-    images = arrays[name]
-    if images.dtype != np.uint8:
-        raise ValueError(f"{path}: {name} is {images.dtype}; save the pixels as uint8, 0..255")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"{path}: {name} has the shape {arrays[name].shape}; wanted is N,H,W or N,H,W,C with C 1 or 3")
-    labels, class_names = npz_labels(path, arrays.get("labels"), len(images))
-    return Images(conform(images, settings, f"{path}: {name}"), labels, class_names, f"{name} of {path.name}")
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays that matter from an npz archive; nothing in it is unpickled or unpacked to a file."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not an npz archive, or a damaged one; write it with numpy.savez")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            wanted = [name for name in ("images", "arr_0", "labels") if f"{name}.npy" in members]
-            return {name: read_member(archive, f"{name}.npy") for name in wanted}
-    except Exception as error:  # damaged archives raise OSError, BadZipFile, zlib.error, ValueError, ...
-        raise ValueError(f"{path}: cannot be read ({one_line(error)}); write it anew with numpy.savez") from error
-
-
-def read_member(archive: zipfile.ZipFile, member: str) -> np.ndarray:
-    """Read one array that fills its member of an npz archive."""
-    import numpy as np
-
-    if archive.namelist().count(member) > 1:
-        raise ValueError(f"{member} is there more than once")
-    with archive.open(member) as file:
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):
-            raise ValueError(f"{member} holds more than the {array.shape} that its header says")
-    return array
-
-
-def npz_labels(path: Path, labels: np.ndarray | None, count: int) -> tuple[np.ndarray | None, list[str] | None]:
-    """Check and encode the archive's labels."""
-    import numpy as np
-
-    if labels is None:
-        return None, None
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        found = f"{labels.dtype} of shape {labels.shape}"
-        raise ValueError(f"{path}: labels is {found}; wanted are {count} integers, one for each image")
-    values, encoded = np.unique(labels, return_inverse=True)
-    return (encoded.astype(np.int64), [str(value) for value in values]) if len(values) > 1 else (None, None)
+    layout = archives.read_layout(path)
+    arrays = [archives.read_array(path, part.images) for part in layout.parts]
+    images = np.concatenate([array.reshape(*array.shape[:3], layout.channels) for array in arrays])
+    names = " and ".join(part.images for part in layout.parts)
+    return Images(conform(images, settings, f"{path}: {names}"), layout.contents, f"{names} of {path.name}")
 
 
 def conform(images: np.ndarray, settings: dict[str, Any], origin: str) -> np.ndarray:
@@ -194,18 +155,17 @@ def conform(images: np.ndarray, settings: dict[str, Any], origin: str) -> np.nda
 def load_folder(settings: dict[str, Any], threads: int = 1) -> Images:
     """Load the PNG, JPEG and WebP files of a folder and all below it, sorted by their relative posix paths.
 
-    Hidden files and folders and files with other endings are ignored. Of an animation the first frame counts; EXIF
-    orientation is applied; transparent pixels are laid over white; 16-bit grey is scaled to 8 bit. First-level folders
-    are classes, labelled in the order of their sorted names; images at the top level have no labels.
+    Hidden files and folders are ignored, images with other endings counted in a note. Of an animation the first frame counts;
+    EXIF orientation is applied; transparent pixels are laid over white; 16-bit grey is scaled to 8 bit. Classes and splits
+    are those of `folders.read_layout`.
     """
     folder = source_path(settings)
-    names = [name for name, _ in image_files(folder)]
-    labels, class_names = folder_labels(folder, names)
-    paths = [folder / name for name in names]
+    layout = folders.read_layout(folder)
+    paths = [folder / name for name in layout.names]
     with warnings.catch_warnings():
         warnings.simplefilter("error", decompression_bomb_warning())
         images = decode_files(paths, settings, threads)
-    return Images(images, labels, class_names, f"{len(paths)} image files")
+    return Images(images, layout.contents, f"{len(paths)} image files")
 
 
 def decompression_bomb_warning() -> type[Warning]:
@@ -214,62 +174,6 @@ def decompression_bomb_warning() -> type[Warning]:
 
     Image.init()  # load the plugins once, not in every thread
     return Image.DecompressionBombWarning
-
-
-def image_files(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
-    """Return (posix path relative to `folder`, entry) of the image files below it, sorted by the path."""
-    found = []
-    pending = [("", str(folder), {os.path.realpath(folder)})]
-    while pending:
-        prefix, current, above = pending.pop()
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((f"{prefix}{entry.name}/", entry.path, above | {checked_folder(entry.path, above)}))
-                elif entry.name.lower().endswith(SUFFIXES):
-                    found.append((prefix + entry.name, checked_file(entry)))
-    if not found:
-        raise ValueError(f"{folder}: holds no images; put PNG, JPEG or WebP files there or correct prepare_data.path")
-    return sorted(found, key=lambda item: item[0])
-
-
-def checked_folder(path: str, above: set[str]) -> str:
-    """Return the real path of a folder that is not among those it lies in, as a link back would be read without end."""
-    real = os.path.realpath(path)
-    if real in above:
-        raise ValueError(f"{path}: is a link to a folder that it lies in; remove it")
-    return real
-
-
-def checked_file(entry: os.DirEntry[str]) -> os.DirEntry[str]:
-    """Return an entry that is a file; opening a pipe would wait for ever."""
-    if not entry.is_file():
-        raise ValueError(f"{entry.path}: is no file, or a link to none; remove it")
-    return entry
-
-
-def folder_labels(folder: Path, names: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """Label each relative path by its first-level folder."""
-    top = next((name for name in names if "/" not in name), None)
-    nested = next((name for name in names if "/" in name), None)
-    if top is not None and nested is not None:
-        raise ValueError(
-            f"{folder}: images lie at the top level ({top}) and in class folders ({nested}); use one or the other"
-        )
-    return encode_labels([name.split("/")[0] for name in names]) if top is None else (None, None)
-
-
-def encode_labels(names: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """Number the sorted class names; one class alone says nothing, so it gives (None, None)."""
-    import numpy as np
-
-    class_names = sorted(set(names))
-    if len(class_names) < 2:
-        return None, None
-    index = {name: label for label, name in enumerate(class_names)}
-    return np.array([index[name] for name in names], np.int64), class_names
 
 
 def decode_files(paths: Sequence[Path], settings: dict[str, Any], threads: int) -> np.ndarray:
@@ -361,16 +265,22 @@ def flatten(image: PillowImage.Image) -> PillowImage.Image:
 def to_array(image: PillowImage.Image, side: int, policy: str, channels: int) -> np.ndarray:
     """Return an L or RGB image as uint8 (side, side, channels); a resized crop never looks beyond what it keeps."""
     import numpy as np
-    from PIL import Image
 
     image = image.convert("L" if channels == 1 else "RGB")
-    width, height = image.size
-    if (width, height) != (side, side):
-        cut_width, cut_height = (min(image.size),) * 2 if policy == "crop" else image.size
-        left, top = (width - cut_width) // 2, (height - cut_height) // 2
-        filter_ = Image.Resampling.LANCZOS if min(cut_width, cut_height) >= side else Image.Resampling.BICUBIC
-        image = image.resize((side, side), filter_, (left, top, left + cut_width, top + cut_height))
+    if image.size != (side, side):
+        image = stretch(image, side, policy == "crop")
     return np.asarray(image).reshape(side, side, channels)
+
+
+def stretch(image: PillowImage.Image, side: int, crop: bool) -> PillowImage.Image:
+    """Scale an image, or the square in its centre, to a square."""
+    from PIL import Image
+
+    width, height = image.size
+    cut_width, cut_height = (min(image.size),) * 2 if crop else image.size
+    left, top = (width - cut_width) // 2, (height - cut_height) // 2
+    filter_ = Image.Resampling.LANCZOS if min(cut_width, cut_height) >= side else Image.Resampling.BICUBIC
+    return image.resize((side, side), filter_, (left, top, left + cut_width, top + cut_height))
 
 
 def check_side(size: tuple[int, int], origin: str) -> None:
@@ -382,7 +292,10 @@ def check_side(size: tuple[int, int], origin: str) -> None:
 def square_side(size: tuple[int, int], origin: str) -> int:
     """Return the side of a square image; others need a resolution to be brought to."""
     if size[0] != size[1]:
-        raise ValueError(f"{origin}: {size[0]}x{size[1]} pixels are not square; set prepare_data.resolution")
+        raise ValueError(
+            f"{origin}: {size[0]}x{size[1]} pixels are not square; set prepare_data.resolution, as only squares can be prepared "
+            f"(prepare_data.resize says how: {', '.join(POLICIES)})"
+        )
     return size[0]
 
 

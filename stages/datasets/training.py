@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.datasets.classes import Classes, check_trained
 from stages.datasets.prepared import PreparedData
 from stages.diffusion.images import to_network
 from stages.files import check_file, read_checked_json
@@ -24,16 +25,23 @@ class TrainingSet:
         x: images uint8 (N,H,W,C), or latents float32 (N,C,H,W).
         labels: classes int64 (N,), or None when they are unknown.
         sha256: hash of what it was read from.
+        class_numbers: number of each class by its name, as images of a class may all be held out; None without labels.
     """
 
     x: torch.Tensor
     labels: torch.Tensor | None = None
     sha256: str = ""
+    class_numbers: Classes | None = None
 
     @classmethod
-    def of_images(cls, images_NHWC: Any, labels: Any = None, sha256: str = "") -> TrainingSet:
-        """Images in memory, uint8."""
-        return cls(torch.as_tensor(images_NHWC), None if labels is None else torch.as_tensor(labels), sha256)
+    def of_images(
+        cls, images_NHWC: Any, labels: Any = None, sha256: str = "", class_numbers: Classes | None = None
+    ) -> TrainingSet:
+        """Images in memory, uint8; the numbers of classes that are not given are those of the labels."""
+        found = None if labels is None else torch.as_tensor(labels)
+        if class_numbers is None and found is not None:
+            class_numbers = {str(number): number for number in found.unique().tolist()}
+        return cls(torch.as_tensor(images_NHWC), found, sha256, class_numbers)
 
     @classmethod
     def load(cls, data: Path, latents: Path) -> TrainingSet:
@@ -48,10 +56,10 @@ class TrainingSet:
         if index["data"] != prepared.meta["sha256"]:
             raise ValueError(f"{latents}/index.json: of other images; run {STAGE} again (snakemake --forcerun {STAGE})")
         if index["sha256"] is None:
-            return cls.of_images(prepared.train_images, labels, prepared.meta["sha256"])
+            return cls.of_images(prepared.train_images, labels, prepared.meta["sha256"], prepared.classes)
         path = latents / "latents.npy"
         check_file(path, index["sha256"], latents / "index.json", STAGE)
-        return cls.of_images(np.load(path, allow_pickle=False), labels, index["sha256"])
+        return cls.of_images(np.load(path, allow_pickle=False), labels, index["sha256"], prepared.classes)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,12 +74,8 @@ class TrainingSet:
         return channels, height, width
 
     def classes(self) -> int:
-        """Number of classes; ValueError when the images have no labels."""
-        if self.labels is None:
-            raise ValueError(
-                "train_teacher.class_conditional: true, but the images have no labels; give class sub-folders or set it to false"
-            )
-        return int(self.labels.max()) + 1
+        """Embeddings of a class-conditional teacher trained on it; ValueError when none can be."""
+        return check_trained(self.class_numbers)
 
     def x0(self, rows: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1] or latents of these rows, float32 (N,C,H,W)."""

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 from diffusers import UNet2DModel
 
+from stages.datasets.classes import Classes, check_known
 from stages.diffusion.process import unclipped
 from stages.files import (
     atomic_folder,
@@ -211,15 +212,7 @@ def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int
             )
 
 
-def check_classes(teacher: UNet2DModel, folder: str, classes: int | None) -> None:
-    """Raise a ValueError when the images have no classes or more than a class-conditional teacher knows."""
-    config, known = pipeline_file(folder, "unet", "config.json"), teacher.config["num_class_embeds"]
-    if classes is None:
-        raise ValueError(
-            f"{config}: num_class_embeds is {known} but the images have no labels; give class sub-folders or another teacher"
-        )
-    if known < classes:
-        raise ValueError(
-            f"{config}: num_class_embeds is {known} but the images have {classes} classes; give another teacher or fewer "
-            "class sub-folders"
-        )
+def check_classes(teacher: UNet2DModel, folder: str, classes: Classes | None) -> None:
+    """Raise a ValueError unless the images' classes are those of a class-conditional teacher."""
+    config = pipeline_file(folder, "unet", "config.json")
+    check_known(classes, teacher.config["num_class_embeds"], str(config))

@@ -1,0 +1,110 @@
+"""Numbers of classes: what a class-conditional network's embedding is indexed by. Light: loads no NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from textwrap import shorten
+
+Classes = dict[str, int]  # class number by name
+
+MAX_NUMBER = 2**63 - 1  # int64
+MAX_EMBEDDINGS = 1_000_000
+
+
+def number_classes(names: Iterable[str], folder: str) -> Classes:
+    """Number class folders: names that are all whole numbers are the numbers, others count from 0 in their sorted order.
+
+    Raises:
+        ValueError: two names are one number, or a number is too large to store; `folder` opens the message.
+    """
+    ordered = sorted(names)
+    if not all(map(is_number, ordered)):
+        return {name: number for number, name in enumerate(ordered)}
+    by_number: dict[int, str] = {}
+    for name in ordered:
+        other = by_number.setdefault(int(name), name)
+        if other != name:
+            raise ValueError(f"{folder}: class folders {other} and {name} are both class {int(name)}; merge them")
+        if int(name) > MAX_NUMBER:
+            raise ValueError(f"{folder}: class folder {name} is too large a class number; rename it")
+    return {by_number[number]: number for number in sorted(by_number)}
+
+
+def is_number(name: str) -> bool:
+    """Whether the name of a class is a non-negative whole number."""
+    return name.isascii() and name.isdigit()
+
+
+def are_named(classes: Classes) -> bool:
+    """Whether the names are more than numbers, so that the numbers follow from the order of the names alone."""
+    return not all(map(is_number, classes))
+
+
+def count_embeddings(classes: Classes) -> int:
+    """How many embeddings a network for these classes has: one for each number up to the largest."""
+    return max(classes.values()) + 1
+
+
+def describe_missing(classes: Classes, present: set[int]) -> str | None:
+    """One line about the classes that no image is of, `present` being the numbers that images have; None when there are none."""
+    if are_named(classes):
+        empty = [f"{name} ({number})" for name, number in classes.items() if number not in present]
+        return f"class folders without images: {brief(empty)}" if empty else None
+    gaps = [*gaps_between(sorted({*present, count_embeddings(classes)}))]
+    return f"classes without images: {brief(gaps)}" if gaps else None
+
+
+def gaps_between(numbers: list[int]) -> Iterator[str]:
+    """The ranges of numbers from 0 on that are left out of `numbers`, ascending."""
+    previous = -1
+    for number in numbers:
+        if number - previous > 1:
+            first, last = previous + 1, number - 1
+            yield str(first) if first == last else f"{first} to {last}"
+        previous = number
+
+
+def brief(names: Iterable[str]) -> str:
+    """Names on one line that is not too long."""
+    return shorten(", ".join(names), 200, placeholder=" ...")
+
+
+def check_trained(classes: Classes | None) -> int:
+    """How many embeddings a class-conditional teacher trained for these classes has; ValueError when none can be trained."""
+    if classes is None:
+        raise ValueError(
+            "train_teacher.class_conditional: true, but the images have no labels; give class sub-folders or set it to false"
+        )
+    if count_embeddings(classes) > MAX_EMBEDDINGS:
+        raise ValueError(
+            f"train_teacher.class_conditional: true, but the largest class number is {max(classes.values())}, and all up to it "
+            "get an embedding; number the classes from 0 or set it to false"
+        )
+    return count_embeddings(classes)
+
+
+def check_known(classes: Classes | None, known: int, config: str) -> None:
+    """Raise ValueError unless the images' classes are those of a teacher with `known` of them; its `config` opens messages."""
+    says = f"{config}: num_class_embeds is {known} but"
+    if classes is None:
+        raise ValueError(f"{says} the images have no labels; give class sub-folders or another teacher")
+    if are_named(classes):
+        check_names(classes, known, says)
+    largest = max(classes, key=lambda name: classes[name])
+    if classes[largest] >= known:
+        raise ValueError(
+            f"{says} the images have the class {largest}; give images of its classes 0 to {known - 1} or another teacher"
+        )
+
+
+def check_names(classes: Classes, known: int, says: str) -> None:
+    """Raise ValueError unless named classes are all that a teacher knows, in an order that no number among them denies."""
+    remedy = f"name the class folders by the teacher's class numbers, 0 to {known - 1}"
+    if len(classes) != known:
+        raise ValueError(
+            f"{says} the images have {len(classes)} named classes ({brief(classes)}), which leaves open which they are; "
+            f"{remedy}, or give all {known}"
+        )
+    for name, number in classes.items():
+        if is_number(name) and int(name) != number:
+            raise ValueError(f"{says} the class folder {name} is its class {number} in the order of names; {remedy}")
