@@ -462,7 +462,7 @@ def test_arrays_of_an_npz_are_read_or_named(tmp_path, arrays, labels, note):
 
 def test_the_digits_are_as_the_survey_knows_them_by_heart():
     assert survey(settings(source="digits")) == Survey(1438, 359, 8, 8, 1, {str(digit): digit for digit in range(10)})
-    images = look(None, "digits", resolution=16)
+    images = look(None, "digits", resolution=16, resize="pad")
     assert images.contents.count == len(images.images) and sorted({*images.labels.tolist()}) == [
         *images.classes.values()
     ]
@@ -488,7 +488,7 @@ def test_images_that_are_not_square_are_refused_and_each_remedy_is_accepted(tmp_
     message = refused(path, source)
     assert "32x16 pixels are not square; set prepare_data.resolution, as only squares can be prepared" in message
     policies = message.partition("says how: ")[2].rstrip(")").split(", ")
-    assert policies == ["crop", "squash"]
+    assert policies == ["crop", "squash", "pad"]
     for policy in policies:
         for resolution in (16, 32):
             assert look(path, source, resolution=resolution, resize=policy).images.shape == (
@@ -509,6 +509,32 @@ def test_looking_loads_neither_numpy_nor_torch(tmp_path, picture):
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout == "set()\n"
+
+
+# --- pad ---
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "inside"), [((28, 28), 32, (2, 2)), ((20, 28), 32, (6, 2)), ((7, 5), 8, (0, 1))]
+)
+def test_pad_keeps_the_pixels_of_images_that_fit(tmp_path, size, side, inside):
+    array = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), np.uint8)
+    for number in range(10):
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    padded = look(tmp_path, resolution=side, resize="pad").images[0]
+    left, top = inside
+    assert np.array_equal(padded[top : top + size[1], left : left + size[0]], array)
+    assert np.count_nonzero(padded) == array.size
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"), [((64, 32), range(8, 24)), ((40, 40), range(0, 32)), ((4096, 4), range(15, 16))]
+)
+def test_pad_scales_down_images_that_do_not_fit_and_keeps_their_shape(tmp_path, size, rows):
+    for number in range(10):
+        Image.new("L", size, 200).save(tmp_path / f"{number}.png")
+    padded = look(tmp_path, resolution=32, resize="pad").images[0, :, :, 0]
+    assert [row for row in range(32) if padded[row].any()] == [*rows] and (padded[rows[0]] == 200).all()
 
 
 def test_the_classes_are_in_meta(tmp_path, folder):

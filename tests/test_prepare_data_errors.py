@@ -55,7 +55,7 @@ def truncate(path):
     "changes, expected",
     [
         ({"source": "idx"}, "prepare_data.source: 'idx' is unknown"),
-        ({"source": "digits", "resize": "pad"}, "prepare_data.resize: 'pad' is unknown"),
+        ({"source": "digits", "resize": "stretch"}, "prepare_data.resize: 'stretch' is unknown"),
         ({"source": "digits", "resolution": 3}, "prepare_data.resolution: 3 pixels are too few"),
         ({"source": "digits", "channels": 4}, "prepare_data.channels: 4"),
         ({"source": "folder"}, "prepare_data.path: null"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
 MIN_SIDE = 4  # pixels
-POLICIES = ("crop", "squash")
+POLICIES = ("crop", "squash", "pad")
 DIGITS = 1797
 DIGITS_SIDE = 8  # pixels
 
@@ -34,10 +34,10 @@ def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
     """Load the images of `settings` (params section `prepare_data`), decoding files on `threads` threads.
 
     `resolution`, in pixels, brings every image to that side by the policy `resize`: `crop` scales the short side to it and
-    cuts the centre, `squash` ignores the aspect ratio; LANCZOS when no side grows, BICUBIC otherwise. With `resolution` null
-    the images keep their own size and must all be square and alike. `channels` null is what the images have: 1 if every
-    image is grey (in a folder: also those stored as RGB with equal channels), otherwise 3. Raises ValueError, one line, for
-    anything a user can mend.
+    cuts the centre, `squash` ignores the aspect ratio, `pad` puts the image, scaled down if its long side is longer, on the
+    centre of a black square; LANCZOS when no side grows, BICUBIC otherwise. With `resolution` null the images keep their own
+    size and must all be square and alike. `channels` null is what the images have: 1 if every image is grey (in a folder:
+    also those stored as RGB with equal channels), otherwise 3. Raises ValueError, one line, for anything a user can mend.
     """
     loaders: dict[str, Callable[[dict[str, Any]], Images]] = {
         "digits": load_digits,
@@ -268,7 +268,7 @@ def to_array(image: PillowImage.Image, side: int, policy: str, channels: int) ->
 
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (side, side):
-        image = stretch(image, side, policy == "crop")
+        image = pad(image, side) if policy == "pad" else stretch(image, side, policy == "crop")
     return np.asarray(image).reshape(side, side, channels)
 
 
@@ -281,6 +281,19 @@ def stretch(image: PillowImage.Image, side: int, crop: bool) -> PillowImage.Imag
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
     filter_ = Image.Resampling.LANCZOS if min(cut_width, cut_height) >= side else Image.Resampling.BICUBIC
     return image.resize((side, side), filter_, (left, top, left + cut_width, top + cut_height))
+
+
+def pad(image: PillowImage.Image, side: int) -> PillowImage.Image:
+    """Put an image on the centre of a black square, scaled down only if it is larger."""
+    from PIL import Image
+
+    longest = max(image.size)
+    if longest > side:
+        width, height = (max(1, round(length * side / longest)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    square = Image.new(image.mode, (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def check_side(size: tuple[int, int], origin: str) -> None:
