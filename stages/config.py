@@ -319,7 +319,7 @@ def cross_problems(params: Params) -> Iterator[Problem]:
     yield from latent_problems(params)
     if params["train_teacher"]["source"] == "train":
         yield from teacher_problems(params["train_teacher"])
-        yield from resolution_problems(params)
+    yield from resolution_problems(params)
     yield from stage_problems(params)
     yield from architecture_problems(params)
     yield from training_problems(params)
@@ -453,28 +453,53 @@ def teacher_problems(settings: Params) -> Iterator[Problem]:
             yield key, f"{width} is no multiple of attention_head_dim {head}; change one of them"
 
 
-def resolution_problems(params: Params) -> Iterator[Problem]:
-    """A resolution, where it is known before the images are read, that cannot be halved at every level."""
-    data, halvings = params["prepare_data"], len(params["train_teacher"]["block_out_channels"]) - 1
-    resolution = data["resolution"] or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
-    if resolution is not None and params["train_autoencoder"]["source"] == "train":
-        factor = 2 ** (len(params["train_autoencoder"]["block_out_channels"]) - 1)
-        if resolution % factor:
-            yield (
-                "prepare_data.resolution",
-                f"{resolution} pixels cannot be divided by {factor}, as the levels of train_autoencoder.block_out_channels do; "
-                f"use a multiple of {factor}",
-            )
-            return
-        resolution //= factor
-    if params["train_autoencoder"]["source"] == "path":
+def resolution_problems(params: Params, own_side: int | None = None) -> Iterator[Problem]:
+    """A resolution that cannot be halved at every level of the networks; none where it is not known.
+
+    Args:
+        own_side: pixels a side of the images as they are, for `prepare_data.resolution` null.
+    """
+    data, teacher = params["prepare_data"], params["train_teacher"]
+    side = data["resolution"] or own_side or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
+    factor = latent_factor(params["train_autoencoder"])
+    if side is None or factor is None:
         return
-    if resolution is not None and resolution % 2**halvings:
+    halvings = len(teacher["block_out_channels"]) - 1 if teacher["source"] == "train" else 0
+    remedy = f"use {near_multiples(side, factor * 2**halvings)}"
+    if side % factor:
         yield (
             "prepare_data.resolution",
-            f"{resolution} pixels cannot be halved {halvings} time(s), as the {halvings + 1} levels of "
-            f"train_teacher.block_out_channels do; use a multiple of {2**halvings} or fewer levels",
+            f"{side} pixels cannot be divided by {factor}, as the levels of the autoencoder do; {remedy}, or an autoencoder of "
+            "fewer levels",
         )
+    elif side // factor % 2**halvings:
+        yield (
+            "prepare_data.resolution",
+            f"{side // factor} pixels cannot be halved {halvings} time(s), as the {halvings + 1} levels of "
+            f"train_teacher.block_out_channels do; {remedy}, or fewer levels",
+        )
+
+
+def latent_factor(settings: Params) -> int | None:
+    """How many pixels a side one latent stands for, 1 without an autoencoder; None when a given one does not say."""
+    if settings["source"] == "none":
+        return 1
+    widths = settings["block_out_channels"]
+    if settings["source"] == "path":
+        try:
+            config = json.loads((Path(settings["path"]) / "config.json").read_text(encoding="utf-8"))
+            widths = config["block_out_channels"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return int(2 ** (len(widths) - 1)) if isinstance(widths, list) and widths else None
+
+
+def near_multiples(side: int, multiple: int) -> str:
+    """The multiples next to a resolution that may be used, and what else may be."""
+    bounds = validator().schema["properties"]["prepare_data"]["properties"]["resolution"]
+    below = side // multiple * multiple
+    near = [str(n) for n in (below, below + multiple) if bounds["minimum"] <= n <= bounds["maximum"]]
+    return f"{' or '.join([*near, f'another multiple of {multiple}'])} (resize: pad adds black around smaller images)"
 
 
 def stage_problems(params: Params) -> Iterator[Problem]:
