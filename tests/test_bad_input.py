@@ -16,8 +16,8 @@ def folder(tmp_path):
     folder = clone(tmp_path / "clone")
     images = folder / "data" / "raw" / "mine"
     images.mkdir(parents=True)
-    for i in range(12):
-        Image.fromarray(np.full((16, 16, 3), (20 * i, 0, 255), dtype=np.uint8)).save(images / f"{i:02}.png")
+    for i in range(90):  # as many as the preset's figures need
+        Image.fromarray(np.full((16, 16, 3), (2 * i, 0, 255), dtype=np.uint8)).save(images / f"{i:02}.png")
     edit(folder, "source: digits\n  path: null", "source: folder\n  path: data/raw/mine")
     return folder
 
@@ -61,6 +61,15 @@ def test_one_pixel_images_are_refused(folder):
     for path in (folder / "data" / "raw" / "mine").iterdir():
         Image.new("L", (1, 1)).save(path)
     refused(folder, "1x1|1 pixel", "prepare_data")
+
+
+def test_too_few_images_for_the_figures_are_refused_before_any_job(folder):
+    for image in sorted((folder / "data" / "raw" / "mine").iterdir())[40:]:
+        image.unlink()
+    refused(
+        folder, r"prepare_data: 32 training images are too few for evaluate\.kid_subset_size 64; at least 64 are needed"
+    )
+    assert not (folder / "logs").exists()
 
 
 def test_more_stages_than_noise_levels_are_refused_before_any_job(folder):

@@ -757,8 +757,8 @@ def test_shell_characters_in_paths_are_only_names(real):
     params = yaml.safe_load(SMOKE)
     evil = f"{EVIL} {{wildcards}} {{0}} }}{{"
     (real / evil).mkdir()
-    for i in range(12):
-        Image.fromarray(np.full((8, 8), 20 * i, dtype=np.uint8)).save(
+    for i in range(90):
+        Image.fromarray(np.full((8, 8), 2 * i, dtype=np.uint8)).save(
             real / evil / f"{i:02} {EVIL}.png".replace("/", "")
         )
     params["prepare_data"] |= {"source": "folder", "path": evil}

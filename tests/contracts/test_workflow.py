@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import FILES_IN_LATENTS, activated
+from PIL import Image
 
 from stages import provenance
 
@@ -76,8 +77,9 @@ def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
     (folder / "images").mkdir()
-    for name in ("a.png", "b.png"):
-        (folder / "images" / name).write_bytes(b"unread by the stubs")
+    # As many as the preset's figures need; the stubs read none, the main process the first one's header.
+    for name in ("a.png", "b.png", *(f"c{number}.png" for number in range(88))):
+        Image.new("L", (8, 8)).save(folder / "images" / name)
     edit(folder / "params.yaml", "source: digits\n  path: null", "source: folder\n  path: images")
     shards = {f"results/features/stage_{s}-shard_{i}.safetensors" for s in range(2) for i in range(2)}
     outputs = {name: rule.outputs for name, rule in rules.items() if rule.outputs}
