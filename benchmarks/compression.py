@@ -188,7 +188,8 @@ class Run:
         results = self.shared.results(self.params)
         params, total = stage_params(self.params, "search_block"), dict.fromkeys(SCORES, 0.0)
         for name, chosen in plan["chosen"].items():
-            job = SearchJob(params, self.teacher, name, folder / "results" / "features", self.device, self.work / name)
+            features, importance = folder / "results" / "features", folder / self.shared.importance_name(self.params)
+            job = SearchJob(params, self.teacher, name, features, self.device, self.work / name, importance)
             job.supernet.load_state_dict(load_file(results / f"{name}.safetensors"))
             candidate = job.measured(chosen["spec"])
             block = Block(name, job.stage, candidate, (candidate,))

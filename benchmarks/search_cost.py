@@ -126,6 +126,7 @@ class Costs:
         torch.set_num_threads(1)
         load_teacher(self.shared.teacher)
         given = {"teacher": self.shared.teacher, "features": self.search / "results" / "features", "name": name}
+        given["importance"] = self.search / self.shared.importance_name(self.params)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             made = {
                 "output": Path(folder) / "search" / "job.json",

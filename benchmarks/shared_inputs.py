@@ -81,6 +81,7 @@ class Shared:
         from stages.cache_features import cache_features
         from stages.cluster_timesteps import cluster_timesteps
         from stages.collect_search import collect_search
+        from stages.rank_channels import rank_channels
         from stages.search_block import search_block
 
         clusters, features = folder / "clusters.json", folder / "results" / "features"
@@ -88,10 +89,12 @@ class Shared:
         inputs = self.inputs | {"teacher": self.teacher}
         self.make(cluster_timesteps, params, clusters, **inputs, output=clusters)
         self.make(cache_features, params, features / "index.json", **inputs, clusters=clusters, output=features)
+        importance = folder / self.importance_name(params)
+        self.make(rank_channels, params, importance, **inputs, output=importance)
         names = self.jobs(len(json.loads(clusters.read_text())["stages"]))
         for name in names:
             found = {"output": search / f"{name}.json", "weights": search / f"{name}.safetensors"}
-            given = {"name": name, "teacher": self.teacher, "features": features}
+            given = {"name": name, "teacher": self.teacher, "features": features, "importance": importance}
             self.make(search_block, params, search / f"{name}.json", **given, **found)
         self.make(collect_search, params, search / "index.json", names=names, search=search)
 
@@ -105,6 +108,10 @@ class Shared:
         channels = settings["channels"]
         others = sorted(key for key in settings if key != "channels" and settings[key] != usual[key])
         return "-".join(["search", *map(str, channels if isinstance(channels, list) else [channels]), *others])
+
+    def importance_name(self, params: dict[str, Any]) -> str:
+        """The file of the importance of channels that these params are searched with."""
+        return f"importance-{self.results_name(params)}.json"
 
     def jobs(self, stages: int) -> list[str]:
         """Names of the search jobs."""

@@ -25,13 +25,13 @@ def cluster_timesteps(
     images, gradients = TrainingSet.load(data, latents), None
     fingerprint: dict[str, Any] = {"params": params, "data": images.sha256}
     if settings["method"] == "gradient":
-        from stages.clustering.gradients import loss_gradients
+        from stages.clustering.gradients import bounded_gradients
         from stages.device import pick_device
         from stages.files import sha256_file
         from stages.models.pipelines import WEIGHTS, load_teacher
 
         unet = load_teacher(teacher).to(pick_device(params["device"], threads))
-        gradients = partial(loss_gradients, unet, process, images, settings["draws"])
+        gradients = partial(bounded_gradients, unet, process, images, settings["draws"])
         fingerprint["teacher"] = sha256_file(teacher / "unet" / WEIGHTS)
     pieces = Pieces(output.parent / "checkpoints" / "cluster_timesteps", fingerprint)
     y = images.flat(settings["image_range"])

@@ -17,21 +17,10 @@ from typing import Any, get_type_hints
 
 from stages import gpus, launch, processes
 from stages.lifeline import end_with, end_with_parent
+from stages.remedies import REMEDIES
 
 # Stages whose work several processes can share.
 SHARED = ("train_teacher", "retrain", "evaluate")
-# What takes less memory in each stage.
-REMEDIES = {
-    "prepare_data": "lower prepare_data.resolution",
-    "train_autoencoder": "lower train_autoencoder.batch_size",
-    "train_teacher": "lower train_teacher.batch_size",
-    "train_extractor": "lower train_extractor.batch_size",
-    "cluster_timesteps": "lower cluster_timesteps.draws",
-    "cache_features": "lower cache_features.batch_size or cache_features.shard_size",
-    "search_block": "lower search_block.batch_size",
-    "retrain": "lower retrain.batch_size",
-    "evaluate": "lower evaluate.batch_size or evaluate.speed_batch",
-}
 # What torch says in a plain RuntimeError when memory runs out.
 ALLOCATORS = ("DefaultCPUAllocator: ", "std::bad_alloc", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 

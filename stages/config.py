@@ -22,6 +22,7 @@ DIGITS_RESOLUTION = 8  # pixels
 INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
 
+# Sections, or single keys of one, `section.key`.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("seed", "prepare_data"),
     "train_autoencoder": ("seed", "device", "precision", "train_autoencoder"),
@@ -30,6 +31,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "train_extractor": ("seed", "device", "train_extractor"),
     "cluster_timesteps": ("seed", "device", "diffusion", "cluster_timesteps"),
     "cache_features": ("seed", "device", "architecture", "diffusion", "cache_features"),
+    "rank_channels": ("seed", "device", "architecture", "diffusion", "search_block.channels"),
     "search_block": ("seed", "device", "precision", "search_block"),
     "collect_search": ("architecture",),
     "assemble": ("seed", "architecture", "diffusion", "sampling", "assemble"),
@@ -103,8 +105,14 @@ def validate_params(params: Params, origin: str) -> None:
 
 
 def stage_params(params: Params, stage: str) -> Params:
-    """The sections of the params that `stage` reads; no other change can alter its results."""
-    return {name: params[name] for name in STAGE_SECTIONS[stage]}
+    """The sections and single keys of the params that `stage` reads; no other change can alter its results."""
+    return {name: param_at(params, name) for name in STAGE_SECTIONS[stage]}
+
+
+def param_at(params: Params, name: str) -> Any:
+    """The value under `section` or `section.key`; None when there is none."""
+    section, _, key = name.partition(".")
+    return params.get(section, {}).get(key) if key else params.get(section)
 
 
 # --- What the job graph needs to know ---

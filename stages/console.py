@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.remedies import REMEDIES
+
 KILLED = 137
 # Slurm's state of a job that did not end by itself, and what to do about it.
 SLURM_ENDS = {
@@ -115,8 +117,9 @@ def explain_end(job: Job, state: str, code: int | None) -> str:
     """
     if state == "OUT_OF_MEMORY" or code == KILLED:
         memory = 2 * job.resources.get("mem_mb", 0)
-        cure = f"lower batch_size, or let a cluster give more with --set-resources {job.rule}:mem_mb={memory}"
-        return f"killed, perhaps out of memory: {cure}"
+        lower = f"{REMEDIES[job.rule]}, or " if job.rule in REMEDIES else ""
+        more = f"let a cluster give more with --set-resources {job.rule}:mem_mb={memory}"
+        return f"killed, perhaps out of memory: {lower}{more}"
     if state in SLURM_ENDS:
         return SLURM_ENDS[state].format(rule=job.rule, runtime=2 * job.resources.get("runtime", 0))
     return f"ended by a signal: {signal.strsignal(code - 128)}" if code and code > 128 else ""

@@ -6,6 +6,8 @@ import torch
 
 from stages import processes
 
+PIXELS = 2**19
+
 
 def pick_device(name: str, threads: int) -> torch.device:
     """`auto`, `cpu` or `cuda` to the device of this process, with deterministic kernels and `threads` CPU threads.
@@ -27,3 +29,8 @@ def pick_device(name: str, threads: int) -> torch.device:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def images_at_once(most: int, height: int, width: int) -> int:
+    """How many images a pass without gradients takes: at most `most`, and no more than 2^19 pixels, but one."""
+    return max(1, min(most, PIXELS // (height * width)))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stages.gpus import claim_gpus
 from stages.processes import FAILURES, is_worker, rank
+from stages.remedies import REMEDIES
 
 
 def launch(stage: str, arguments: list[str], processes: int, device: str) -> None:
@@ -92,7 +93,7 @@ def run_here(stage: str, arguments: list[str]) -> bool:
         for number, failure in error.failures.items():
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
-                hint = f"; if memory ran out, lower {stage}.batch_size" if name == "SIGKILL" else ""
+                hint = f"; if memory ran out, {REMEDIES[stage]}" if name == "SIGKILL" else ""
                 leave_word(f"error: {stage}: process {number} was ended by {name}{hint}", moment=0)
         return True
     except SignalException as error:

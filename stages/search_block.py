@@ -7,7 +7,15 @@ from stages.command import run_command
 
 
 def search_block(
-    params: dict[str, Any], *, threads: int, name: str, teacher: Path, features: Path, output: Path, weights: Path
+    params: dict[str, Any],
+    *,
+    threads: int,
+    name: str,
+    teacher: Path,
+    features: Path,
+    importance: Path,
+    output: Path,
+    weights: Path,
 ) -> None:
     """Write every candidate with its scores and costs, and the supernet's weights."""
     from safetensors.torch import save_file
@@ -18,7 +26,7 @@ def search_block(
     from stages.search.job import SearchJob
 
     device, checkpoint = pick_device(params["device"], threads), output.parent.parent / "checkpoints" / f"{name}.pt"
-    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint)
+    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance)
     report = job.report()
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in job.supernet.state_dict().items()}, aside)

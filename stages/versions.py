@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from stages.config import load_params, show
+from stages.config import load_params, param_at, show
 from stages.files import read_json
 
 Params = dict[str, Any]
@@ -93,7 +93,7 @@ def check_carried(results: Iterable[Path], params: Params) -> None:
     """Raise a ValueError when a result was made with other params than these."""
     for path in results:
         carried = carried_params(path)
-        found = differences(carried, {name: params.get(name) for name in carried}) if carried else []
+        found = differences(carried, {name: param_at(params, name) for name in carried}) if carried else []
         if found:
             raise ValueError(f"{path}: made with {found[0]}; make it again (snakemake --forcerun {path})")
 

@@ -123,6 +123,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
     teacher, student = {"teacher": results / "teacher"}, results / "student"
     autoencoder, search = {"autoencoder": results / "autoencoder"}, {"search": results / "search"}
     clusters, features = {"clusters": results / "clusters.json"}, {"features": results / "features"}
+    importance = {"importance": results / "importance.json"}
     architecture = {"architecture": results / "architecture.json"}
     extractor = {"extractor": results / "extractor.safetensors"}
     metrics, samples = results / "metrics.json", results / "samples.npz"
@@ -135,7 +136,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
 
     def search_files(block: str) -> dict[str, Any]:
         report, weights = (search["search"] / f"{block}.{kind}" for kind in ("json", "safetensors"))
-        return teacher | features | {"name": block, "output": report, "weights": weights}
+        return teacher | features | importance | {"name": block, "output": report, "weights": weights}
 
     commands: list[tuple[str, dict[str, Any]]] = [
         ("prepare_data", {"output": data["data"]}),
@@ -145,6 +146,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
         ("train_extractor", data | log["train_extractor"] | {"output": extractor["extractor"]}),
         ("cluster_timesteps", encoded | teacher | {"output": clusters["clusters"]}),
         ("cache_features", encoded | teacher | clusters | {"output": features["features"]}),
+        ("rank_channels", encoded | teacher | {"output": importance["importance"]}),
         *(("search_block", search_files(block)) for block in searched),
         ("collect_search", search | {"names": searched}),
         ("assemble", teacher | clusters | search | {"output": architecture["architecture"]}),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import tiny_unet
 
+from stages.clustering import stages as clustering
 from stages.clustering.denoiser import OptimalDenoiser
 from stages.clustering.gradients import Sketch, loss_gradients
 from stages.clustering.partition import (
@@ -213,6 +215,122 @@ def test_every_method_divides_all_noise_levels_for_every_k(y, process, method):
         assert s0[0] > 0.9 > s0.min() and s1[-1] > 0.9 > s1[0]
         assert set(clusters["silhouette"]) == set("2345678")
     assert clusters == cluster(y, process, settings, 1, planted_gradients)
+
+
+def degenerate(name, y):
+    """Images of which the similarity says little."""
+    return {
+        "constant": np.full_like(y, 0.3),
+        "duplicates": np.repeat(y[:2], 10, axis=0),
+        "alone": y[:1],
+        "apart": np.eye(len(y), y.shape[1], dtype=np.float32) * 1e4,
+    }[name]
+
+
+METHODS = ["agglomerative", "dynamic_programming", "threshold", "uniform", "snr", "gradient", "given"]
+
+
+@pytest.mark.parametrize("images", ["constant", "duplicates", "alone", "apart"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_only_to_be_looked_at_ends_no_run(y, diffusion_settings, method, images):
+    y = degenerate(images, y)
+    for timesteps in (2, 3, 5, 10, 1000):
+        process = VPProcess(diffusion_settings | {"num_train_timesteps": timesteps})
+        for grid, stages in itertools.product(range(2, min(8, timesteps) + 1), (2, 3)):
+            if stages > grid or (method == "threshold" and stages != 3):
+                continue
+            settings = SETTINGS | {"method": method, "stages": stages, "grid": grid, "draws": 4}
+            if method == "given":
+                settings["boundaries"] = list(range(1, stages))
+            try:
+                clusters = cluster(y, process, settings, 0, planted_gradients)
+            except ValueError as error:
+                # Only where the method itself finds no such stages.
+                assert (method == "threshold" and "alpha" in str(error)) or "not contiguous" in str(error)
+                assert method in ("threshold", "agglomerative")
+                continue
+            process.check_stages(clusters, Path())
+            assert len(clusters["stages"]) == stages and json.dumps(clusters, allow_nan=False)
+            for k, score in clusters["silhouette"].items():
+                assert (score is None) == (f"silhouette {k}" in clusters.get("missing", {}))
+                assert score is None or -1 <= score <= 1
+                assert score is None or int(k) < grid
+            assert set(clusters["silhouette"]) == set("2345678")
+            assert clusters["similarity"] is not None and clusters["curves"] is not None
+
+
+def test_images_that_are_all_the_same_have_the_same_denoiser_at_every_noise_level(y):
+    same = degenerate("constant", y)
+    x0, eps = draw_pairs(same, 5, np.random.default_rng(0))
+    m = optimal_means(OptimalDenoiser(same), x0, eps, np.geomspace(1e-3, 1e3, 6))
+    assert (similarity_matrix(m, x0, same.mean(0)) == 1).all()
+
+
+class Broken(VPProcess):
+    """A process whose last noise level is infinite, as where the signal ends at nothing."""
+
+    def scale_sigma(self, t):
+        s, sigma = super().scale_sigma(t)
+        return s, torch.where(t.cpu() == 999, torch.inf, sigma)
+
+
+REASON = r"not finite at 1 of 16 noise levels, the least t = 999 \(sigma inf\); cluster_timesteps\.method: uniform does without"
+
+
+@pytest.mark.parametrize("method", ["uniform", "given", "gradient"])
+def test_similarities_that_are_not_finite_are_left_out_with_their_reason(y, diffusion_settings, method):
+    settings = SETTINGS | {"method": method, "boundaries": [200, 500] if method == "given" else None}
+    clusters = cluster(y, Broken(diffusion_settings), settings, 0, planted_gradients)
+    assert len(clusters["boundaries"]) == 2 and json.dumps(clusters, allow_nan=False)
+    assert clusters["similarity"] is None and clusters["curves"] is None
+    assert clusters["silhouette"] == dict.fromkeys("2345678")
+    assert set(clusters["missing"]) == {"similarity", "curves", *(f"silhouette {k}" for k in range(2, 9))}
+    for reason in clusters["missing"].values():
+        assert re.search(REASON, reason)
+
+
+@pytest.mark.parametrize("method", ["agglomerative", "dynamic_programming", "snr", "threshold"])
+def test_a_method_is_refused_what_it_needs_and_is_not_finite(y, diffusion_settings, method):
+    process = Broken(diffusion_settings)
+    process.at_share = lambda share: 999 if share > 0.9 else VPProcess.at_share(process, share)
+    reason = REASON.replace("1 of 16", r"\d+ of \d+")
+    with pytest.raises(ValueError, match=reason):
+        cluster(y, process, SETTINGS | {"method": method}, 0)
+
+
+def test_gradients_that_are_not_finite_are_refused(y, process):
+    def broken(t, seed):
+        return np.where(t[:, None] == t[3], np.nan, planted_gradients(t, seed))
+
+    with pytest.raises(ValueError, match=r"gradient of the loss is not finite at 1 of 16 noise levels, the least t = "):
+        cluster(y, process, SETTINGS | {"method": "gradient"}, 0, broken)
+
+
+def test_further_seeds_and_other_numbers_of_stages_that_fail_are_left_out(y, process, monkeypatch):
+    labels, calls = clustering.agglomerative_labels, []
+
+    def fails(similarity, number):
+        calls.append(number)
+        if len(calls) == 2 or number == 5:
+            raise ValueError("not contiguous")
+        return labels(similarity, number)
+
+    monkeypatch.setattr(clustering, "agglomerative_labels", fails)
+    clusters = cluster(y, process, SETTINGS | {"seeds": 3}, 7)
+    first, second, third = clusters["spread"]["boundaries"]
+    assert second is None and len(first) == len(third) == 2
+    assert clusters["spread"]["std"] == np.std([first, third], axis=0, ddof=1).tolist()
+    assert clusters["missing"] == {"boundaries of seed 8": "not contiguous", "silhouette 5": "not contiguous"}
+    assert clusters["silhouette"]["5"] is None and clusters["silhouette"]["4"] is not None
+    calls[:] = [None]
+    with pytest.raises(ValueError, match="not contiguous"):
+        cluster(y, process, SETTINGS, 7)
+
+
+def test_a_middle_stage_without_a_timestep_is_refused(y, diffusion_settings, monkeypatch):
+    monkeypatch.setattr(clustering, "threshold_boundaries", lambda *_: (5, 6))
+    with pytest.raises(ValueError, match="boundaries 5 and 6 leave no middle stage"):
+        cluster(y, VPProcess(diffusion_settings), SETTINGS | {"method": "threshold"}, 0)
 
 
 def test_given_boundaries_are_taken_in_t_and_in_sigma(y, diffusion_settings, edm_settings):

@@ -44,8 +44,9 @@ FLAGS = {
     "--output results/clusters.json",
     "cache_features": "--data data/prepared --latents data/latents --teacher results/teacher "
     "--clusters results/clusters.json --output results/features",
+    "rank_channels": "--data data/prepared --latents data/latents --teacher results/teacher --output results/importance.json",
     "search_block": "--name mid_block --teacher results/teacher --features results/features "
-    "--output results/search/mid_block.json --weights results/search/mid_block.safetensors",
+    "--importance results/importance.json --output results/search/mid_block.json --weights results/search/mid_block.safetensors",
     "assemble": "--teacher results/teacher --clusters results/clusters.json --search results/search "
     "--output results/architecture.json",
     "retrain": "--data data/prepared --latents data/latents --autoencoder results/autoencoder "
@@ -158,7 +159,8 @@ READS = {
     "train_extractor": PREPARED,
     "cluster_timesteps": [*PREPARED, LATENTS],
     "cache_features": [*PREPARED, LATENTS, *TEACHER, CLUSTERS],
-    "search_block": [*TEACHER, "results/features/index.json", *SHARDS],
+    "rank_channels": [*PREPARED, LATENTS, *TEACHER],
+    "search_block": [*TEACHER, "results/features/index.json", "results/importance.json", *SHARDS],
     "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS],
     "retrain": [
         *(*PREPARED, LATENTS, AUTOENCODER, *TEACHER, ARCHITECTURE),

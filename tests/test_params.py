@@ -18,12 +18,14 @@ from stages.config import (
     extractor_files,
     load_params,
     needs_own_pipeline,
+    param_at,
     runs_in_latents,
     stage_params,
     teacher_files,
     typed,
     validate_params,
 )
+from stages.versions import check_carried
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -72,8 +74,21 @@ def test_the_schema_describes_and_requires_every_key() -> None:
 
 
 def test_every_section_is_read_by_some_stage(committed: dict[str, Any]) -> None:
-    assert {name for sections in STAGE_SECTIONS.values() for name in sections} == set(committed)
+    assert {name.partition(".")[0] for names in STAGE_SECTIONS.values() for name in names} == set(committed)
+    assert all(param_at(committed, name) is not None for names in STAGE_SECTIONS.values() for name in names)
+    assert stage_params(committed, "rank_channels")["search_block.channels"] == committed["search_block"]["channels"]
     assert set(stage_params(committed, "assemble")) == {"seed", "architecture", "diffusion", "sampling", "assemble"}
+
+
+def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[str, Any], tmp_path: Path) -> None:
+    carried = stage_params(committed, "rank_channels")
+    result = tmp_path / "importance.json"
+    result.write_text(json.dumps({"params": carried}))
+    check_carried([result], committed)
+    check_carried([result], committed | {"search_block": committed["search_block"] | {"steps": 3}})
+    other = committed | {"search_block": committed["search_block"] | {"channels": [0.5, 0.75]}}
+    with pytest.raises(ValueError, match=r"made with search_block\.channels 1\.0, not \[0\.5, 0\.75\]; make it again"):
+        check_carried([result], other)
 
 
 @pytest.mark.parametrize(

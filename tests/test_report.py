@@ -194,6 +194,25 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
     assert "Silhouette" not in page and "Calibration" not in page
 
 
+def test_page_says_what_of_the_clustering_could_not_be_computed() -> None:
+    clusters = make_clusters()
+    clusters["silhouette"] |= {"4": None, "5": None}
+    clusters["spread"]["seeds"].append(2)
+    clusters["spread"]["boundaries"].append(None)
+    clusters["missing"] = {
+        "silhouette 4": "not <b>",
+        "silhouette 5": "not <b>",
+        "boundaries of seed 2": "too few draws",
+    }
+    page = make_page(clusters=clusters)
+    assert "Not computed: silhouette 4, silhouette 5 (not &lt;b&gt;)." in page
+    assert "Not computed: boundaries of seed 2 (too few draws)." in page and "Over 2 seeds the boundaries are" in page
+    assert "Silhouette over K: 2: 0.500, 3: 0.600" in page
+    clusters |= {"silhouette": dict.fromkeys("2345678"), "similarity": None, "curves": None}
+    assert "<h3>Silhouette</h3>" not in make_page(clusters=clusters)
+    assert "Not computed" not in make_page()
+
+
 def test_page_draws_the_gains_of_every_frequency_band() -> None:
     said = "Gains by frequency band: mean brightness 1 to 1.3, to 1/4 1 to 1, to the highest 0.9 to 1.2"
     assert said in make_page()

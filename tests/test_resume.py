@@ -12,13 +12,14 @@ import pytest
 import yaml
 from helpers import run
 
-from stages.config import STAGE_SECTIONS
+from stages.config import stage_params
 from stages.evaluation.samples import load_samples
 
 FLAGS = {
     "cluster_timesteps": "--latents data/latents --teacher results/teacher --output results/clusters.json",
     "cache_features": "--latents data/latents --teacher results/teacher --clusters results/clusters.json "
     "--output results/features",
+    "rank_channels": "--latents data/latents --teacher results/teacher --output results/importance.json",
     "evaluate": "--autoencoder results/autoencoder --teacher results/teacher --student results/student "
     "--architecture results/architecture.json --extractor results/extractor.safetensors "
     "--output results/metrics.json --samples results/samples.npz",
@@ -28,7 +29,7 @@ FLAGS = {
 def command(folder: Path, stage: str) -> list[str]:
     """A stage's command as its rule gives it."""
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    text = json.dumps({section: params[section] for section in STAGE_SECTIONS[stage]})
+    text = json.dumps(stage_params(params, stage))
     threads = str(min(8, len(os.sched_getaffinity(0))))
     flags = ["--params", text, "--threads", threads, "--data", "data/prepared", *FLAGS[stage].split()]
     return [sys.executable, "-m", f"stages.{stage}", *flags]
@@ -60,6 +61,7 @@ def results(folder: Path, *patterns: str) -> dict[str, object]:
     [
         ("cluster_timesteps", "seed-0-level-0003.npy", ["clusters.json"]),
         ("cache_features", "stage_0-shard_1.safetensors", ["features/*"]),
+        ("rank_channels", "batch-003.npy", ["importance.json"]),
         ("evaluate", "teacher-00001.npy", ["metrics.json", "samples.npz"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +110,94 @@ def test_auto_tau_is_the_least_that_meets_the_budget(seed):
     assert fits(totals(blocks, chosen, COSTS), budget)
     less, _ = select_local(blocks, COSTS, budget, tau * 0.999, 0.0)
     assert not fits(totals(blocks, less, COSTS), budget)
+
+
+def awkward_blocks(seed):
+    """Blocks whose costs have nothing to do with each other or with the error, with values and errors that occur twice."""
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for name, stage in [("down", None), ("mid", None), ("up.stage_0", 0), ("up.stage_2", 2)]:
+        found = [
+            {"spec": i, "nmse": float(n), "macs": int(m), "params": int(p)}
+            for i, (n, m, p) in enumerate(
+                zip(rng.integers(1, 30, 12) / 97, rng.integers(1, 20, 12), rng.integers(1, 120, 12), strict=True)
+            )
+        ]
+        identity = {"spec": "identity", "nmse": float(rng.integers(1, 15) / 97), "macs": 300, "params": 120}
+        blocks.append(Block(name, stage, identity, (*found, *[identity][: seed % 2])))
+    return blocks
+
+
+def local_by_definition(blocks, tau, tau_rel):
+    """argmin MACs, then NMSE, subject to NMSE(a) <= (1 + tau_rel) NMSE(identity) + tau; the identity where there is none."""
+    near = {b.name: [c for c in b.candidates if c["nmse"] - (1 + tau_rel) * b.identity["nmse"] <= tau] for b in blocks}
+    return {b.name: min(near[b.name], key=lambda c: (c["macs"], c["nmse"]), default=b.identity) for b in blocks}
+
+
+@pytest.mark.parametrize("tau_rel", [0.0, 0.3])
+@pytest.mark.parametrize("limit", [0.45, 0.55, 0.65, 0.8])
+@pytest.mark.parametrize("key", ["params", "params_active"])
+def test_auto_tau_is_the_least_where_parameters_go_up_and_down(key, limit, tau_rel):
+    budget, dips, refused = replace(Budget(9, 9, 9), **{key: limit}), 0, 0
+    for seed in range(30):
+        blocks = awkward_blocks(seed)
+        bases = {b.name: (1 + tau_rel) * b.identity["nmse"] for b in blocks}
+        taus = sorted({0.0} | {max(0.0, c["nmse"] - bases[b.name]) for b in blocks for c in b.candidates})
+        right = [fits(totals(blocks, local_by_definition(blocks, tau, tau_rel), COSTS), budget) for tau in taus]
+        dips += right != sorted(right)
+        if not any(right):
+            refused += 1
+            with pytest.raises(ValueError, match=rf"assemble\.{key} {limit} \(least that can be met: "):
+                select_local(blocks, COSTS, budget, "auto", tau_rel)
+            continue
+        chosen, tau = select_local(blocks, COSTS, budget, "auto", tau_rel)
+        assert tau == taus[right.index(True)]
+        assert (
+            chosen == local_by_definition(blocks, tau, tau_rel) == select_local(blocks, COSTS, budget, tau, tau_rel)[0]
+        )
+        assert fits(totals(blocks, chosen, COSTS), budget)
+    assert dips and refused < 30
+
+
+@pytest.mark.parametrize("budget", [Budget(9, 0.3, 9), Budget(9, 9, 0.2), Budget(0.1, 9, 9)])
+def test_the_least_that_the_local_rule_is_said_to_meet_it_meets(budget):
+    for seed in range(20):
+        blocks = awkward_blocks(seed)
+        try:
+            select_local(blocks, COSTS, budget, "auto", 0.0)
+        except ValueError as error:
+            said = re.findall(r"assemble\.(\w+) \S+ \(least that can be met: ([\d.]+)\)", str(error))
+            key, least = next((key, float(least)) for key, least in said if float(least) > getattr(budget, key))
+            select_local(blocks, COSTS, replace(budget, **{key: least}), "auto", 0.0)
+            with pytest.raises(ValueError, match="raise what is below its least"):
+                select_local(blocks, COSTS, replace(budget, **{key: least - 2e-4}), "auto", 0.0)
+
+
+def test_budgets_that_can_be_met_but_not_together_are_said_to_be_so():
+    found = [{"spec": i, "nmse": n, "macs": m, "params": p} for i, (n, m, p) in enumerate([(0.1, 9, 1), (0.2, 1, 9)])]
+    blocks, costs = [Block("mid", None, found[0], tuple(found))], Costs(10, 10, 0, 0, 0, (1.0,))
+    for select in (
+        lambda budget: select_local(blocks, costs, budget, "auto", 0.0)[0],
+        lambda budget: select_budget(blocks, costs, budget),
+    ):
+        with pytest.raises(ValueError, match="each can be met, but not all at once; raise one"):
+            select(Budget(0.2, 0.2, 1))
+        assert select(Budget(0.2, 0.9, 1))["mid"]["spec"] == 1 and select(Budget(0.9, 0.2, 1))["mid"]["spec"] == 0
+
+
+def test_thousands_of_candidates_take_no_time():
+    rng, blocks = np.random.default_rng(0), []
+    for number in range(24):
+        nmse, size = np.sort(rng.random(400)), 10**6 - 2 * np.arange(400)
+        found = [
+            {"spec": i, "nmse": float(n), "macs": int(m), "params": int(m)}
+            for i, (n, m) in enumerate(zip(nmse, size, strict=True))
+        ]
+        blocks.append(Block(f"up.{number}", number % 3, found[0], tuple(found)))
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="cannot be met"):
+        select_local(blocks, COSTS, Budget(0.01, 9, 9), "auto", 0.0)
+    assert time.perf_counter() - began < 5
 
 
 def test_the_pareto_front_drops_only_what_another_beats():

@@ -120,6 +120,7 @@ SAME_BYTES = (
     "results/extractor.safetensors",
     "results/clusters.json",
     "results/features/index.json",
+    "results/importance.json",
     "results/search/mid_block.json",
     "results/search/up_blocks.1.stage_1.safetensors",
     "results/architecture.json",

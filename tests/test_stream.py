@@ -16,13 +16,14 @@ from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import VPProcess
 from stages.diffusion.seeds import generator_for
 from stages.evaluation.cost import count_macs
+from stages.files import write_checked_json
 from stages.models.borders import border_of_job, borders_of, trace
 from stages.models.multi_decoder_unet import narrow_stream, stream_levels
 from stages.models.specs import parameter_count
 from stages.models.stream import kept_channels, kept_part, narrowed_teacher, with_part
 from stages.search.architecture import assemble_architecture, stream_of
 from stages.search.features import FeatureWriter
-from stages.search.importance import choose_stream, stream_importance, stream_writers
+from stages.search.importance import choose_stream, measure_importance, stream_importance, stream_writers
 from stages.search.job import SearchJob
 from stages.training.joint import JointLoss
 from stages.training.student import start_student
@@ -132,6 +133,16 @@ def test_the_channels_that_matter_are_kept_in_every_group(digits, diffusion_sett
     assert not any(module._forward_hooks for module in unet.modules())
 
 
+def test_all_channels_are_kept_whatever_they_are_to_be_a_multiple_of():
+    unet = tiny_unet(block_out_channels=(20, 32))
+    for shares in (1, 1.0, [1.0, 1.0], [1, 1.0]):
+        assert choose_stream(unet, shares, None, 8) is None
+    ranked = [list(range(20)), list(range(32))]
+    assert [len(level) for level in choose_stream(unet, [1.0, 0.5], ranked, 8)] == [20, 16]
+    with pytest.raises(ValueError, match="give one share, or one for each level"):
+        choose_stream(unet, [1.0], None)
+
+
 def test_importance_is_the_change_of_the_image_to_first_order(unet, digits, diffusion_settings):
     process = VPProcess(diffusion_settings)
     batch = NoisyBatches(TrainingSet.of_images(digits), process, 16, CPU)(generator_for(0, "stream", 0))
@@ -193,11 +204,15 @@ def searched(digits, diffusion_settings, tmp_path):
     unet = doubled()
     writer = FeatureWriter(unet, VPProcess(diffusion_settings), TrainingSet.of_images(digits), STAGES, FEATURES, 0, CPU)
     writer.write(tmp_path / "features", {})
+    found = measure_importance(unet, writer.process, writer.data, 0, CPU)
+    importance = tmp_path / "importance.json"
+    write_checked_json(importance, {"stream_importance": found, "stream_triples": 1024})
     params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
     results, states = {}, {}
     for border in borders_of(unet):
         for name in [f"{border.block}.stage_{s}" for s in (0, 1)] if border.kind == "up" else [border.block]:
-            job = SearchJob(params, unet, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt")
+            work = tmp_path / "work" / f"{name}.pt"
+            job = SearchJob(params, unet, name, tmp_path / "features", CPU, work, importance)
             results[name], states[name] = job.report() | {"weights_sha256": ""}, job.supernet.state_dict()
     return unet, results, states
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 # Weights below this change nothing in float32; as denormal numbers they would make the second product several times slower.
 NEGLIGIBLE = 1e-30
+MOST_WEIGHTS = 2**27  # of all draws handled at once
 NEAR = 1e-4  # squared distance of images that count as the same, as a share of the sum of their squared norms
 
 
@@ -18,13 +19,13 @@ class OptimalDenoiser:
 
     Args:
         y: training images, (N, n), float32.
-        batch: draws handled at once.
+        batch: draws handled at once, fewer where N is beyond half a million.
         device: where to compute.
     """
 
     def __init__(self, y: np.ndarray, batch: int = 256, device: torch.device | str = "cpu") -> None:
         self.mean = y.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.batch, self.device = batch, device
+        self.batch, self.device = max(1, min(batch, MOST_WEIGHTS // len(y))), device
         self.y = torch.from_numpy(y - self.mean).to(device)
         self.half_norms = 0.5 * torch.linalg.vector_norm(self.y, dim=1, dtype=torch.float64).square().float()
 

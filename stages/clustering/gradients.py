@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DModel
 
 from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import predict
 from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
+from stages.models.activations import bounded_activations
 
+BATCH = 256  # pairs at once, at most
 SKETCH = 2**16  # numbers kept of each gradient
 
 
@@ -27,8 +30,16 @@ class Sketch:
         return vector if self.whole else torch.zeros(SKETCH).index_add_(0, self.where, self.signs * vector)
 
 
+def bounded_gradients(
+    unet: UNet2DModel, process: Process, data: TrainingSet, draws: int, t: np.ndarray, seed: int
+) -> np.ndarray:
+    """`loss_gradients` of a teacher, of as many pairs at once as memory allows."""
+    with bounded_activations(unet, data.shape, BATCH) as at_once:
+        return loss_gradients(unet, process, data, draws, t, seed, at_once)
+
+
 def loss_gradients(
-    model: Any, process: Process, data: TrainingSet, draws: int, t: np.ndarray, seed: int, batch_size: int = 256
+    model: Any, process: Process, data: TrainingSet, draws: int, t: np.ndarray, seed: int, batch_size: int = BATCH
 ) -> np.ndarray:
     """Gradient of the mean denoising loss over `draws` pairs (x0, eps), the same at every t.
 

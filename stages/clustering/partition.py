@@ -1,6 +1,8 @@
 """From similarities to stages: boundaries are the first timestep of each later stage."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +38,16 @@ def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: f
         )
     t1, t2 = t[low[-1]].item(), t[high[0]].item()
     if t1 >= t2:
-        raise ValueError(
-            f"cluster_timesteps.alpha {alpha}: boundaries {t1} and {t2} leave no middle stage; raise alpha or lower eta"
-        )
+        raise ValueError(no_middle_stage(alpha, t1, t2))
     return t1, t2
+
+
+def no_middle_stage(alpha: float, t1: float, t2: float) -> str:
+    """The message for two boundaries of `threshold` between which nothing is left."""
+    return (
+        f"cluster_timesteps.alpha {alpha}: boundaries {t1} and {t2} leave no middle stage; raise alpha or lower eta, "
+        "or set method: dynamic_programming"
+    )
 
 
 def agglomerative_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
@@ -60,7 +68,10 @@ def agglomerative_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
     labels = clustering.fit_predict(1 - similarity)
     ordered = np.cumsum(np.concatenate([[False], labels[1:] != labels[:-1]]))
     if ordered[-1] != stages - 1:
-        raise ValueError("cluster_timesteps: stages are not contiguous in t; raise cluster_timesteps.draws")
+        raise ValueError(
+            f"cluster_timesteps.method agglomerative: its {stages} stages are not contiguous in t; "
+            "raise cluster_timesteps.draws, or set method: dynamic_programming"
+        )
     return ordered
 
 
@@ -124,9 +135,34 @@ def boundaries_of(labels: np.ndarray, grid: np.ndarray, process: Process) -> lis
     return [process.as_t((grid[i].item() + grid[i + 1].item()) / 2) for i in last]
 
 
-def silhouettes(distance: np.ndarray, label: Callable[[int], np.ndarray]) -> dict[int, float]:
-    """Silhouette (Rousseeuw 1987) over `distance` of the clusterings `label(K)` into K = 2 .. 8 stages."""
+def silhouettes(
+    distance: np.ndarray, label: Callable[[int], np.ndarray], missing: dict[str, str] | None = None
+) -> dict[int, float | None]:
+    """Silhouette (Rousseeuw 1987) over `distance` of the clusterings `label(K)` into K = 2 .. 8 stages.
+
+    Where it cannot be computed it is None, and `missing` gets the reason.
+    """
+    reasons = {} if missing is None else missing
+    scores = {k: partial(silhouette, distance, label, k) for k in range(2, LARGEST_K + 1)}
+    return {k: attempt(f"silhouette {k}", score, reasons) for k, score in scores.items()}
+
+
+def silhouette(distance: np.ndarray, label: Callable[[int], np.ndarray], stages: int) -> float:
+    """The silhouette of a clustering; ValueError when its stages are not as many, or none has two noise levels."""
     from sklearn.metrics import silhouette_score
 
-    counts = range(2, min(LARGEST_K, len(distance) - 1) + 1)
-    return {k: float(silhouette_score(distance, label(k), metric="precomputed")) for k in counts}
+    if stages >= len(distance):
+        raise ValueError(f"{len(distance)} noise levels are too few for a silhouette of {stages} stages")
+    labels = label(stages)
+    if len(np.unique(labels)) != stages:
+        raise ValueError(f"the noise levels compared lie in {len(np.unique(labels))} of {stages} stages")
+    return float(silhouette_score(distance, labels, metric="precomputed"))
+
+
+def attempt(name: str, compute: Callable[[], Any], missing: dict[str, str]) -> Any:
+    """What `compute` returns; None when it raises a ValueError, of which `missing` gets the reason under `name`."""
+    try:
+        return compute()
+    except ValueError as error:
+        missing[name] = " ".join(str(error).split())
+        return None

@@ -46,7 +46,7 @@ def similarity_matrix(m: np.ndarray, x0: np.ndarray, mean: np.ndarray) -> np.nda
     """Pairwise similarity of m_t over noise levels.
 
     similarity(a, b) = 1 - E||m_a - m_b||^2 / E||x0 - ybar||^2, clipped to [0, 1]: 1 for equal denoisers, 0 between the
-    two limits, m = x0 (no noise) and m = ybar (all noise).
+    two limits, m = x0 (no noise) and m = ybar (all noise). Of images that are all the same so are the denoisers.
 
     Args:
         m: (T, D, n), of `optimal_means`.
@@ -56,10 +56,13 @@ def similarity_matrix(m: np.ndarray, x0: np.ndarray, mean: np.ndarray) -> np.nda
     Returns:
         (T, T) float64, symmetric, ones on the diagonal.
     """
+    spread = float(np.square(x0.astype(np.float64) - mean).sum())
+    if spread == 0:
+        return np.ones((len(m), len(m)))
     flat = m.reshape(len(m), -1).astype(np.float64)
     squares = np.einsum("ij,ij->i", flat, flat)
     distance = squares[:, None] + squares[None] - 2 * (flat @ flat.T)
-    distance /= max(float(np.square(x0.astype(np.float64) - mean).sum()), np.finfo(float).tiny)
+    distance /= spread
     np.fill_diagonal(distance, 0)
     return 1 - distance.clip(0, 1)
 

@@ -10,10 +10,13 @@ import torch
 
 from stages.clustering.denoiser import OptimalDenoiser
 from stages.clustering.partition import (
+    LARGEST_K,
     agglomerative_labels,
+    attempt,
     boundaries_of,
     dynamic_programming_labels,
     interval_labels,
+    no_middle_stage,
     silhouettes,
     threshold_boundaries,
     uniform_boundaries,
@@ -58,9 +61,20 @@ class Clustering:
 
     @cached_property
     def means(self) -> np.ndarray:
-        """The optimal denoiser on the grid, (T, D, n)."""
+        """The optimal denoiser on the grid, (T, D, n); ValueError when it is not finite."""
         sigmas = sigmas_at(self.process, self.grid)
-        return optimal_means(self.denoiser, *self.pairs, sigmas, self.pieces, f"seed-{self.seed}-")
+        m = optimal_means(self.denoiser, *self.pairs, sigmas, self.pieces, f"seed-{self.seed}-")
+        self._check_finite("the optimal denoiser", self.grid, m)
+        return m
+
+    def _check_finite(self, what: str, t: np.ndarray, values: np.ndarray) -> None:
+        """Raise ValueError, with the least t, unless the values (T, ...) at each t are finite."""
+        bad = [float(level) for level, row in zip(t, values, strict=True) if not np.isfinite(row).all()]
+        if bad:
+            raise ValueError(
+                f"{what} is not finite at {len(bad)} of {len(t)} noise levels, the least t = {min(bad):g} "
+                f"(sigma {sigmas_at(self.process, np.array([min(bad)]))[0]:g}); cluster_timesteps.method: uniform does without it"
+            )
 
     @cached_property
     def similarity(self) -> np.ndarray:
@@ -92,17 +106,30 @@ class Clustering:
             f"seed-{self.seed}-draws.npy",
             lambda: self.denoiser(x0 + sigmas[:, None].astype(np.float32) * eps, sigmas),
         )
+        self._check_finite("the optimal denoiser", t, m)
         shares = limit_shares(m, x0, self.denoiser.mean, sigmas, self.settings["eta"], self.last_sigma)
         t1, t2 = threshold_boundaries(t, *shares, self.settings["alpha"])
+        if self.process.above(t1) == t2:
+            raise ValueError(no_middle_stage(self.settings["alpha"], t1, t2))
         return [self.process.above(t1), t2]
 
     def labels(self, stages: int) -> np.ndarray:
-        """Stage of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,)."""
+        """Stage of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,).
+
+        Raises:
+            ValueError: there are fewer t than stages, what the method compares is not finite, or it finds no such stages.
+        """
         method = self.settings["method"]
+        if stages > len(self.grid):
+            raise ValueError(
+                f"cluster_timesteps.stages: {stages} is more than the grid of {len(self.grid)} noise levels; "
+                "lower it or raise grid"
+            )
         if method == "uniform":
             return np.searchsorted(uniform_boundaries(self.process, stages), self.grid, side="right")
         if method == "snr":
             log_snr = -2 * np.log(sigmas_at(self.process, self.grid))
+            self._check_finite("the signal-to-noise ratio", self.grid, log_snr)
             return interval_labels(np.abs(log_snr[:, None] - log_snr), stages)
         if method == "gradient":
             return interval_labels(1 - self.gradient_cosines, stages)
@@ -110,11 +137,19 @@ class Clustering:
             return dynamic_programming_labels(self.similarity, stages)
         return agglomerative_labels(self.similarity, stages)
 
+    def silhouettes(self, missing: dict[str, str]) -> dict[int, float | None]:
+        """Silhouettes of the method's clusterings into K = 2 .. 8 stages, over 1 - similarity."""
+        if (similarity := attempt("similarity", lambda: self.similarity, missing)) is None:
+            missing |= {f"silhouette {k}": missing["similarity"] for k in range(2, LARGEST_K + 1)}
+            return dict.fromkeys(range(2, LARGEST_K + 1))
+        return silhouettes(1 - similarity, self.labels, missing)
+
     @cached_property
     def gradient_cosines(self) -> np.ndarray:
         """Cosines between the mean gradients at two values of t, (T, T)."""
         assert self.gradients is not None, "the method gradient needs a network"
         g = self.gradients(self.grid, self.seed).astype(np.float64)
+        self._check_finite("the gradient of the loss", self.grid, g)
         g /= np.maximum(np.linalg.norm(g, axis=1, keepdims=True), np.finfo(float).tiny)
         return (g @ g.T).clip(-1, 1)
 
@@ -150,28 +185,38 @@ def cluster(
         The content of results/clusters.json, without `params`.
 
     Raises:
-        ValueError: `threshold` finds no three stages, or given boundaries are not those of K stages.
+        ValueError: the method finds no such stages, or given boundaries are not those of K stages. What is only to be looked at
+            (similarity, silhouettes, curves, the boundaries of further seeds) is None instead, with its reason in `missing`.
     """
     denoiser = OptimalDenoiser(y)
     count = 1 if settings["method"] in FIXED else settings["seeds"]
     runs = [Clustering(denoiser, y, process, settings, seed + i, gradients, pieces) for i in range(count)]
-    found, boundaries = runs[0], [run.boundaries() for run in runs]
-    return {
+    boundaries = runs[0].boundaries()
+    missing: dict[str, str] = {}
+    found = {
         "method": settings["method"],
         "process": process.name,
         "seed": seed,
-        "boundaries": boundaries[0],
-        "boundaries_sigma": sigmas_at(process, np.array(boundaries[0])).tolist(),
-        "stages": process.edges(boundaries[0]),
-        "spread": {
-            "seeds": [run.seed for run in runs],
-            "boundaries": boundaries,
-            "std": np.std(boundaries, axis=0, ddof=min(1, count - 1)).tolist(),
-        },
-        "grid": found.grid.tolist(),
-        "similarity": found.similarity.round(6).tolist(),
-        "silhouette": {str(k): score for k, score in silhouettes(1 - found.similarity, found.labels).items()},
-        "curves": found.curves(),
+        "boundaries": boundaries,
+        "boundaries_sigma": sigmas_at(process, np.array(boundaries)).tolist(),
+        "stages": process.edges(boundaries),
+        "spread": spread_of(runs, boundaries, missing),
+        "grid": runs[0].grid.tolist(),
+        "similarity": attempt("similarity", lambda: runs[0].similarity.round(6).tolist(), missing),
+        "silhouette": {str(k): score for k, score in runs[0].silhouettes(missing).items()},
+        "curves": attempt("curves", runs[0].curves, missing),
+    }
+    return found | ({"missing": missing} if missing else {})
+
+
+def spread_of(runs: list[Clustering], first: list[float], missing: dict[str, str]) -> dict[str, Any]:
+    """How far boundaries depend on the draws: those of every run, `first` among them, and their standard deviation."""
+    boundaries = [first, *(attempt(f"boundaries of seed {run.seed}", run.boundaries, missing) for run in runs[1:])]
+    known = [some for some in boundaries if some is not None]
+    return {
+        "seeds": [run.seed for run in runs],
+        "boundaries": boundaries,
+        "std": np.std(known, axis=0, ddof=min(1, len(known) - 1)).tolist(),
     }
 
 

@@ -58,7 +58,7 @@ class Evaluation:
     def scoring(self) -> dict[str, Any]:
         """Keyword arguments of `fidelity`."""
         settings = self.params["evaluate"]
-        keys = ("kid_subset_size", "neighbours")
+        keys = ("kid_subset_size", "neighbours", "batch_size")
         return {key: settings[key] for key in keys} | {"seed": self.params["seed"], "device": self.device}
 
     def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from stages.device import images_at_once
 from stages.evaluation.counts import CLASSIFIER
 from stages.files import (
     CONTENT_HASH,
@@ -178,6 +179,7 @@ def scale_features(model: Classifier, images: np.ndarray, batch_size: int = 1024
     convolution, and the linear layer takes it back.
     """
     device, total = model.head.weight.device, 0.0
+    batch_size = images_at_once(batch_size, *images.shape[1:3])
     for start in range(0, len(images), batch_size):
         features = model.features(to_tensor(images[start : start + batch_size]).to(device))
         total += float(features.double().square().sum())
@@ -225,6 +227,7 @@ def accuracy(
     if len(images) == 0:
         return None
     device, right = model.head.weight.device, 0
+    batch_size = images_at_once(batch_size, *images.shape[1:3])
     every_turn = range(QUARTER_TURNS if task.kind == ROTATION else 1)
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)

@@ -129,11 +129,13 @@ def fidelity(
     neighbours: int | None,
     seed: int,
     device: torch.device,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, float]:
     """Compare generated with reference images, both uint8 (N, H, W, C).
 
     Returns `fid`, `kid` (mean over 100 subsets drawn from `seed`), `precision` and `recall` (with `neighbours` nearest
-    neighbours; None leaves both out, the slowest with a large reference). Raises ValueError for too few images.
+    neighbours; None leaves both out, the slowest with a large reference). Features are computed of at most `batch_size` images
+    at once. Raises ValueError for too few images.
     """
     check_counts(len(generated), len(reference), extractor, kid_subset_size, neighbours)
     found = calculate_metrics(
@@ -148,7 +150,7 @@ def fidelity(
         prc_neighborhood=neighbours or 1,
         prc_batch_size=DISTANCES_BATCH,
         rng_seed=seed,
-        batch_size=BATCH_SIZE,
+        batch_size=min(batch_size, BATCH_SIZE),
         cuda=device.type == "cuda",
         save_cpu_ram=True,  # no worker processes; distances in pieces
         cache=False,
@@ -166,6 +168,7 @@ def held_out_fidelity(
     neighbours: int,
     seed: int,
     device: torch.device,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
     """`fidelity` of the held-out real images against the training images: what unseen real images score.
 
@@ -184,4 +187,5 @@ def held_out_fidelity(
         neighbours=neighbours,
         seed=seed,
         device=device,
+        batch_size=batch_size,
     )

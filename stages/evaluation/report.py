@@ -184,14 +184,23 @@ def sampler_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def spread_text(spread: dict[str, Any]) -> str:
     """Boundaries over seeds in a sentence, empty when there is nothing to say."""
-    if len(spread["seeds"]) < 2 or not spread["std"]:
+    known = [boundaries for boundaries in spread["boundaries"] if boundaries is not None]
+    if len(known) < 2 or not spread["std"]:
         return ""
-    columns = zip(*spread["boundaries"], strict=True)
+    columns = zip(*known, strict=True)
     each = [
         f"{min(c):g} to {max(c):g} (standard deviation {std:.3g})"
         for c, std in zip(columns, spread["std"], strict=True)
     ]
-    return f"Over {len(spread['seeds'])} seeds the boundaries are {', '.join(each)}."
+    return f"Over {len(known)} seeds the boundaries are {', '.join(each)}."
+
+
+def reasons(missing: dict[str, str]) -> list[str]:
+    """One sentence for each reason why something of the clustering could not be computed."""
+    names: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        names.setdefault(reason, []).append(name)
+    return [f"Not computed: {', '.join(some)} ({reason})." for reason, some in names.items()]
 
 
 def sigma_range(low: float | None, high: float | None) -> str:
@@ -206,12 +215,13 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
     matrix, silhouette, curves = clusters.get("similarity"), clusters.get("silhouette"), clusters.get("curves")
     found: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
     found["spread"] = spread_text(clusters["spread"])
+    found["missing"] = reasons(clusters.get("missing", {}))
     if matrix:
         alt = f"Similarity of the optimal denoisers between timesteps; stage boundaries at {cuts}"
         found["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
         found["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
-    if silhouette:
-        points = sorted((float(k), value) for k, value in silhouette.items())
+    points = sorted((float(k), value) for k, value in (silhouette or {}).items() if value is not None)
+    if points:
         found["silhouette"] = charts.line_chart(
             {"silhouette": points},
             x_label="number of stages K",

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 
 from stages.datasets.training import TrainingSet
+from stages.device import images_at_once
 from stages.files import check_file, read_checked_json, read_json
 from stages.progress import Progress
 
@@ -113,7 +114,7 @@ def downscaling(vae: Any) -> int:
 def encode_all(vae: Any, data: TrainingSet, device: torch.device) -> torch.Tensor:
     """Scaled latents of all images, float32 (N,c,h,w), on the CPU."""
     progress, found = Progress("encoding", len(data)), []
-    for rows in torch.arange(len(data)).split(BATCH):
+    for rows in torch.arange(len(data)).split(images_at_once(BATCH, *data.shape[1:])):
         found.append(encode(vae, data.x0(rows).to(device)).cpu())
         progress.update(int(rows[-1]) + 1)
     return torch.cat(found)

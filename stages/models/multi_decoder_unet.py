@@ -17,7 +17,8 @@ import copy
 import inspect
 import itertools
 import math
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -703,7 +704,27 @@ class Decoder(nn.Module):
         return self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
 
 
-class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
+class SelfContainedModel(ModelMixin, ConfigMixin):
+    """A model that is saved with this file, and that pipelines name by this file, so that a new process can load it again."""
+
+    code: ClassVar[bytes] = Path(
+        __file__
+    ).read_bytes()  # as imported; diffusers overwrites its copy with the next model's
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What diffusers writes into model_index.json, of the instance: that of the class is where it was imported from.
+        self.__module__ = Path(__file__).stem
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write config.json and, first, as an upload may follow at once, this file; `save_pretrained` calls it."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / Path(__file__).name).write_bytes(self.code)
+        super().save_config(save_directory, push_to_hub, **kwargs)
+
+
+class MultiDecoderUNet2DModel(SelfContainedModel):
     """Shared encoder and mid block, one decoder per stage; each sample goes to the decoder of its own timestep.
 
     With the identity spec and a UNet2DModel's weights it returns that model's output bit for bit. Method: multi-stage framework
@@ -812,7 +833,7 @@ class MultiDecoderUNet2DModel(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
 
-class SeparateUNet2DModel(ModelMixin, ConfigMixin):
+class SeparateUNet2DModel(SelfContainedModel):
     """One whole UNet per stage, nothing shared: what the multi-decoder UNet is compared with.
 
     The same arguments and the same call as MultiDecoderUNet2DModel's.

@@ -4,7 +4,9 @@ Self-contained (torch and diffusers only): this file travels with the weights, s
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
 """
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -21,10 +23,26 @@ class MultiStagePipeline(DiffusionPipeline):
     """
 
     _optional_components = ["vae"]  # noqa: RUF012, as in diffusers
+    code: ClassVar[bytes] = Path(
+        __file__
+    ).read_bytes()  # as imported; diffusers overwrites its copy with the next pipeline's
 
     def __init__(self, unet: Any, scheduler: Any, vae: Any = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write this file and model_index.json, which names it; `save_pretrained` calls it."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / Path(__file__).name).write_bytes(self.code)
+        super().save_config(save_directory, push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The content of model_index.json, with the class named together with its file."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = [Path(__file__).stem, MultiStagePipeline.__name__]
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     @torch.no_grad()
     def __call__(

@@ -120,9 +120,7 @@ def save_student(folder: Path, unet: Student, scheduler: Any, params: dict[str, 
     """Write a student's pipeline folder with its model file, so that diffusers alone loads it."""
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        source = Path(inspect.getfile(multi_decoder_unet))
-        shutil.copyfile(source, aside / "unet" / source.name)
-        write_pipeline(aside, unet, source.stem, scheduler, vae)
+        write_pipeline(aside, unet, Path(multi_decoder_unet.__file__).stem, scheduler, vae)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 

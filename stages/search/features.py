@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import NoisyBatches
 from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
 from stages.files import atomic_path, check_same_hash, read_checked_json, run_again, sha256_tensor, write_checked_json
@@ -21,18 +20,15 @@ from stages.models.borders import trace
 from stages.models.stream import kept_part
 from stages.pieces import Pieces
 from stages.progress import Progress
-from stages.search.importance import stream_importance
 
 GIB = 2**30
-IMPORTANCE_BATCHES, IMPORTANCE_BATCH = 64, 16  # noised images from which the importance of channels comes
 
 
 class FeatureWriter:
     """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
 
     A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and all
-    border tensors (see `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes, and
-    how important each channel of the teacher's residual stream is.
+    border tensors (see `stages.models.borders`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
 
     Args:
         settings: the `cache_features` section of the params.
@@ -99,7 +95,6 @@ class FeatureWriter:
             "shard_size": size,
             "held_out": held_out,
         }
-        index |= {"stream_importance": self.importance(), "stream_triples": IMPORTANCE_BATCHES * IMPORTANCE_BATCH}
         write_checked_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
         pieces.add("index.json")
         return pieces
@@ -113,14 +108,6 @@ class FeatureWriter:
             save_file(
                 tensors, aside, metadata={"triples": json.dumps({"stage": stage, "start": start, "seed": self.seed})}
             )
-
-    def importance(self) -> list[list[float]]:
-        """Importance of each channel of the residual stream, by level, over triples of the process's own density of t."""
-        batches = NoisyBatches(self.data, self.process, IMPORTANCE_BATCH, self.device, labels=self.labels is not None)
-        drawn = [batches(generator_for(self.seed, "stream", step)) for step in range(IMPORTANCE_BATCHES)]
-        factors = [self.process.image_factor(batch.t.cpu()) for batch in drawn]
-        found = stream_importance(self.teacher, drawn, factors, generator_for(self.seed, "stream signs", 0))
-        return [level.tolist() for level in found]
 
     @torch.no_grad()
     def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:

@@ -32,6 +32,7 @@ class SearchJob:
         name: `down_blocks.0`, `mid_block`, or `up_blocks.0.stage_2`.
         folder: the feature cache.
         checkpoint: where training keeps its state, and scoring, in a folder of the same name, its pieces.
+        importance: how important the channels of the residual stream are, as `rank_channels` writes it.
 
     Raises:
         ValueError: the teacher has no such block, or the cache is not as it was written.
@@ -45,13 +46,15 @@ class SearchJob:
         folder: Path,
         device: torch.device,
         checkpoint: Path,
+        importance: Path,
     ) -> None:
         self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
         self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
         self.border, self.stage = border_of_job(teacher, name)
-        self.index = read_checked_json(folder / "index.json", "cache_features")
+        ranked = read_checked_json(importance, "rank_channels")
+        self.stream_triples = ranked["stream_triples"]
         self.stream = choose_stream(
-            teacher, self.settings["channels"], self.index["stream_importance"], self.settings["channel_multiple"]
+            teacher, self.settings["channels"], ranked["stream_importance"], self.settings["channel_multiple"]
         )
         self.kept = kept_channels(teacher, self.stream)
         self.block = narrowed_teacher(self.teacher, self.stream).get_submodule(self.border.block)
@@ -62,7 +65,7 @@ class SearchJob:
         self.supernet = ElasticBlock(self.block, self.border.kind, *kernels, ranks).to(device)
         order = sort_channels(self.supernet, self.features, len(self.border.inputs))
         self.space = BlockSpace(self.block, self.settings, order)
-        self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json")}
+        self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
 
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
@@ -122,7 +125,7 @@ class SearchJob:
             "teacher_params": parameter_count(whole),
             "macs_spent": self.macs_spent(candidates),
             "triples": self.features.total,
-            "stream_triples": self.index["stream_triples"],
+            "stream_triples": self.stream_triples,
             "candidates": candidates,
             "log": history,
             "params": self.params,

@@ -6,14 +6,14 @@ the teacher's denoised image for every stage in which the block runs (None when 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 Candidate = dict[str, Any]
-BISECTIONS = 60
+BUDGETS = ("macs", "params", "params_active")
 MACS_TOLERANCE = 0.02  # how far below the budget a control may stay
 
 
@@ -101,8 +101,9 @@ def select_local(
 ) -> tuple[dict[str, Candidate], float]:
     """DiffNAS (arXiv 2311.04950, section 3.2): per block the fewest MACs at an error near that of the teacher-shaped path.
 
-    argmin MACs(a) subject to NMSE(a) <= (1 + tau_rel) NMSE(identity) + tau. With tau `auto` the least tau for all blocks
-    that meets the budget is found by bisection.
+    argmin MACs(a) subject to NMSE(a) <= (1 + tau_rel) NMSE(identity) + tau. With tau `auto` it is the least for all blocks that
+    meets the budget: 0, or a value at which a block's choice changes. All are tried in turn, as a choice with fewer MACs may have
+    more parameters, so that a larger tau may meet the budget less.
 
     Returns:
         (the chosen candidate by block name, tau).
@@ -111,26 +112,38 @@ def select_local(
         ValueError: no tau meets the budget; the message has the least that can be met.
     """
     if tau != "auto":
-        return _local_choice(blocks, float(tau), tau_rel), float(tau)
-    low, high = 0.0, max(c["nmse"] for block in blocks for c in block.candidates)
-    if not fits(totals(blocks, _local_choice(blocks, high, tau_rel), costs), budget):
-        raise ValueError(infeasible(blocks, costs, budget))
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if fits(totals(blocks, _local_choice(blocks, middle, tau_rel), costs), budget):
-            high = middle
-        else:
-            low = middle
-    return _local_choice(blocks, high, tau_rel), high
+        return _local_choices(blocks, tau_rel, float(tau)), float(tau)
+    least: dict[str, float] = {}
+    for value, chosen in _local_sweep(blocks, tau_rel):
+        total = totals(blocks, chosen, costs)
+        if fits(total, budget):
+            return chosen, value
+        least = {key: min(total[f"{key}_ratio"], least.get(key, math.inf)) for key in BUDGETS}
+    raise ValueError(infeasible(blocks, costs, budget, least))
 
 
-def _local_choice(blocks: Sequence[Block], tau: float, tau_rel: float) -> dict[str, Candidate]:
-    chosen = {}
-    for block in blocks:
-        limit = (1 + tau_rel) * block.identity["nmse"] + tau
-        near = [c for c in block.candidates if c["nmse"] <= limit]
-        chosen[block.name] = min(near, key=lambda c: (c["macs"], c["nmse"]), default=block.identity)
-    return chosen
+def _local_sweep(blocks: Sequence[Block], tau_rel: float) -> Iterator[tuple[float, dict[str, Candidate]]]:
+    """(tau, the choice from it on) for 0 and every larger tau at which the choice changes, ascending."""
+    changes = [(tau, block.name, candidate) for block in blocks for tau, candidate in _changes(block, tau_rel)]
+    chosen = {block.name: block.identity for block in blocks}
+    for tau, some in itertools.groupby(sorted(changes, key=lambda change: change[0]), key=lambda change: change[0]):
+        chosen = chosen | {name: candidate for _, name, candidate in some}
+        yield tau, chosen
+
+
+def _local_choices(blocks: Sequence[Block], tau_rel: float, tau: float) -> dict[str, Candidate]:
+    return {block.name: [c for least, c in _changes(block, tau_rel) if least <= tau][-1] for block in blocks}
+
+
+def _changes(block: Block, tau_rel: float) -> list[tuple[float, Candidate]]:
+    """(tau, candidate) for 0 and every tau from which on a block's choice is another one, ascending."""
+    base = (1 + tau_rel) * block.identity["nmse"]
+    changes, fewest = [(0.0, block.identity)], math.inf
+    for candidate in sorted(block.candidates, key=lambda c: (c["nmse"], c["macs"])):
+        if candidate["macs"] < fewest:
+            fewest = candidate["macs"]
+            changes.append((max(0.0, candidate["nmse"] - base), candidate))
+    return changes
 
 
 def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: str = "local") -> dict[str, Candidate]:
@@ -195,16 +208,20 @@ def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> fl
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget) -> str:
-    """The message for a budget that cannot be met: every budget with the least that could be, alone."""
-    least = {
-        key: min(totals(blocks, _cheapest(blocks, cost), costs)[f"{key}_ratio"] for cost in ("macs", "params"))
-        for key in ("macs", "params", "params_active")
-    }
-    asked = {"macs": budget.macs, "params": budget.params, "params_active": budget.params_active}
-    parts = [f"assemble.{key} {asked[key]:g} (least that can be met: {round_up(least[key]):.4f})" for key in asked]
-    advice = "raise what is below its least, or widen the space of search_block"
-    return f"params.yaml: the budget cannot be met: {', '.join(parts)}; {advice}"
+def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget, least: dict[str, float] | None = None) -> str:
+    """The message for a budget that cannot be met: every budget with the least that could be, alone.
+
+    Args:
+        least: the least ratios that a rule reaches; None for those of the cheapest candidates.
+    """
+    if least is None:
+        cheapest = [totals(blocks, _cheapest(blocks, cost), costs) for cost in ("macs", "params")]
+        least = {key: min(total[f"{key}_ratio"] for total in cheapest) for key in BUDGETS}
+    asked = {key: getattr(budget, key) for key in BUDGETS}
+    parts = [f"assemble.{key} {asked[key]:g} (least that can be met: {round_up(least[key]):.4f})" for key in BUDGETS]
+    below = any(asked[key] < least[key] for key in BUDGETS)
+    advice = "raise what is below its least" if below else "each can be met, but not all at once; raise one"
+    return f"params.yaml: the budget cannot be met: {', '.join(parts)}; {advice}, or widen the space of search_block"
 
 
 def round_up(value: float, digits: int = 4) -> float:

@@ -25,6 +25,7 @@ SCORING_BATCH = 256
 KEPT_SCORES = 50  # specs scored between two pieces, and in a generation
 SAMPLED = 0.25  # share of the candidates that are drawn, not bred
 SORTING_TRIPLES = 256
+SORTING_BYTES = 2**30  # of the inputs that a block's channels are sorted on
 FLOOR = 1e-3  # the NMSE below which it does not matter how small it is
 
 
@@ -78,9 +79,10 @@ def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> Ch
     Returns:
         As `ElasticBlock.sort_channels`.
     """
-    rows = features.rows(held_out=False)
-    rows = rows[:: max(1, len(rows) // SORTING_TRIPLES)]
-    return supernet.sort_channels(features.take(rows, next(supernet.parameters()).device)[:inputs])
+    rows, device = features.rows(held_out=False), next(supernet.parameters()).device
+    bytes_each = sum(tensor.nbytes for tensor in features.take(rows[:1], device)[:inputs])
+    rows = rows[:: max(1, len(rows) // max(1, min(SORTING_TRIPLES, SORTING_BYTES // (2 * bytes_each))))]
+    return supernet.sort_channels(features.take(rows, device)[:inputs])
 
 
 class BlockScore:

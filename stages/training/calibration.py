@@ -9,6 +9,7 @@ import torch
 
 from stages.clustering.denoiser import OptimalDenoiser
 from stages.datasets.training import TrainingSet
+from stages.device import images_at_once
 from stages.diffusion.losses import Batch, NoisyBatches, predict
 from stages.diffusion.process import Process, make_process
 from stages.diffusion.sampling import Sampler
@@ -173,8 +174,7 @@ class Calibrator:
         batch = batches(generator_for(self.seed, "calibration", number))
         p, q = (float(factor[0]) for factor in self.process.image_factors(batch.t[:1]))
         ours, theirs = (
-            self._strengths(p * predict(net, batch.x_t, batch.t, batch.labels) + q * batch.x_t)
-            for net in (student, self.teacher)
+            self._strengths(p * self._predicted(net, batch) + q * batch.x_t) for net in (student, self.teacher)
         )
         if self.denoiser:
             images = p * batch.target + q * batch.x_t
@@ -182,6 +182,11 @@ class Calibrator:
             if (best - truth).square().mean() <= (theirs - truth).square().mean():
                 return float(t), gains(best * truth, ours * truth)
         return float(t), gains(theirs * theirs, ours * theirs)
+
+    def _predicted(self, net: Any, batch: Batch) -> torch.Tensor:
+        at_once = images_at_once(self.draws, *self.mean.shape[1:])
+        parts = [batch.rows(slice(start, start + at_once)) for start in range(0, self.draws, at_once)]
+        return torch.cat([predict(net, part.x_t, part.t, part.labels) for part in parts])
 
     def _denoised(self, denoiser: OptimalDenoiser, batch: Batch, images: torch.Tensor) -> torch.Tensor:
         s, sigma = (float(value[0]) for value in self.process.scale_sigma(batch.t[:1]))

@@ -21,6 +21,7 @@ from helpers import FILES_IN_LATENTS, activated
 from PIL import Image
 
 from stages import provenance
+from stages.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
@@ -125,6 +126,18 @@ def test_a_change_of_retrain_reruns_what_follows_only(copied: Path) -> None:
     assert set(planned(copied)) == AFTER_RETRAIN
 
 
+@pytest.mark.parametrize("channels", ["0.5", "1.0"])
+def test_other_shares_of_channels_leave_the_cached_features_as_they_are(copied: Path, channels: str) -> None:
+    edit(copied / "params.yaml", "channels: [1.0, 0.75]", f"channels: {channels}")
+    later = {"collect_search", "assemble"} | AFTER_RETRAIN
+    assert planned(copied) == dict.fromkeys(later | {"rank_channels"}, 1) | {"search_block": 7}
+
+
+def test_other_changes_of_the_search_do_not_rank_the_channels_again(copied: Path) -> None:
+    edit(copied / "params.yaml", "candidates: 20", "candidates: 21")
+    assert {"rank_channels", "cache_features"}.isdisjoint(planned(copied))
+
+
 def test_a_changed_image_reruns_everything(copied: Path) -> None:
     (copied / "images" / "b.png").write_bytes(b"other bytes")
     assert planned(copied) == dict.fromkeys(json.loads((copied / "outputs.json").read_text()), 1) | {"search_block": 7}
@@ -223,7 +236,7 @@ def test_failed_jobs_are_named_with_their_blocks_errors_and_logs(copied: Path) -
     (copied / "kill-mid_block").touch()
     result = run(copied, "--forcerun", "search_block", "--keep-going")
     assert result.returncode != 0
-    killed = "killed, perhaps out of memory: lower batch_size, or let a cluster give more with"
+    killed = f"killed, perhaps out of memory: {REMEDIES['search_block']}, or let a cluster give more with"
     assert {
         "error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/up_blocks.1.stage_0.log)",
         f"error: search_block mid_block: {killed} --set-resources search_block:mem_mb=16000 (logs/search_block/mid_block.log)",

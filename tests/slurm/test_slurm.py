@@ -31,7 +31,7 @@ CORES = len(os.sched_getaffinity(0))
 COMMAND = ["snakemake", "--workflow-profile", "workflow/profiles/slurm", "--max-threads", str(CORES)]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.stage_{stage}" for level in range(2) for stage in range(2)]
-WITH_GPU = {"train_teacher", "train_extractor", "cache_features", "retrain", "evaluate"}
+WITH_GPU = {"train_teacher", "train_extractor", "cache_features", "rank_channels", "retrain", "evaluate"}
 WITHOUT_GPU = {"prepare_data", "train_autoencoder", "encode_latents", "cluster_timesteps", "assemble", "report"}
 SAME_BYTES = (
     "results/student/unet/diffusion_pytorch_model.safetensors",

@@ -5,6 +5,7 @@ rule search_block:
     input:
         teacher=rules.train_teacher.output.model,
         features=rules.cache_features.output,
+        importance=rules.rank_channels.output.importance,
         code=find_code("search_block"),
     output:
         report="results/search/{block}.json",
@@ -24,7 +25,7 @@ rule search_block:
         config=select_params("search_block"),
     shell:
         "python -m stages.search_block --params {params.config:q} --threads {threads} "
-        "--name {wildcards.block:q} --teacher results/teacher --features results/features "
+        "--name {wildcards.block:q} --teacher results/teacher --features results/features --importance {input.importance:q} "
         "--output {output.report:q} --weights {output.weights:q} "
         "2>&1 | tee {log:q}"
 

@@ -1,0 +1,41 @@
+"""How much the teacher's images depend on each channel of its residual stream, by which `search_block.channels` keeps some."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.command import run_command
+
+
+def rank_channels(
+    params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
+) -> None:
+    """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
+    from stages.files import write_checked_json
+
+    shares = params["search_block.channels"]
+    if params["architecture"] == "given" or all(
+        share == 1 for share in (shares if isinstance(shares, list) else [shares])
+    ):
+        write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params})
+        return
+
+    from stages.datasets.training import TrainingSet
+    from stages.device import pick_device
+    from stages.diffusion.process import make_process
+    from stages.files import sha256_file
+    from stages.models.pipelines import WEIGHTS, load_teacher
+    from stages.pieces import Pieces
+    from stages.search.importance import BATCH, BATCHES, measure_importance
+
+    device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)
+    made_from = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
+    made_from |= {key: params[key] for key in ("seed", "device", "diffusion")}
+    pieces = Pieces(output.parent / "checkpoints" / "rank_channels", made_from)
+    unet, process = load_teacher(teacher).to(device), make_process(params["diffusion"])
+    found = measure_importance(unet, process, images, params["seed"], device, pieces)
+    write_checked_json(output, {"stream_importance": found, "stream_triples": BATCHES * BATCH, "params": params})
+    pieces.remove()
+
+
+if __name__ == "__main__":
+    run_command(rank_channels)
