@@ -14,6 +14,7 @@ from stages.files import read_json
 
 Params = dict[str, Any]
 Results = dict[str, list[str]]
+SETTLED = {"STAGECRAFT_SETTLING": "1"}  # for a Snakemake that need not ask DVC what changed
 EMBEDDED = re.compile(r'<script type="application/json" id="params">(.*?)</script>', re.DOTALL)
 
 
@@ -111,7 +112,7 @@ def reason_not_to_commit(params: Params) -> str | None:
 
 def commit() -> None:
     """Write dvc.lock and fill DVC's cache; ValueError when Snakemake would not call the results finished."""
-    plan = run_quietly([sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--", "report"])
+    plan = run_quietly([sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--", "report"], SETTLED)
     if "Nothing to be done" not in plan.stdout + plan.stderr:
         raise ValueError("params, code or inputs changed while this ran, so nothing is committed; run snakemake again")
     run_quietly(dvc("commit", "--force", "--no-relink"))

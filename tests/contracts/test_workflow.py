@@ -160,6 +160,108 @@ def test_dvc_makes_everything_from_nothing(copied: Path) -> None:
     assert json.loads((copied / "results" / "architecture.json").read_text())["params"]["assemble"]["macs"] == 0.7
 
 
+def in_folder(folder: Path, *command: str) -> str:
+    """What a command of an activated environment printed; it must succeed."""
+    result = subprocess.run(command, cwd=folder, env=activated(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def set_back(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run under DVC and Git whose dvc.lock and metrics were set back, so that a run has something to settle."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("set") / "back"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("data/raw", "data/teacher"):
+        (folder / name).mkdir(parents=True)
+    identity = "-c user.name=t -c user.email=t@example.org"
+    for command in (
+        "git init -q",
+        "dvc init -q",
+        "dvc commit -fq --no-relink",
+        "git add -A",
+        f"git {identity} commit -qm run",
+    ):
+        in_folder(folder, *command.split())
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    (metrics,) = (out for out in lock["stages"]["evaluate"]["outs"] if out["path"] == "results/metrics.json")
+    edit(folder / "dvc.lock", metrics["md5"], "ab" * 16)
+    os.utime(folder / "results" / "metrics.json")
+    return folder
+
+
+# Snakemake's own doings in a look, of which a run knows nothing: an empty folder, and times of files for --trust-io-cache.
+OF_LOOKS = {".snakemake/locks", ".snakemake/iocache/latest.pkl"}
+
+
+def seen(folder: Path) -> dict[str, Any]:
+    """What a look must leave as it was: names, bytes and times; of Snakemake's own folders, the names."""
+    found = {}
+    for path in (path for name in ("data", "results", ".snakemake") for path in (folder / name).rglob("*")):
+        name, time = path.relative_to(folder).as_posix(), path.lstat().st_mtime_ns
+        if path.is_file():
+            found[name] = (path.read_bytes(), time)
+        else:
+            found[name] = None if name.startswith(".snakemake") else time
+    return {name: known for name, known in found.items() if name not in OF_LOOKS}
+
+
+LOOKS = [
+    "snakemake --lint",
+    "snakemake --dry-run",
+    "snakemake -n --forceall --cores 1",
+    "snakemake --summary",
+    "snakemake --detailed-summary",
+    "snakemake --dag",
+    "snakemake --rulegraph",
+    "snakemake --filegraph",
+    "snakemake --list-rules",
+    "snakemake --list-changes params",
+    "snakemake --list-untracked",
+    "dvc status",
+    "dvc params diff",
+    "dvc repro --dry",
+]
+
+
+@pytest.mark.parametrize("command", LOOKS)
+def test_looking_touches_nothing(set_back: Path, command: str) -> None:
+    before = seen(set_back)
+    printed = in_folder(set_back, *command.split())
+    assert seen(set_back) == before
+    assert not list(set_back.glob(".snakemake/locks/*"))
+    told = "A run would first take as in dvc.lock: assemble, "
+    assert (told in printed and "; make again: evaluate." in printed) == ("-n" in command or "--dry-run" in command)
+
+
+def test_looking_at_a_fresh_clone_makes_no_results(copied: Path) -> None:
+    for name in ("results", "data", "logs", ".snakemake"):
+        shutil.rmtree(copied / name)
+    names = {path.name for path in copied.iterdir()}
+    for flag in ("--lint", "--dry-run", "--summary"):
+        assert run(copied, flag).returncode == 0
+    assert {path.name for path in copied.iterdir()} == names | {".snakemake"}
+    assert not [path for path in (copied / ".snakemake").rglob("*") if path.is_file() and path.name != "latest.pkl"]
+
+
+def test_a_run_does_what_the_look_told(set_back: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(set_back, tmp_path / "run", symlinks=True))
+    printed = in_folder(folder, "snakemake", "--cores", "2", "results/metrics.json")
+    assert "As in dvc.lock: assemble, " in printed and "so made again: evaluate." in printed
+    assert set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) == {"evaluate"}
+    assert Path(re.search(r"^Complete log\(s\): (.*)", printed, flags=re.MULTILINE)[1]).is_file()
+
+
+def test_locks_of_a_killed_run_stay_for_a_look_and_go_with_a_run(copied: Path) -> None:
+    locks = copied / ".snakemake" / "locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text("results/report.html\n")
+    run(copied, "--summary")
+    run(copied, "--dry-run")
+    assert (locks / "0.output.lock").is_file()
+    assert run(copied).returncode == 0 and not (locks / "0.output.lock").exists()
+
+
 def test_flags_override_nested_params(copied: Path) -> None:
     jobs = planned(copied, "--config", "cluster_timesteps={stages: 1}", "train_teacher={attention: [true, true]}")
     assert jobs["search_block"] == 5
@@ -221,6 +323,7 @@ def test_failed_jobs_are_named_with_their_blocks_errors_and_logs(copied: Path) -
     (copied / "kill-mid_block").touch()
     result = run(copied, "--forcerun", "search_block", "--keep-going")
     assert result.returncode != 0
+    assert "WorkflowError in file" not in result.stderr
     killed = "killed, perhaps out of memory: lower batch_size, or let a cluster give more with"
     assert {
         "error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/up_blocks.1.stage_0.log)",

@@ -30,19 +30,14 @@ def use_own_python():
 
 
 def share_fate():
-    """Let jobs end with this process, and this one with a DVC or Snakemake that runs it; clear the locks of killed runs.
-
-    Returns what must be kept as long as this process lives.
-    """
+    """Let jobs end with this process, and this one with a DVC or Snakemake that runs it; whether a Snakemake does."""
     nested = lifeline.PARENT in os.environ
-    if nested and workflow.is_main_process:
+    if workflow.is_main_process and nested:
         lifeline.end_with_parent()
-    lifeline.name_parent()
-    if nested or not workflow.is_main_process:
-        return None
-    if "DVC_STAGE" in os.environ:
+    elif workflow.is_main_process and "DVC_STAGE" in os.environ:
         lifeline.end_with(os.getppid())
-    return check(lifeline.clear_dead_locks, Path(".snakemake"))
+    lifeline.name_parent()
+    return nested
 
 
 def check(function, *arguments):
