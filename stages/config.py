@@ -49,7 +49,10 @@ def load_params(path: Path | str) -> Params:
 def read_params(path: Path) -> Params:
     """Read a YAML mapping; ValueError, with the line, when it is none or would not be read as it is written."""
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+        text = path.read_text(encoding="utf-8")
+        params = yaml.load(text, PlainLoader)
+        # A file for --configfile may be JSON, in which 1e-3 is a number.
+        params = json.loads(text) if path.suffix == ".json" else params
     except FileNotFoundError as error:
         raise ValueError(f"{path}: not found; copy presets/digits.yaml to it") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -271,6 +271,40 @@ def test_a_preset_overrides_the_params(copied: Path) -> None:
     assert planned(copied, "--configfile", "presets/digits.yaml")["search_block"] == 9
 
 
+def carried(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The params that a job gets, with and without a Snakemake of its own, as it has on a cluster's node."""
+    given = []
+    for mode in ([], ["--mode", "subprocess", "--nolock"]):
+        job = ["--allowed-rules", "cluster_timesteps", "--", "results/clusters.json"]
+        result = run(folder, "--force", *mode, *arguments, *job)
+        assert result.returncode == 0, result.stdout + result.stderr
+        given.append(json.loads((folder / "results" / "clusters.json").read_text())["params"])
+    assert given[0] == given[1]
+    return given[0]
+
+
+def test_presets_and_flags_of_another_process_are_laid_over_in_order(copied: Path) -> None:
+    edm = yaml.safe_load((copied / "presets" / "edm.yaml").read_text())["diffusion"]
+    vp = yaml.safe_load((copied / "params.yaml").read_text())["diffusion"]
+    (copied / "part.yaml").write_text("seed: 5\ndiffusion: {rho: 5.0}\n")
+    flags = ["--configfile", "presets/edm.yaml", "part.yaml", "--config", "diffusion={p_mean: -1.0}"]
+    given = carried(copied, *flags)
+    assert given["diffusion"] == edm | {"rho": 5.0, "p_mean": -1.0} and given["seed"] == 5
+    shutil.copy(copied / "presets" / "edm.yaml", copied / "params.yaml")
+    assert carried(copied, "--configfile", "presets/smoke.yaml")["diffusion"] == vp
+    flags = ["--config", "diffusion=" + json.dumps(vp), "sampling={scheduler: ddim}"]
+    assert carried(copied, *flags)["diffusion"] == vp
+
+
+def test_a_process_without_its_sampler_is_refused(copied: Path) -> None:
+    edm = yaml.safe_load((copied / "presets" / "edm.yaml").read_text())
+    result = run(copied, "--dry-run", "--config", "diffusion=" + json.dumps(edm["diffusion"]))
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        "error: params.yaml: sampling.scheduler: ddim is no sampler of process edm, use one of edm_euler"
+    )
+
+
 def test_nothing_runs_again_after_a_run_in_latents(copied: Path) -> None:
     edit(copied / "params.yaml", "train_autoencoder:\n  source: none", "train_autoencoder:\n  source: train")
     changed = set(planned(copied))

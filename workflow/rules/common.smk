@@ -5,17 +5,18 @@ import math
 import os
 import re
 import sys
+from functools import reduce
 from pathlib import Path
 
 # The code beside this workflow, wherever a package of the same name is installed.
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from snakemake.logging import logger
-from snakemake.utils import update_config
 
 from stages import config as settings
 from stages import console, lifeline, preflight, provenance
 from stages.datasets.sources import source_fingerprint
+from stages.overlay import lay_over
 
 jobs = console.Jobs()
 logger.addHandler(jobs)
@@ -55,12 +56,17 @@ def check_params_file(path):
 
 
 def check_params(params):
-    """End the run when the params, with those of --configfile and --config laid over them, are not valid."""
-    update_config(params, settings.typed(dict(workflow.config_settings.config)))
-    files = [os.path.relpath(file) for file in workflow.configfiles]
-    for file in files:
-        check(settings.read_params, Path(file))
-    check(settings.validate_params, params, " + ".join(files))
+    """Lay the params of --configfile and --config over those of params.yaml; end the run when the result is not valid.
+
+    Snakemake has merged them key by key, which leaves keys of another process or source between them.
+    """
+    flags = workflow.config_settings
+    files = [] if flags.replace_workflow_config else [Path("params.yaml")]
+    layers = [check(settings.read_params, file) for file in [*files, *flags.configfiles]]
+    merged = reduce(lay_over, [*layers, settings.typed(dict(flags.config))], {})
+    params.clear()
+    params.update(merged)
+    check(settings.validate_params, params, " + ".join(map(os.path.relpath, workflow.configfiles)))
 
 
 def check_inputs(params):
