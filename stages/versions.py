@@ -11,6 +11,7 @@ from typing import Any
 
 from stages.config import load_params, show
 from stages.files import read_json
+from stages.provenance import ROOT
 
 Params = dict[str, Any]
 Results = dict[str, list[str]]
@@ -19,9 +20,10 @@ EMBEDDED = re.compile(r'<script type="application/json" id="params">(.*?)</scrip
 
 
 def under_dvc() -> bool:
-    """Whether the current folder is a DVC repository within a Git repository."""
+    """Whether the current folder is this code's own, a DVC repository within a Git repository."""
     here = Path.cwd()
-    return (here / ".dvc").is_dir() and any((folder / ".git").exists() for folder in (here, *here.parents))
+    in_git = any((folder / ".git").exists() for folder in (here, *here.parents))
+    return in_git and (here / ".dvc").is_dir() and here.samefile(ROOT)
 
 
 def run_quietly(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from helpers import FILES_IN_LATENTS, activated
 
-from stages import provenance
+from stages import lifeline, provenance
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
@@ -46,10 +46,10 @@ def run_command(body):
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Snakemake in a folder, with an environment whose `python` is another one."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"} | variables
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -260,6 +260,93 @@ def test_locks_of_a_killed_run_stay_for_a_look_and_go_with_a_run(copied: Path) -
     run(copied, "--dry-run")
     assert (locks / "0.output.lock").is_file()
     assert run(copied).returncode == 0 and not (locks / "0.output.lock").exists()
+
+
+# What a Snakemake that runs a cluster's jobs tells them, as they read no profile.
+SHARED = ["persistence", "input-output", "software-deployment", "sources", "storage-local-copies"]
+
+
+@pytest.fixture(scope="module")
+def unknown_user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH, with which the system knows no user by any number, as in a pod."""
+    folder = tmp_path_factory.mktemp("unknown")
+    lost = "import os, pwd\ndef lost(uid): raise KeyError(uid)\npwd.getpwuid = lost\n"
+    drop = "for name in ('LOGNAME', 'USER', 'LNAME', 'USERNAME'): os.environ.pop(name, None)\n"
+    (folder / "sitecustomize.py").write_text(lost + drop)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("variable", "home"),
+    [("HOME", "/proc/1/none"), ("HOME", "{file}"), ("HOME", "{missing}"), ("XDG_CACHE_HOME", "/dev/null")],
+)
+def test_a_home_that_cannot_be_written_is_not_needed(
+    finished: Path, unknown_user: Path, variable: str, home: str
+) -> None:
+    # Root may make folders almost everywhere, but not below a file.
+    file = finished / "params.yaml"
+    variables = {"HOME": "/dev/null", variable: home.format(file=file, missing=file / "none")}
+    result = run(finished, "--dry-run", **variables, PYTHONPATH=str(unknown_user))
+    assert result.returncode == 0 and "Nothing to be done" in result.stdout, result.stderr
+    assert "Error" not in result.stderr and "Warning" not in result.stderr
+
+
+def test_jobs_need_no_home_and_a_pod_no_user(copied: Path, unknown_user: Path) -> None:
+    outside = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(unknown_user)}
+    for mode in ([], ["--mode", "subprocess", "--nolock", "--shared-fs-usage", *SHARED]):
+        result = run(copied, "--forcerun", "report", *mode, "--", "report", **outside)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_profiles_share_all_but_the_cache_of_the_home(finished: Path) -> None:
+    for name in ("default", "slurm"):
+        profile = yaml.safe_load((finished / "workflow" / "profiles" / name / "config.yaml").read_text())
+        assert profile["shared-fs-usage"] == SHARED
+
+
+@pytest.fixture
+def elsewhere(copied: Path, tmp_path: Path) -> Path:
+    """A folder of another project under DVC and Git, with params, images and a package `stages` of its own."""
+    folder = tmp_path / "an öther place"
+    (folder / ".dvc").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    for name in ("params.yaml", "outputs.json"):
+        shutil.copy(copied / name, folder)
+    shutil.copytree(copied / "images", folder / "images")
+    (folder / "stages").mkdir()
+    (folder / "stages" / "__init__.py").write_text("raise SystemExit('the code of another project')\n")
+    return folder
+
+
+def test_a_run_in_another_folder_uses_the_code_of_the_workflow(copied: Path, elsewhere: Path) -> None:
+    target = ["--directory", str(elsewhere), "--", "results/extractor.safetensors"]
+    assert planned(copied, *target) == {"prepare_data": 1, "train_extractor": 1}
+    result = run(copied, *target)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (elsewhere / "results" / "extractor.safetensors").is_file() and (elsewhere / "logs").is_dir()
+    assert planned(copied, *target) == {}
+    with (copied / "stages" / "train_extractor.py").open("a") as file:
+        file.write("# changed\n")
+    assert planned(copied, *target) == {"train_extractor": 1}
+    os.utime(elsewhere / "data" / "prepared" / "meta.json")
+    assert "dvc" not in run(copied, *target).stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lifeline.check_writable(tmp_path / ".snakemake")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"cannot be written, so no run can keep .*; name another with --directory"):
+        lifeline.check_writable(tmp_path / ".snakemake")
+
+
+def test_another_folder_without_params_is_refused_in_one_line(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run(copied, "--directory", str(tmp_path / "empty"))
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert last == "error: params.yaml: not found; copy ../elsewhere/presets/digits.yaml to it"
+    shutil.copy(tmp_path / "empty" / last.split()[-3], tmp_path / "empty" / "params.yaml")
+    assert run(copied, "--directory", str(tmp_path / "empty"), "--dry-run").returncode == 0
 
 
 def test_flags_override_nested_params(copied: Path) -> None:

@@ -1,5 +1,6 @@
 # Helpers of the rules. They run at every parse, also on every node of a cluster, so they must stay light: no torch, no NumPy.
 
+import getpass
 import json
 import math
 import os
@@ -23,11 +24,25 @@ logger.addHandler(jobs)
 screens = []
 
 
+# Where the files of code are, as the rules name them: in this folder, or elsewhere when --directory gives another.
+CODE = Path() if os.path.samefile(os.curdir, provenance.ROOT) else provenance.ROOT
+
+
 def use_own_python():
-    """Let `python` in shell commands be the one that runs Snakemake, in an activated environment or not."""
+    """Let `python` in shell commands be the one that runs Snakemake, in an activated environment or not, with this code."""
     folder = str(Path(sys.executable).parent)
     if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
         os.environ.update(PATH=os.pathsep.join([folder, os.environ.get("PATH", "")]))
+    if CODE.is_absolute():
+        os.environ.update(PYTHONPATH=str(CODE), PYTHONSAFEPATH="1")
+
+
+def name_user():
+    """Give a user whom the system does not know, as in a pod, a name: Snakemake and DVC ask for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ.update(USER=str(os.getuid()))
 
 
 def share_fate():
@@ -77,7 +92,7 @@ def check_inputs(params):
 
 def find_code(stage):
     """The code files that a stage runs."""
-    return check(provenance.code_files, stage)
+    return [str(CODE / file) for file in check(provenance.code_files, stage)]
 
 
 def find_teacher():
