@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where no home folder is named, as in a pod, what tools keep there goes into .venv. One that cannot be written does no harm.
+export HOME ?= $(CURDIR)/$(VENV)
 # Without build isolation: the build tool is pinned in the lock as well.
 INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 

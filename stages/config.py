@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ Params = dict[str, Any]
 Problem = tuple[str, str]  # key, what is wrong and what to do
 
 SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "params.schema.yaml"
+EXAMPLE = Path(__file__).parents[1] / "presets" / "digits.yaml"
 DIGITS_RESOLUTION = 8  # pixels
 INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
@@ -51,16 +53,19 @@ def load_params(path: Path | str) -> Params:
 def read_params(path: Path) -> Params:
     """Read a YAML mapping; ValueError, with the line, when it is none or would not be read as it is written."""
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+        text = path.read_text(encoding="utf-8")
+        params = yaml.load(text, PlainLoader)
+        # A file for --configfile may be JSON, in which 1e-3 is a number.
+        params = json.loads(text) if path.suffix == ".json" else params
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: not found; copy presets/digits.yaml to it") from error
+        raise ValueError(f"{path}: not found; copy {os.path.relpath(EXAMPLE)} to it") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ValueError(f"{path}:{place} not valid YAML: {problem}") from error
     if not isinstance(params, dict):
-        raise ValueError(f"{path}: holds {show(params)} instead of sections; copy presets/digits.yaml to it")
+        raise ValueError(f"{path}: holds {show(params)} instead of sections; copy {os.path.relpath(EXAMPLE)} to it")
     return params
 
 

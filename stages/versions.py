@@ -11,16 +11,19 @@ from typing import Any
 
 from stages.config import load_params, param_at, show
 from stages.files import read_json
+from stages.provenance import ROOT
 
 Params = dict[str, Any]
 Results = dict[str, list[str]]
+SETTLED = {"STAGECRAFT_SETTLING": "1"}  # for a Snakemake that need not ask DVC what changed
 EMBEDDED = re.compile(r'<script type="application/json" id="params">(.*?)</script>', re.DOTALL)
 
 
 def under_dvc() -> bool:
-    """Whether the current folder is a DVC repository within a Git repository."""
+    """Whether the current folder is this code's own, a DVC repository within a Git repository."""
     here = Path.cwd()
-    return (here / ".dvc").is_dir() and any((folder / ".git").exists() for folder in (here, *here.parents))
+    in_git = any((folder / ".git").exists() for folder in (here, *here.parents))
+    return in_git and (here / ".dvc").is_dir() and here.samefile(ROOT)
 
 
 def run_quietly(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -111,7 +114,7 @@ def reason_not_to_commit(params: Params) -> str | None:
 
 def commit() -> None:
     """Write dvc.lock and fill DVC's cache; ValueError when Snakemake would not call the results finished."""
-    plan = run_quietly([sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--", "report"])
+    plan = run_quietly([sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--", "report"], SETTLED)
     if "Nothing to be done" not in plan.stdout + plan.stderr:
         raise ValueError("params, code or inputs changed while this ran, so nothing is committed; run snakemake again")
     run_quietly(dvc("commit", "--force", "--no-relink"))

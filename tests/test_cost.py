@@ -116,6 +116,11 @@ def test_time_is_divided_among_kinds_of_operations() -> None:
     assert shares["convolution"] > 0.1 and shares["normalisation"] > 0
 
 
+def test_a_machine_without_a_gpu_is_profiled_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    speed.time_by_operation(tiny_unet(), torch.randn(8, *SHAPE), [5, 500], [3, 1])
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

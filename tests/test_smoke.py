@@ -36,6 +36,13 @@ def test_every_file_of_the_contract_is_there(finished):
     assert not list(finished.rglob("*.tmp")) and not list((finished / "results").rglob("*.pt"))
 
 
+def test_logs_hold_no_word_of_libraries(finished):
+    logs = {path.name: path.read_text() for path in (finished / "logs").rglob("*.log")}
+    assert len(logs) >= 17
+    words = re.compile(r"error|warn|USDT|profiler|kineto|gpuGetDeviceCount|Traceback|site-packages", re.IGNORECASE)
+    assert {name: words.findall(text) for name, text in logs.items() if words.search(text)} == {}
+
+
 def test_metrics_hold_what_the_contract_says(finished):
     metrics = json.loads((finished / "results" / "metrics.json").read_text())
     measures = {"fid", "kid", "precision", "recall", "macs", "macs_with_attention", "params", "params_active"}

@@ -1,5 +1,6 @@
 """Images per second and peak memory of teacher and student, measured in turn so that both meet the same machine."""
 
+import os
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -13,6 +14,8 @@ from stages.diffusion.losses import predict
 from stages.evaluation.cost import first_class, stage_timesteps
 
 WARM_UP = 2
+# A level above all that Kineto, the library behind torch's profiler, has to say.
+SILENT = "6"
 # Kinds of operations by what their names contain; the first that fits counts.
 KINDS = {
     "convolution": ("conv",),
@@ -89,9 +92,13 @@ def time_by_operation(
     from torch.profiler import ProfilerActivity, profile
 
     cuda = x_NCHW.device.type == "cuda"
+    if not cuda:
+        # Kineto looks for a GPU all the same, and calls it an error that there is none.
+        os.environ.setdefault("KINETO_LOG_LEVEL", SILENT)
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
     taken = dict.fromkeys([*KINDS, OTHER], 0.0)
     for timestep, count in zip(timesteps, steps, strict=True):
-        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[activity], acc_events=True) as profiler:
             time_evaluation(model, x_NCHW, timestep)
         for event in profiler.key_averages():
             taken[kind_of(event.key)] += count * (event.self_device_time_total if cuda else event.self_cpu_time_total)

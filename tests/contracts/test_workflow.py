@@ -20,7 +20,7 @@ import yaml
 from helpers import FILES_IN_LATENTS, activated
 from PIL import Image
 
-from stages import provenance
+from stages import lifeline, provenance
 from stages.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
@@ -48,10 +48,10 @@ def run_command(body):
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run Snakemake in a folder, with an environment whose `python` is another one."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-    environment = {**os.environ, "PATH": "/usr/bin:/bin"}
+    environment = {**os.environ, "PATH": "/usr/bin:/bin"} | variables
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -175,6 +175,195 @@ def test_dvc_makes_everything_from_nothing(copied: Path) -> None:
     assert json.loads((copied / "results" / "architecture.json").read_text())["params"]["assemble"]["macs"] == 0.7
 
 
+def in_folder(folder: Path, *command: str) -> str:
+    """What a command of an activated environment printed; it must succeed."""
+    result = subprocess.run(command, cwd=folder, env=activated(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def set_back(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run under DVC and Git whose dvc.lock and metrics were set back, so that a run has something to settle."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("set") / "back"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("data/raw", "data/teacher"):
+        (folder / name).mkdir(parents=True)
+    identity = "-c user.name=t -c user.email=t@example.org"
+    for command in (
+        "git init -q",
+        "dvc init -q",
+        "dvc commit -fq --no-relink",
+        "git add -A",
+        f"git {identity} commit -qm run",
+    ):
+        in_folder(folder, *command.split())
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    (metrics,) = (out for out in lock["stages"]["evaluate"]["outs"] if out["path"] == "results/metrics.json")
+    edit(folder / "dvc.lock", metrics["md5"], "ab" * 16)
+    os.utime(folder / "results" / "metrics.json")
+    return folder
+
+
+# Snakemake's own doings in a look, of which a run knows nothing: an empty folder, and times of files for --trust-io-cache.
+OF_LOOKS = {".snakemake/locks", ".snakemake/iocache/latest.pkl"}
+
+
+def seen(folder: Path) -> dict[str, Any]:
+    """What a look must leave as it was: names, bytes and times; of Snakemake's own folders, the names."""
+    found = {}
+    for path in (path for name in ("data", "results", ".snakemake") for path in (folder / name).rglob("*")):
+        name, time = path.relative_to(folder).as_posix(), path.lstat().st_mtime_ns
+        if path.is_file():
+            found[name] = (path.read_bytes(), time)
+        else:
+            found[name] = None if name.startswith(".snakemake") else time
+    return {name: known for name, known in found.items() if name not in OF_LOOKS}
+
+
+LOOKS = [
+    "snakemake --lint",
+    "snakemake --dry-run",
+    "snakemake -n --forceall --cores 1",
+    "snakemake --summary",
+    "snakemake --detailed-summary",
+    "snakemake --dag",
+    "snakemake --rulegraph",
+    "snakemake --filegraph",
+    "snakemake --list-rules",
+    "snakemake --list-changes params",
+    "snakemake --list-untracked",
+    "dvc status",
+    "dvc params diff",
+    "dvc repro --dry",
+]
+
+
+@pytest.mark.parametrize("command", LOOKS)
+def test_looking_touches_nothing(set_back: Path, command: str) -> None:
+    before = seen(set_back)
+    printed = in_folder(set_back, *command.split())
+    assert seen(set_back) == before
+    assert not list(set_back.glob(".snakemake/locks/*"))
+    told = "A run would first take as in dvc.lock: assemble, "
+    assert (told in printed and "; make again: evaluate." in printed) == ("-n" in command or "--dry-run" in command)
+
+
+def test_looking_at_a_fresh_clone_makes_no_results(copied: Path) -> None:
+    for name in ("results", "data", "logs", ".snakemake"):
+        shutil.rmtree(copied / name)
+    names = {path.name for path in copied.iterdir()}
+    for flag in ("--lint", "--dry-run", "--summary"):
+        assert run(copied, flag).returncode == 0
+    assert {path.name for path in copied.iterdir()} == names | {".snakemake"}
+    assert not [path for path in (copied / ".snakemake").rglob("*") if path.is_file() and path.name != "latest.pkl"]
+
+
+def test_a_run_does_what_the_look_told(set_back: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(set_back, tmp_path / "run", symlinks=True))
+    printed = in_folder(folder, "snakemake", "--cores", "2", "results/metrics.json")
+    assert "As in dvc.lock: assemble, " in printed and "so made again: evaluate." in printed
+    assert set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) == {"evaluate"}
+    assert Path(re.search(r"^Complete log\(s\): (.*)", printed, flags=re.MULTILINE)[1]).is_file()
+
+
+def test_locks_of_a_killed_run_stay_for_a_look_and_go_with_a_run(copied: Path) -> None:
+    locks = copied / ".snakemake" / "locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text("results/report.html\n")
+    run(copied, "--summary")
+    run(copied, "--dry-run")
+    assert (locks / "0.output.lock").is_file()
+    assert run(copied).returncode == 0 and not (locks / "0.output.lock").exists()
+
+
+# What a Snakemake that runs a cluster's jobs tells them, as they read no profile.
+SHARED = ["persistence", "input-output", "software-deployment", "sources", "storage-local-copies"]
+
+
+@pytest.fixture(scope="module")
+def unknown_user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH, with which the system knows no user by any number, as in a pod."""
+    folder = tmp_path_factory.mktemp("unknown")
+    lost = "import os, pwd\ndef lost(uid): raise KeyError(uid)\npwd.getpwuid = lost\n"
+    drop = "for name in ('LOGNAME', 'USER', 'LNAME', 'USERNAME'): os.environ.pop(name, None)\n"
+    (folder / "sitecustomize.py").write_text(lost + drop)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("variable", "home"),
+    [("HOME", "/proc/1/none"), ("HOME", "{file}"), ("HOME", "{missing}"), ("XDG_CACHE_HOME", "/dev/null")],
+)
+def test_a_home_that_cannot_be_written_is_not_needed(
+    finished: Path, unknown_user: Path, variable: str, home: str
+) -> None:
+    # Root may make folders almost everywhere, but not below a file.
+    file = finished / "params.yaml"
+    variables = {"HOME": "/dev/null", variable: home.format(file=file, missing=file / "none")}
+    result = run(finished, "--dry-run", **variables, PYTHONPATH=str(unknown_user))
+    assert result.returncode == 0 and "Nothing to be done" in result.stdout, result.stderr
+    assert "Error" not in result.stderr and "Warning" not in result.stderr
+
+
+def test_jobs_need_no_home_and_a_pod_no_user(copied: Path, unknown_user: Path) -> None:
+    outside = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(unknown_user)}
+    for mode in ([], ["--mode", "subprocess", "--nolock", "--shared-fs-usage", *SHARED]):
+        result = run(copied, "--forcerun", "report", *mode, "--", "report", **outside)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_profiles_share_all_but_the_cache_of_the_home(finished: Path) -> None:
+    for name in ("default", "slurm"):
+        profile = yaml.safe_load((finished / "workflow" / "profiles" / name / "config.yaml").read_text())
+        assert profile["shared-fs-usage"] == SHARED
+
+
+@pytest.fixture
+def elsewhere(copied: Path, tmp_path: Path) -> Path:
+    """A folder of another project under DVC and Git, with params, images and a package `stages` of its own."""
+    folder = tmp_path / "an öther place"
+    (folder / ".dvc").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    for name in ("params.yaml", "outputs.json"):
+        shutil.copy(copied / name, folder)
+    shutil.copytree(copied / "images", folder / "images")
+    (folder / "stages").mkdir()
+    (folder / "stages" / "__init__.py").write_text("raise SystemExit('the code of another project')\n")
+    return folder
+
+
+def test_a_run_in_another_folder_uses_the_code_of_the_workflow(copied: Path, elsewhere: Path) -> None:
+    target = ["--directory", str(elsewhere), "--", "results/extractor.safetensors"]
+    assert planned(copied, *target) == {"prepare_data": 1, "train_extractor": 1}
+    result = run(copied, *target)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (elsewhere / "results" / "extractor.safetensors").is_file() and (elsewhere / "logs").is_dir()
+    assert planned(copied, *target) == {}
+    with (copied / "stages" / "train_extractor.py").open("a") as file:
+        file.write("# changed\n")
+    assert planned(copied, *target) == {"train_extractor": 1}
+    os.utime(elsewhere / "data" / "prepared" / "meta.json")
+    assert "dvc" not in run(copied, *target).stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lifeline.check_writable(tmp_path / ".snakemake")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"cannot be written, so no run can keep .*; name another with --directory"):
+        lifeline.check_writable(tmp_path / ".snakemake")
+
+
+def test_another_folder_without_params_is_refused_in_one_line(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run(copied, "--directory", str(tmp_path / "empty"))
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert last == "error: params.yaml: not found; copy ../elsewhere/presets/digits.yaml to it"
+    shutil.copy(tmp_path / "empty" / last.split()[-3], tmp_path / "empty" / "params.yaml")
+    assert run(copied, "--directory", str(tmp_path / "empty"), "--dry-run").returncode == 0
+
+
 def test_flags_override_nested_params(copied: Path) -> None:
     jobs = planned(copied, "--config", "cluster_timesteps={stages: 1}", "train_teacher={attention: [true, true]}")
     assert jobs["search_block"] == 5
@@ -182,6 +371,40 @@ def test_flags_override_nested_params(copied: Path) -> None:
 
 def test_a_preset_overrides_the_params(copied: Path) -> None:
     assert planned(copied, "--configfile", "presets/digits.yaml")["search_block"] == 9
+
+
+def carried(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The params that a job gets, with and without a Snakemake of its own, as it has on a cluster's node."""
+    given = []
+    for mode in ([], ["--mode", "subprocess", "--nolock"]):
+        job = ["--allowed-rules", "cluster_timesteps", "--", "results/clusters.json"]
+        result = run(folder, "--force", *mode, *arguments, *job)
+        assert result.returncode == 0, result.stdout + result.stderr
+        given.append(json.loads((folder / "results" / "clusters.json").read_text())["params"])
+    assert given[0] == given[1]
+    return given[0]
+
+
+def test_presets_and_flags_of_another_process_are_laid_over_in_order(copied: Path) -> None:
+    edm = yaml.safe_load((copied / "presets" / "edm.yaml").read_text())["diffusion"]
+    vp = yaml.safe_load((copied / "params.yaml").read_text())["diffusion"]
+    (copied / "part.yaml").write_text("seed: 5\ndiffusion: {rho: 5.0}\n")
+    flags = ["--configfile", "presets/edm.yaml", "part.yaml", "--config", "diffusion={p_mean: -1.0}"]
+    given = carried(copied, *flags)
+    assert given["diffusion"] == edm | {"rho": 5.0, "p_mean": -1.0} and given["seed"] == 5
+    shutil.copy(copied / "presets" / "edm.yaml", copied / "params.yaml")
+    assert carried(copied, "--configfile", "presets/smoke.yaml")["diffusion"] == vp
+    flags = ["--config", "diffusion=" + json.dumps(vp), "sampling={scheduler: ddim}"]
+    assert carried(copied, *flags)["diffusion"] == vp
+
+
+def test_a_process_without_its_sampler_is_refused(copied: Path) -> None:
+    edm = yaml.safe_load((copied / "presets" / "edm.yaml").read_text())
+    result = run(copied, "--dry-run", "--config", "diffusion=" + json.dumps(edm["diffusion"]))
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        "error: params.yaml: sampling.scheduler: ddim is no sampler of process edm, use one of edm_euler"
+    )
 
 
 def test_nothing_runs_again_after_a_run_in_latents(copied: Path) -> None:
@@ -236,6 +459,7 @@ def test_failed_jobs_are_named_with_their_blocks_errors_and_logs(copied: Path) -
     (copied / "kill-mid_block").touch()
     result = run(copied, "--forcerun", "search_block", "--keep-going")
     assert result.returncode != 0
+    assert "WorkflowError in file" not in result.stderr
     killed = f"killed, perhaps out of memory: {REMEDIES['search_block']}, or let a cluster give more with"
     assert {
         "error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/up_blocks.1.stage_0.log)",

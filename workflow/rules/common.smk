@@ -1,48 +1,59 @@
 # Helpers of the rules. They run at every parse, also on every node of a cluster, so they must stay light: no torch, no NumPy.
 
+import getpass
 import json
 import math
 import os
 import re
 import sys
+from functools import reduce
 from pathlib import Path
 
 # The code beside this workflow, wherever a package of the same name is installed.
 sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from snakemake.logging import logger
-from snakemake.utils import update_config
 
 from stages import config as settings
 from stages import console, lifeline, preflight, provenance
 from stages.datasets.sources import source_fingerprint
+from stages.overlay import lay_over
 
 jobs = console.Jobs()
 logger.addHandler(jobs)
 screens = []
 
 
+# Where the files of code are, as the rules name them: in this folder, or elsewhere when --directory gives another.
+CODE = Path() if os.path.samefile(os.curdir, provenance.ROOT) else provenance.ROOT
+
+
 def use_own_python():
-    """Let `python` in shell commands be the one that runs Snakemake, in an activated environment or not."""
+    """Let `python` in shell commands be the one that runs Snakemake, in an activated environment or not, with this code."""
     folder = str(Path(sys.executable).parent)
     if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
         os.environ.update(PATH=os.pathsep.join([folder, os.environ.get("PATH", "")]))
+    if CODE.is_absolute():
+        os.environ.update(PYTHONPATH=str(CODE), PYTHONSAFEPATH="1")
+
+
+def name_user():
+    """Give a user whom the system does not know, as in a pod, a name: Snakemake and DVC ask for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ.update(USER=str(os.getuid()))
 
 
 def share_fate():
-    """Let jobs end with this process, and this one with a DVC or Snakemake that runs it; clear the locks of killed runs.
-
-    Returns what must be kept as long as this process lives.
-    """
+    """Let jobs end with this process, and this one with a DVC or Snakemake that runs it; whether a Snakemake does."""
     nested = lifeline.PARENT in os.environ
-    if nested and workflow.is_main_process:
+    if workflow.is_main_process and nested:
         lifeline.end_with_parent()
-    lifeline.name_parent()
-    if nested or not workflow.is_main_process:
-        return None
-    if "DVC_STAGE" in os.environ:
+    elif workflow.is_main_process and "DVC_STAGE" in os.environ:
         lifeline.end_with(os.getppid())
-    return check(lifeline.clear_dead_locks, Path(".snakemake"))
+    lifeline.name_parent()
+    return nested
 
 
 def check(function, *arguments):
@@ -60,12 +71,17 @@ def check_params_file(path):
 
 
 def check_params(params):
-    """End the run when the params, with those of --configfile and --config laid over them, are not valid."""
-    update_config(params, settings.typed(dict(workflow.config_settings.config)))
-    files = [os.path.relpath(file) for file in workflow.configfiles]
-    for file in files:
-        check(settings.read_params, Path(file))
-    check(settings.validate_params, params, " + ".join(files))
+    """Lay the params of --configfile and --config over those of params.yaml; end the run when the result is not valid.
+
+    Snakemake has merged them key by key, which leaves keys of another process or source between them.
+    """
+    flags = workflow.config_settings
+    files = [] if flags.replace_workflow_config else [Path("params.yaml")]
+    layers = [check(settings.read_params, file) for file in [*files, *flags.configfiles]]
+    merged = reduce(lay_over, [*layers, settings.typed(dict(flags.config))], {})
+    params.clear()
+    params.update(merged)
+    check(settings.validate_params, params, " + ".join(map(os.path.relpath, workflow.configfiles)))
 
 
 def check_inputs(params):
@@ -76,7 +92,7 @@ def check_inputs(params):
 
 def find_code(stage):
     """The code files that a stage runs."""
-    return check(provenance.code_files, stage)
+    return [str(CODE / file) for file in check(provenance.code_files, stage)]
 
 
 def find_teacher():

@@ -1,9 +1,12 @@
-# Before the first job of a run, Snakemake learns what DVC and Git did since its last.
+# Before a run plans its jobs, Snakemake learns what DVC and Git did since its last.
 
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
-from stages import versions
+from stages import calls, versions
+
+# Kept open as long as this process lives.
+alive = []
 
 
 def list_results():
@@ -16,33 +19,45 @@ def list_results():
     return results | {"search_block": results["search_block"] + results.pop("collect_search")}
 
 
-def settle_results(results):
+def prepare_run(dry_run):
+    """Clear the locks of killed runs and settle what DVC or Git changed; a dry run only says what would be settled."""
+    check(lifeline.check_writable, Path(".snakemake"))
+    if not (dry_run or NESTED):
+        alive.append(check(lifeline.clear_dead_locks, Path(".snakemake")))
+    if not {"DVC_STAGE", *versions.SETTLED} & set(os.environ) and versions.under_dvc():
+        settle_results(dry_run)
+
+
+def settle_results(dry_run):
     """Let Snakemake see what DVC or Git changed under it, as it looks at times and at its own notes only.
 
     Stages as dvc.lock has them are taken as they are; other files that Snakemake did not make, it makes again.
     """
-    nested = {"DVC_STAGE", "STAGECRAFT_SETTLING"} & set(os.environ)
-    if nested or not workflow.is_main_process or not versions.under_dvc():
-        return
     notes = FilePersistence(nolock=True)
-    foreign = versions.foreign(results, lambda file: getattr(notes.metadata(IOFile(file)), "endtime", None))
-    if foreign:
-        changed = check(versions.changed_stages)
-        take_as_they_are(versions.complete(results) - changed)
-        for stage in sorted(foreign & changed):
-            make_again(stage, results[stage], notes)
+    foreign = versions.foreign(RESULTS, lambda file: getattr(notes.metadata(IOFile(file)), "endtime", None))
+    if not foreign:
+        return
+    changed = check(versions.changed_stages)
+    kept, again = sorted(versions.complete(RESULTS) - changed), sorted(foreign & changed)
+    if dry_run:
+        kept, again = (", ".join(names) or "none" for names in (kept, again))
+        print(f"A run would first take as in dvc.lock: {kept}; make again: {again}.", file=sys.stderr)
+        return
+    take_as_they_are(kept)
+    for stage in again:
+        make_again(stage, RESULTS[stage], notes)
 
 
 def take_as_they_are(stages):
     """Note stages in Snakemake as made from the params, code and inputs of now, in order; contents stay."""
     if stages:
-        print(f"As in dvc.lock: {', '.join(sorted(stages))}.", file=sys.stderr)
+        print(f"As in dvc.lock: {', '.join(stages)}.", file=sys.stderr)
         rules = [*stages, *(["collect_search"] if "search_block" in stages else [])]
         targets = [name for name in rules if name != "search_block"]
         command = [sys.executable, "-m", "snakemake", "--touch", "--nolock", "--cores", "1"]
         command += ["--snakefile", workflow.main_snakefile, "--forcerun", *rules]
         command += ["--allowed-rules", *rules, "--", *targets]
-        check(versions.run_quietly, command, {"STAGECRAFT_SETTLING": "1"})
+        check(versions.run_quietly, command, versions.SETTLED)
 
 
 def make_again(stage, files, notes):
@@ -54,4 +69,4 @@ def make_again(stage, files, notes):
 
 
 RESULTS = list_results()
-settle_results(RESULTS)
+calls.before_jobs(workflow, prepare_run)
