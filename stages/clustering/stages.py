@@ -94,7 +94,13 @@ class Clustering:
         )
         shares = limit_shares(m, x0, self.denoiser.mean, sigmas, self.settings["eta"], self.last_sigma)
         t1, t2 = threshold_boundaries(t, *shares, self.settings["alpha"])
-        return [self.process.above(t1), t2]
+        boundaries = [self.process.above(t1), t2]
+        if boundaries[0] >= boundaries[1]:
+            raise ValueError(
+                f"cluster_timesteps.alpha {self.settings['alpha']}: boundaries {t1} and {t2} are neighbours and leave no middle "
+                "stage; raise alpha or lower eta"
+            )
+        return boundaries
 
     def labels(self, stages: int) -> np.ndarray:
         """Stage of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,)."""

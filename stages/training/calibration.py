@@ -122,9 +122,11 @@ class Calibrator:
         count, rows = levels_of(stages), []
         for number, (lo, hi) in enumerate(stages):
             shares = (np.arange(count) + 0.5) / count
-            times = [self.process.as_t(lo + (hi - lo) * float(share)) for share in shares]
-            found = [self._row(student, t, number * count + level) for level, t in enumerate(times)]
             last = min(float(hi), float(self.process.at_share(1)))
+            # A narrow stage has fewer timesteps than levels, and the first of the next one is not its own.
+            levels = dict.fromkeys(self.process.as_t(lo + (hi - lo) * float(share)) for share in shares)
+            times = [t for t in levels if t < hi]
+            found = [self._row(student, t, number * count + level) for level, t in enumerate(times)]
             rows += [(float(lo), found[0][1]), *found, (last, found[-1][1])]
         return finer(rows, self.process)
 
