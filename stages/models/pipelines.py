@@ -129,7 +129,8 @@ def save_student(folder: Path, unet: Student, scheduler: Any, params: dict[str, 
 def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any) -> None:
     """Write what makes a folder with a UNet a pipeline.
 
-    DDPMPipeline where it draws right; it knows no latents, no classes, and no scheduler that scales its input.
+    DDPMPipeline where it draws right; it knows no latents, no classes, no scheduler that scales its input, and, of those that a
+    student may be given, none that takes no generator.
 
     Args:
         origin: module that diffusers finds the UNet's class in.
@@ -146,7 +147,7 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
         forget_origin(folder / "vae" / "config.json")
-    if needs_own_pipeline(unet, scheduler, vae):
+    if isinstance(unet, Student) or needs_own_pipeline(unet, scheduler, vae):
         source = Path(inspect.getfile(multi_stage_pipeline))
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
