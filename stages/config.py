@@ -11,7 +11,8 @@ from typing import Any
 import jsonschema
 import yaml
 
-from stages.diffusion.keys import PROCESS_KEYS, SAMPLERS
+from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
+from stages.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stages.files import pipeline_file
 
 Params = dict[str, Any]
@@ -360,7 +361,7 @@ def process_problems(params: Params) -> Iterator[Problem]:
             described = validator().schema["properties"]["diffusion"]["properties"][key]["description"]
             yield f"diffusion.{key}", f"missing; add it, as process {name} needs it ({described.rstrip('.')})"
     for key in settings:
-        if key != "process" and key not in PROCESS_KEYS[name]:
+        if key != "process" and key not in PROCESS_KEYS[name] + OPTIONAL_KEYS[name]:
             yield f"diffusion.{key}", f"unused by process {name}; remove it"
     if sampler not in SAMPLERS[name]:
         yield "sampling.scheduler", f"{sampler} is no sampler of process {name}, {offer(SAMPLERS[name])}"
@@ -428,11 +429,27 @@ def diffusion_problems(params: Params) -> Iterator[Problem]:
         return
     if process["beta_start"] >= process["beta_end"]:
         yield "diffusion.beta_start", f"{process['beta_start']} is not below beta_end {process['beta_end']}; lower it"
+    if process.get("rescale_betas_zero_snr") and process["prediction_type"] == "epsilon":
+        yield (
+            "diffusion.rescale_betas_zero_snr",
+            f"true, {ZERO_SNR_OF_EPSILON}; set false, or diffusion.prediction_type: v_prediction",
+        )
     if steps > process["num_train_timesteps"]:
         yield (
             "sampling.steps",
             f"{steps} is more than the {process['num_train_timesteps']} timesteps there are; lower it",
         )
+    elif params["train_teacher"]["source"] == "train":
+        yield from step_problems(params)
+
+
+def step_problems(params: Params) -> Iterator[Problem]:
+    """Steps that a sampler, with the settings of its own that a teacher trained here leaves it, cannot make."""
+    try:
+        check_steps(params["sampling"], params["diffusion"], {})
+    except ValueError as error:
+        key, _, problem = str(error).partition(": ")
+        yield key, problem
 
 
 def teacher_problems(settings: Params) -> Iterator[Problem]:

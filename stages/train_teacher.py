@@ -20,23 +20,29 @@ def train_teacher(
     from stages.device import pick_device
     from stages.diffusion.losses import NoisyBatches
     from stages.diffusion.process import make_process
+    from stages.diffusion.stated import says_nothing
     from stages.files import write_checked_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import save_teacher
+    from stages.models.pipelines import read_scheduler_config, save_teacher
     from stages.processes import is_main
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
 
-    settings, process = params["train_teacher"], make_process(params["diffusion"])
+    settings = params["train_teacher"]
     images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
     channels, resolution, _ = images.shape
     if settings["source"] == "path":
         if is_main():
+            stated = read_scheduler_config(Path(settings["path"])) or {}
+            process = make_process(params["diffusion"], stated)
             given = given_teacher(settings["path"], images, process, vae is not None)
-            save_teacher(output, given, process.scheduler(), params, vae)
+            if stated and says_nothing(stated, process.name):
+                print(f"train_teacher: {stated['_class_name']} states no noise process; params say it (diffusion)")
+            save_teacher(output, given, process.scheduler(), params, vae, given=True)
             write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
         return
 
+    process = make_process(params["diffusion"])
     device = pick_device(params["device"], threads)
     conditional, flip = settings["class_conditional"], settings["horizontal_flip"]
     classes = images.classes() if conditional else None

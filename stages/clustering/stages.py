@@ -108,7 +108,9 @@ class Clustering:
         if method == "uniform":
             return np.searchsorted(uniform_boundaries(self.process, stages), self.grid, side="right")
         if method == "snr":
-            log_snr = -2 * np.log(sigmas_at(self.process, self.grid))
+            sigmas = sigmas_at(self.process, self.grid)
+            # Pure noise, at no finite distance from the rest, counts as the level before it.
+            log_snr = -2 * np.log(sigmas.clip(max=sigmas[np.isfinite(sigmas)].max()))
             return interval_labels(np.abs(log_snr[:, None] - log_snr), stages)
         if method == "gradient":
             return interval_labels(1 - self.gradient_cosines, stages)
@@ -167,7 +169,7 @@ def cluster(
         "process": process.name,
         "seed": seed,
         "boundaries": boundaries[0],
-        "boundaries_sigma": sigmas_at(process, np.array(boundaries[0])).tolist(),
+        "boundaries_sigma": process.sigmas_of(boundaries[0]),
         "stages": process.edges(boundaries[0]),
         "spread": {
             "seeds": [run.seed for run in runs],

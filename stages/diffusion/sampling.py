@@ -57,10 +57,16 @@ class Sampler:
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         labels: Any = None,
+        stated: dict[str, Any] | None = None,
     ) -> Self:
-        """The sampler that params describe; `labels` (N,), those of the training images, are for class-conditional networks."""
+        """The sampler that params describe.
+
+        Args:
+            labels: those of the training images, (N,), for class-conditional networks.
+            stated: the scheduler config of a given teacher, as in `Process`.
+        """
         return cls(
-            make_process(params["diffusion"]),
+            make_process(params["diffusion"], stated),
             params["sampling"]["scheduler"],
             params["sampling"]["steps"],
             params["seed"],

@@ -27,7 +27,7 @@ from stages.models.multi_decoder_unet import BLOCK_TYPES, MultiDecoderUNet2DMode
 Student = MultiDecoderUNet2DModel | SeparateUNet2DModel
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-HASHES = "sha256.json"
+HASHES, SCHEDULER = "sha256.json", "scheduler_config.json"
 # What UNet2DModel can do and the search cannot.
 UNSUPPORTED = ("class_embed_type",)
 
@@ -106,27 +106,39 @@ def _load(kind: Any, folder: Path) -> Any:
     return model.eval()
 
 
-def save_teacher(folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None) -> None:
-    """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written."""
+def save_teacher(
+    folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+) -> None:
+    """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written.
+
+    Args:
+        given: whether the teacher is from elsewhere; see `save_scheduler`.
+    """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, "diffusers", scheduler, vae)
+        write_pipeline(aside, unet, "diffusers", scheduler, vae, given=given)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
 
-def save_student(folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None) -> None:
-    """Write a student's pipeline folder with its model file, so that diffusers alone loads it."""
+def save_student(
+    folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+) -> None:
+    """Write a student's pipeline folder with its model file, so that diffusers alone loads it.
+
+    Args:
+        given: whether the teacher is from elsewhere; see `save_scheduler`.
+    """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
         source = Path(inspect.getfile(multi_decoder_unet))
         shutil.copyfile(source, aside / "unet" / source.name)
-        write_pipeline(aside, unet, source.stem, scheduler, vae)
+        write_pipeline(aside, unet, source.stem, scheduler, vae, given=given)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
 
-def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any) -> None:
+def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any, *, given: bool = False) -> None:
     """Write what makes a folder with a UNet a pipeline.
 
     DDPMPipeline where it draws right; it knows no latents, no classes, no scheduler that scales its input, and, of those that a
@@ -134,10 +146,11 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
 
     Args:
         origin: module that diffusers finds the UNet's class in.
+        given: see `save_scheduler`.
     """
     forget_origin(folder / "unet" / "config.json")
     scheduler = scheduler if vae is None else unclipped(scheduler)
-    scheduler.save_pretrained(folder / "scheduler")
+    save_scheduler(folder / "scheduler", scheduler, given)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -153,6 +166,25 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
         index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
     write_json(folder / "model_index.json", index)
+
+
+def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:
+    """Write a scheduler's folder; of a teacher from elsewhere it states what the teacher's did, and no defaults beside."""
+    scheduler.save_pretrained(folder)
+    if given:
+        path, defaults = folder / SCHEDULER, scheduler.config.get("_use_default_values", [])
+        said = {key: value for key, value in read_json(path).items() if key not in defaults}
+        # As diffusers writes it, which has infinities in it.
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_stated(folder: Path) -> dict[str, Any] | None:
+    """What the scheduler config of a teacher from elsewhere states, of a folder written by `save_teacher`.
+
+    None for a teacher that was trained here: its folder holds the defaults of one scheduler, and samplers have their own.
+    """
+    made_with = read_json(folder / "params.json").get("train_teacher", {})
+    return read_json(folder / "scheduler" / SCHEDULER) if made_with.get("source") == "path" else None
 
 
 def needs_own_pipeline(unet: Any, scheduler: Any, vae: Any) -> bool:

@@ -37,6 +37,7 @@ def calibrate_student(
     params: dict[str, Any],
     vae: Any = None,
     restarts: Sequence[float] = (),
+    stated: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place.
 
@@ -45,12 +46,13 @@ def calibrate_student(
         params: as the stage `retrain` gets them.
         vae: the autoencoder whose latents `data` are.
         restarts: see Sampler.
+        stated: the scheduler config of a given teacher, as in `Process`.
 
     Returns:
         Its table, and `images_per_stage`, the noised images that each stage was measured with, `images_drawn` and `powers`: see
         `Calibrator.matched`.
     """
-    settings, process = params["retrain"], make_process(params["diffusion"])
+    settings, process = params["retrain"], make_process(params["diffusion"], stated)
     calibrator = Calibrator(teacher, data, process, settings, params["seed"])
     stages = process.edges(student.config["boundaries"])
     sampler = Sampler.of(
@@ -61,6 +63,7 @@ def calibrate_student(
         restarts=restarts,
         decode=None if vae is None else partial(decode, vae),
         labels=data.labels if is_class_conditional(teacher) else None,
+        stated=stated,
     )
 
     def calibrated(table: dict[str, Any]) -> Any:
