@@ -14,6 +14,8 @@ import yaml
 from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
 from stages.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stages.files import pipeline_file
+from stages.models.given import Space, why_not_halved, why_undivided
+from stages.models.weights import find_weights
 
 Params = dict[str, Any]
 Problem = tuple[str, str]  # key, what is wrong and what to do
@@ -150,14 +152,22 @@ def teacher_files(settings: Params) -> list[str]:
     if settings["source"] == "train":
         return []
     folder = Path(settings["path"])
-    files = [pipeline_file(folder, "unet", name) for name in ("config.json", "diffusion_pytorch_model.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"train_teacher.path: {file} not found; give a diffusers pipeline folder with safetensors weights"
-            )
+    config = pipeline_file(folder, "unet", "config.json")
+    if not config.is_file():
+        raise ValueError(
+            f"train_teacher.path: {config} not found; give a diffusers pipeline folder with safetensors weights"
+        )
+    files = [config, *weights_files("train_teacher.path", config.parent)]
     scheduler = pipeline_file(folder, "scheduler", "scheduler_config.json")
     return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]
+
+
+def weights_files(key: str, folder: Path) -> list[Path]:
+    """Files of the weights in a model's folder, all shards and their index; ValueError, naming the key, when one is missing."""
+    try:
+        return [*find_weights(folder).files]
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def runs_in_latents(params: Params) -> bool:
@@ -181,13 +191,12 @@ def autoencoder_files(settings: Params) -> list[str]:
     """Files of an autoencoder's folder that a run reads, none but for source `path`; ValueError when one is missing."""
     if settings["source"] != "path":
         return []
-    files = [Path(settings["path"]) / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"train_autoencoder.path: {file} not found; give an AutoencoderKL's or VQModel's folder with safetensors weights"
-            )
-    return [str(file) for file in files]
+    config = Path(settings["path"]) / "config.json"
+    if not config.is_file():
+        raise ValueError(
+            f"train_autoencoder.path: {config} not found; give an AutoencoderKL's or VQModel's folder with safetensors weights"
+        )
+    return [str(file) for file in [config, *weights_files("train_autoencoder.path", config.parent)]]
 
 
 def extractor_files(settings: Params) -> list[str]:
@@ -472,26 +481,21 @@ def teacher_problems(settings: Params) -> Iterator[Problem]:
 
 def resolution_problems(params: Params) -> Iterator[Problem]:
     """A resolution, where it is known before the images are read, that cannot be halved at every level."""
-    data, halvings = params["prepare_data"], len(params["train_teacher"]["block_out_channels"]) - 1
-    resolution = data["resolution"] or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
-    if resolution is not None and params["train_autoencoder"]["source"] == "train":
-        factor = 2 ** (len(params["train_autoencoder"]["block_out_channels"]) - 1)
-        if resolution % factor:
-            yield (
-                "prepare_data.resolution",
-                f"{resolution} pixels cannot be divided by {factor}, as the levels of train_autoencoder.block_out_channels do; "
-                f"use a multiple of {factor}",
-            )
-            return
-        resolution //= factor
-    if params["train_autoencoder"]["source"] == "path":
+    data, autoencoder = params["prepare_data"], params["train_autoencoder"]
+    side = data["resolution"] or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
+    if autoencoder["source"] == "path":
         return
-    if resolution is not None and resolution % 2**halvings:
-        yield (
-            "prepare_data.resolution",
-            f"{resolution} pixels cannot be halved {halvings} time(s), as the {halvings + 1} levels of "
-            f"train_teacher.block_out_channels do; use a multiple of {2**halvings} or fewer levels",
-        )
+    factor = None
+    if autoencoder["source"] == "train":
+        levels = len(autoencoder["block_out_channels"])
+        if (problem := why_undivided(side, levels)) is not None:
+            yield "prepare_data.resolution", problem
+            return
+        factor = 2 ** (levels - 1)
+    space = Space(None if side is None else side // (factor or 1), None, factor)
+    levels, where = len(params["train_teacher"]["block_out_channels"]), "train_teacher.block_out_channels"
+    if (problem := why_not_halved(space, levels, where, "give it fewer levels")) is not None:
+        yield "prepare_data.resolution", problem
 
 
 def stage_problems(params: Params) -> Iterator[Problem]:

@@ -28,7 +28,8 @@ def evaluate(
     from stages.evaluation.table import format_table
     from stages.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import WEIGHTS, load_student, load_teacher, read_stated
+    from stages.models.pipelines import load_student, load_teacher, read_stated
+    from stages.models.weights import WEIGHTS
     from stages.pieces import Pieces
     from stages.processes import is_main
     from stages.training.student import stage_probabilities

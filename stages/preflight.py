@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stages.config import DIGITS_RESOLUTION
+from stages.models.at_start import check_given_autoencoder, check_given_teacher
+
+DIGITS = 1797  # images
+
 Params = dict[str, Any]
 
 
@@ -33,3 +38,17 @@ class Survey:
 
 def check_inputs(params: Params) -> None:
     """Raise ValueError, one line, for what would end a later job: checked params, folders of this machine."""
+    survey = survey_of_params(params)
+    check_given_autoencoder(params, survey)
+    check_given_teacher(params, survey)
+
+
+def survey_of_params(params: Params) -> Survey:
+    """What the params alone tell of the images; of a source whose images nobody has counted `train` is 0."""
+    settings = params["prepare_data"]
+    side, channels = settings["resolution"], settings["channels"]
+    if settings["source"] != "digits":
+        return Survey(0, 0, side, side, channels)
+    side, count = side or DIGITS_RESOLUTION, DIGITS
+    held_out = round(count * settings["held_out"])
+    return Survey(count - held_out, held_out, side, side, channels or 1, {str(digit): digit for digit in range(10)})

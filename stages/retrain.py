@@ -25,7 +25,8 @@ def retrain(
     from stages.diffusion.process import make_process
     from stages.files import read_checked_json, sha256_file, write_checked_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import WEIGHTS, load_teacher, read_stated, save_student
+    from stages.models.pipelines import load_teacher, read_stated, save_student
+    from stages.models.weights import WEIGHTS
     from stages.processes import is_main
     from stages.training.calibration import calibrate_student
     from stages.training.joint import JointLoss

@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 
 from stages.diffusion.losses import Batch, predict
 from stages.models.borders import borders_of
+from stages.models.given import check_shares
 from stages.models.multi_decoder_unet import Module, stream_levels
 from stages.models.stream import Stream
 
@@ -31,17 +32,9 @@ def choose_stream(
     """
     groups, same = teacher.config["norm_num_groups"], stream_levels(teacher)
     shares = [share] * len(same) if isinstance(share, int | float) else share
-    if len(shares) != len(same):
-        raise ValueError(
-            f"search_block.channels: {shares} for {len(same)} levels; give one share, or one for each level"
-        )
+    check_shares(shares, teacher.config["block_out_channels"])
     stream = []
-    for level, (number, share) in enumerate(zip(same, shares, strict=True)):
-        if share != shares[same.index(number)]:
-            raise ValueError(
-                f"search_block.channels[{level}]: {share} for a level as wide as the one before, which passes its channels on; "
-                f"give both {shares[same.index(number)]}"
-            )
+    for number, share in zip(same, shares, strict=True):
         parts = [one for one, other in zip(importance, same, strict=True) if other == number]
         grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
         size, step = grouped.shape[1], math.lcm(groups, multiple) // groups
