@@ -119,15 +119,15 @@ class Run:
         from stages.diffusion.process import make_process
         from stages.evaluation.fidelity import open_extractor
         from stages.models.autoencoder import open_autoencoder
-        from stages.models.pipelines import load_teacher
+        from stages.models.pipelines import load_teacher, read_stated
 
         torch.set_num_threads(1)
         keep_freed_memory()
         self.method, self.budget, self.seed, self.shared = method, budget, seed, shared
         self.params, self.device = params_of(preset, method, budget, seed, channels, steps), torch.device("cpu")
         self.data, self.prepared = TrainingSet.load(shared.data, shared.latents), PreparedData.load(shared.data)
-        self.process, self.vae = make_process(self.params["diffusion"]), open_autoencoder(shared.vae)
-        self.teacher = load_teacher(shared.teacher)
+        self.teacher, self.vae = load_teacher(shared.teacher), open_autoencoder(shared.vae)
+        self.process = make_process(self.params["diffusion"], read_stated(shared.teacher))
         image = self.prepared.images[0]
         self.extractors = {Path(name).stem: open_extractor(name, shared.extractor, image) for name in extractors}
         self.work = work / f"{method.full}-{budget}-seed{seed}"
@@ -247,9 +247,17 @@ class Run:
 
         from stages.diffusion.sampling import Sampler
         from stages.models.autoencoder import decode
+        from stages.models.pipelines import read_stated
 
         decoding = None if self.vae is None else partial(decode, self.vae)
-        return Sampler.of(self.params, self.data.shape, self.device, batch_size, decode=decoding)
+        return Sampler.of(
+            self.params,
+            self.data.shape,
+            self.device,
+            batch_size,
+            decode=decoding,
+            stated=read_stated(self.shared.teacher),
+        )
 
     def score(self, images: Any) -> dict[str, Any]:
         """Fidelity by every extractor, against the training split."""

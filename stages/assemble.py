@@ -10,19 +10,19 @@ def assemble(
     params: dict[str, Any], *, threads: int, teacher: Path, clusters: Path, search: Path, output: Path
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-    import torch
-
     from stages.diffusion.process import make_process
     from stages.diffusion.sampling import snap, steps_per_stage
     from stages.files import read_checked_json, write_checked_json
-    from stages.models.pipelines import load_teacher
+    from stages.models.pipelines import load_teacher, read_stated
     from stages.search.architecture import assemble_architecture, given_architecture
     from stages.search.results import read_results
 
     plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params["sampling"]
     settings, boundaries = params["assemble"], plan["boundaries"]
-    process, unet = make_process(params["diffusion"]), load_teacher(teacher)
+    unet = load_teacher(teacher)
+    process = make_process(params["diffusion"], read_stated(teacher))
     process.check_stages(plan, clusters)
+    process.check_steps(sampling)
     sampler = (process, sampling["scheduler"], sampling["steps"])
     if settings["snap_boundaries"]:
         boundaries = snap(*sampler, boundaries)
@@ -34,7 +34,7 @@ def assemble(
     stages = process.edges(boundaries)
     how = {
         "boundaries": boundaries,
-        "boundaries_sigma": process.sigma_of(torch.tensor(boundaries)).tolist(),
+        "boundaries_sigma": process.sigmas_of(boundaries),
         "clustered": plan["boundaries"],
         "snapped": settings["snap_boundaries"],
         "stages": stages,

@@ -20,7 +20,8 @@ def cache_features(
     from stages.device import pick_device
     from stages.diffusion.process import make_process
     from stages.files import read_checked_json, sha256_file
-    from stages.models.pipelines import WEIGHTS, load_teacher
+    from stages.models.pipelines import load_teacher
+    from stages.models.weights import WEIGHTS
     from stages.search.features import FeatureWriter
 
     device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)

@@ -28,7 +28,8 @@ def cluster_timesteps(
         from stages.clustering.gradients import bounded_gradients
         from stages.device import pick_device
         from stages.files import sha256_file
-        from stages.models.pipelines import WEIGHTS, load_teacher
+        from stages.models.pipelines import load_teacher
+        from stages.models.weights import WEIGHTS
 
         unet = load_teacher(teacher).to(pick_device(params["device"], threads))
         gradients = partial(bounded_gradients, unet, process, images, settings["draws"])

@@ -12,8 +12,11 @@ from typing import Any
 import jsonschema
 import yaml
 
-from stages.diffusion.keys import PROCESS_KEYS, SAMPLERS
+from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
+from stages.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stages.files import pipeline_file
+from stages.models.given import Space, why_not_halved, why_undivided
+from stages.models.weights import find_weights
 
 Params = dict[str, Any]
 Problem = tuple[str, str]  # key, what is wrong and what to do
@@ -162,14 +165,22 @@ def teacher_files(settings: Params) -> list[str]:
     if settings["source"] == "train":
         return []
     folder = Path(settings["path"])
-    files = [pipeline_file(folder, "unet", name) for name in ("config.json", "diffusion_pytorch_model.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"train_teacher.path: {file} not found; give a diffusers pipeline folder with safetensors weights"
-            )
+    config = pipeline_file(folder, "unet", "config.json")
+    if not config.is_file():
+        raise ValueError(
+            f"train_teacher.path: {config} not found; give a diffusers pipeline folder with safetensors weights"
+        )
+    files = [config, *weights_files("train_teacher.path", config.parent)]
     scheduler = pipeline_file(folder, "scheduler", "scheduler_config.json")
     return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]
+
+
+def weights_files(key: str, folder: Path) -> list[Path]:
+    """Files of the weights in a model's folder, all shards and their index; ValueError, naming the key, when one is missing."""
+    try:
+        return [*find_weights(folder).files]
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def runs_in_latents(params: Params) -> bool:
@@ -193,13 +204,12 @@ def autoencoder_files(settings: Params) -> list[str]:
     """Files of an autoencoder's folder that a run reads, none but for source `path`; ValueError when one is missing."""
     if settings["source"] != "path":
         return []
-    files = [Path(settings["path"]) / name for name in ("config.json", "diffusion_pytorch_model.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(
-                f"train_autoencoder.path: {file} not found; give an AutoencoderKL's or VQModel's folder with safetensors weights"
-            )
-    return [str(file) for file in files]
+    config = Path(settings["path"]) / "config.json"
+    if not config.is_file():
+        raise ValueError(
+            f"train_autoencoder.path: {config} not found; give an AutoencoderKL's or VQModel's folder with safetensors weights"
+        )
+    return [str(file) for file in [config, *weights_files("train_autoencoder.path", config.parent)]]
 
 
 def extractor_files(settings: Params) -> list[str]:
@@ -373,7 +383,7 @@ def process_problems(params: Params) -> Iterator[Problem]:
             described = validator().schema["properties"]["diffusion"]["properties"][key]["description"]
             yield f"diffusion.{key}", f"missing; add it, as process {name} needs it ({described.rstrip('.')})"
     for key in settings:
-        if key != "process" and key not in PROCESS_KEYS[name]:
+        if key != "process" and key not in PROCESS_KEYS[name] + OPTIONAL_KEYS[name]:
             yield f"diffusion.{key}", f"unused by process {name}; remove it"
     if sampler not in SAMPLERS[name]:
         yield "sampling.scheduler", f"{sampler} is no sampler of process {name}, {offer(SAMPLERS[name])}"
@@ -441,11 +451,27 @@ def diffusion_problems(params: Params) -> Iterator[Problem]:
         return
     if process["beta_start"] >= process["beta_end"]:
         yield "diffusion.beta_start", f"{process['beta_start']} is not below beta_end {process['beta_end']}; lower it"
+    if process.get("rescale_betas_zero_snr") and process["prediction_type"] == "epsilon":
+        yield (
+            "diffusion.rescale_betas_zero_snr",
+            f"true, {ZERO_SNR_OF_EPSILON}; set false, or diffusion.prediction_type: v_prediction",
+        )
     if steps > process["num_train_timesteps"]:
         yield (
             "sampling.steps",
             f"{steps} is more than the {process['num_train_timesteps']} timesteps there are; lower it",
         )
+    elif params["train_teacher"]["source"] == "train":
+        yield from step_problems(params)
+
+
+def step_problems(params: Params) -> Iterator[Problem]:
+    """Steps that a sampler, with the settings of its own that a teacher trained here leaves it, cannot make."""
+    try:
+        check_steps(params["sampling"], params["diffusion"], {})
+    except ValueError as error:
+        key, _, problem = str(error).partition(": ")
+        yield key, problem
 
 
 def teacher_problems(settings: Params) -> Iterator[Problem]:
@@ -466,53 +492,23 @@ def teacher_problems(settings: Params) -> Iterator[Problem]:
             yield key, f"{width} is no multiple of attention_head_dim {head}; change one of them"
 
 
-def resolution_problems(params: Params, own_side: int | None = None) -> Iterator[Problem]:
-    """A resolution that cannot be halved at every level of the networks; none where it is not known.
-
-    Args:
-        own_side: pixels a side of the images as they are, for `prepare_data.resolution` null.
-    """
-    data, teacher = params["prepare_data"], params["train_teacher"]
-    side = data["resolution"] or own_side or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
-    factor = latent_factor(params["train_autoencoder"])
-    if side is None or factor is None:
+def resolution_problems(params: Params) -> Iterator[Problem]:
+    """A resolution, where it is known before the images are read, that cannot be halved at every level."""
+    data, autoencoder = params["prepare_data"], params["train_autoencoder"]
+    side = data["resolution"] or (DIGITS_RESOLUTION if data["source"] == "digits" else None)
+    if autoencoder["source"] == "path":
         return
-    halvings = len(teacher["block_out_channels"]) - 1 if teacher["source"] == "train" else 0
-    remedy = f"use {near_multiples(side, factor * 2**halvings)}"
-    if side % factor:
-        yield (
-            "prepare_data.resolution",
-            f"{side} pixels cannot be divided by {factor}, as the levels of the autoencoder do; {remedy}, or an autoencoder of "
-            "fewer levels",
-        )
-    elif side // factor % 2**halvings:
-        yield (
-            "prepare_data.resolution",
-            f"{side // factor} pixels cannot be halved {halvings} time(s), as the {halvings + 1} levels of "
-            f"train_teacher.block_out_channels do; {remedy}, or fewer levels",
-        )
-
-
-def latent_factor(settings: Params) -> int | None:
-    """How many pixels a side one latent stands for, 1 without an autoencoder; None when a given one does not say."""
-    if settings["source"] == "none":
-        return 1
-    widths = settings["block_out_channels"]
-    if settings["source"] == "path":
-        try:
-            config = json.loads((Path(settings["path"]) / "config.json").read_text(encoding="utf-8"))
-            widths = config["block_out_channels"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return int(2 ** (len(widths) - 1)) if isinstance(widths, list) and widths else None
-
-
-def near_multiples(side: int, multiple: int) -> str:
-    """The multiples next to a resolution that may be used, and what else may be."""
-    bounds = validator().schema["properties"]["prepare_data"]["properties"]["resolution"]
-    below = side // multiple * multiple
-    near = [str(n) for n in (below, below + multiple) if bounds["minimum"] <= n <= bounds["maximum"]]
-    return f"{' or '.join([*near, f'another multiple of {multiple}'])} (resize: pad adds black around smaller images)"
+    factor = None
+    if autoencoder["source"] == "train":
+        levels = len(autoencoder["block_out_channels"])
+        if (problem := why_undivided(side, levels)) is not None:
+            yield "prepare_data.resolution", problem
+            return
+        factor = 2 ** (levels - 1)
+    space = Space(None if side is None else side // (factor or 1), None, factor)
+    levels, where = len(params["train_teacher"]["block_out_channels"]), "train_teacher.block_out_channels"
+    if (problem := why_not_halved(space, levels, where, "give it fewer levels")) is not None:
+        yield "prepare_data.resolution", problem
 
 
 def stage_problems(params: Params) -> Iterator[Problem]:

@@ -28,7 +28,8 @@ def evaluate(
     from stages.evaluation.table import format_table
     from stages.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import WEIGHTS, load_student, load_teacher
+    from stages.models.pipelines import load_student, load_teacher, read_stated
+    from stages.models.weights import WEIGHTS
     from stages.pieces import Pieces
     from stages.processes import is_main
     from stages.training.student import stage_probabilities
@@ -46,10 +47,11 @@ def evaluate(
     vae = open_autoencoder(autoencoder)
     drawn = read_json(student / "params.json")["retrain"]["stage_probabilities"]
     shares = stage_probabilities(drawn, plan["stages"]) or plan["density"]
+    large, stated = load_teacher(teacher), read_stated(teacher)
     evaluation = Evaluation(
-        params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces
+        params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces, stated
     )
-    found = evaluation.compare(load_teacher(teacher), small)
+    found = evaluation.compare(large, small)
     if found is None or pieces is None:
         return
     metrics, images = found

@@ -23,7 +23,8 @@ def rank_channels(
     from stages.device import pick_device
     from stages.diffusion.process import make_process
     from stages.files import sha256_file
-    from stages.models.pipelines import WEIGHTS, load_teacher
+    from stages.models.pipelines import load_teacher
+    from stages.models.weights import WEIGHTS
     from stages.pieces import Pieces
     from stages.search.importance import BATCH, BATCHES, measure_importance
 

@@ -25,16 +25,18 @@ def retrain(
     from stages.diffusion.process import make_process
     from stages.files import read_checked_json, sha256_file, write_checked_json
     from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import WEIGHTS, load_teacher, save_student
+    from stages.models.pipelines import load_teacher, read_stated, save_student
+    from stages.models.weights import WEIGHTS
     from stages.processes import is_main
     from stages.training.calibration import calibrate_student
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
     from stages.training.student import check_teacher, start_student, student_batches, supernet_reader
 
-    settings, process = params["retrain"], make_process(params["diffusion"])
-    device = pick_device(params["device"], threads)
+    settings, device = params["retrain"], pick_device(params["device"], threads)
     images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)
+    stated = read_stated(teacher)
+    process = make_process(params["diffusion"], stated)
     chosen = read_checked_json(architecture, "assemble")
     check_teacher(unet, chosen, architecture)
     supernet = supernet_reader(search, chosen["supernets"], architecture)
@@ -58,8 +60,8 @@ def retrain(
     calibration = None
     if settings["calibrate"] != "none":
         restarts = chosen["boundaries"] if chosen["snapped"] else ()
-        calibration = calibrate_student(student, unet, images, params, vae, restarts)
-    save_student(output, student.cpu(), process.scheduler(), params, vae)
+        calibration = calibrate_student(student, unet, images, params, vae, restarts, stated)
+    save_student(output, student.cpu(), process.scheduler(), params, vae, given=stated is not None)
     record = {"stage": "retrain", "history": result.history, "calibration": calibration, "params": params}
     write_checked_json(log, record)
     checkpoint.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
     from stages.datasets.training import TrainingSet
-    from stages.diffusion.process import Process
+    from stages.models.given import Space
 
 
 def train_teacher(
@@ -21,22 +21,27 @@ def train_teacher(
     from stages.diffusion.losses import NoisyBatches
     from stages.diffusion.process import make_process
     from stages.files import write_checked_json
-    from stages.models.autoencoder import open_autoencoder
+    from stages.models.autoencoder import downscaling, open_autoencoder
+    from stages.models.given import Space, check_own_teacher
     from stages.models.pipelines import save_teacher
     from stages.processes import is_main
     from stages.training.loop import TrainSettings, train
     from stages.training.teacher import DenoisingLoss, build_teacher
 
-    settings, process = params["train_teacher"], make_process(params["diffusion"])
+    settings = params["train_teacher"]
     images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
     channels, resolution, _ = images.shape
+    space = Space(resolution, channels, None if vae is None else downscaling(vae))
     if settings["source"] == "path":
         if is_main():
-            given = given_teacher(settings["path"], images, process, vae is not None)
-            save_teacher(output, given, process.scheduler(), params, vae)
+            given, stated = given_teacher(settings["path"], images, params["diffusion"], space)
+            process = make_process(params["diffusion"], stated or {})
+            save_teacher(output, given, process.scheduler(), params, vae, given=True)
             write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
         return
 
+    process = make_process(params["diffusion"])
+    check_own_teacher(settings, space, images.class_numbers)
     device = pick_device(params["device"], threads)
     conditional, flip = settings["class_conditional"], settings["horizontal_flip"]
     classes = images.classes() if conditional else None
@@ -60,27 +65,42 @@ def train_teacher(
     checkpoint.unlink(missing_ok=True)
 
 
-def given_teacher(path: str, images: "TrainingSet", process: "Process", latent: bool) -> "UNet2DModel":
-    """The teacher of a diffusers folder.
+def given_teacher(
+    path: str, images: "TrainingSet", diffusion: dict[str, Any], space: "Space"
+) -> "tuple[UNet2DModel, dict[str, Any] | None]":
+    """The teacher of a diffusers folder, and what its scheduler config states.
+
+    Args:
+        diffusion: the `diffusion` section of the params.
+        space: what the teacher is to draw.
 
     Raises:
-        ValueError: it does not fit the images (or the latents, when `latent`), their classes or the noise process.
+        ValueError: it does not fit the images (or the latents), their classes or the noise process.
     """
-    from stages.models.pipelines import (
-        check_classes,
-        check_fits,
-        is_class_conditional,
-        load_given_teacher,
+    from stages.datasets.classes import check_known
+    from stages.diffusion.stated import check_stated, says_nothing
+    from stages.files import pipeline_file
+    from stages.models.given import (
+        check_teacher_fits,
+        check_teacher_folder,
+        has_learned_variance,
         read_scheduler_config,
     )
+    from stages.models.pipelines import fit_teacher, load_given_teacher
 
-    channels, resolution, _ = images.shape
+    config, file = check_teacher_folder(Path(path))
+    check_teacher_fits(config, file, space, diffusion["process"])
+    if config.get("num_class_embeds") is not None:
+        check_known(images.class_numbers, config["num_class_embeds"], str(file))
+    stated = read_scheduler_config(Path(path))
+    check_stated(stated, pipeline_file(path, "scheduler", "scheduler_config.json"), diffusion)
     teacher = load_given_teacher(Path(path))
-    check_fits(teacher, path, resolution, channels, latent)
-    if is_class_conditional(teacher):
-        check_classes(teacher, path, images.class_numbers)
-    process.check_same_as(read_scheduler_config(Path(path)), path)
-    return teacher
+    if has_learned_variance(config):
+        print(f"train_teacher: {file}: out_channels is twice in_channels, a learned variance; only the mean is used")
+    if stated is not None and says_nothing(stated, diffusion["process"]):
+        print(f"train_teacher: {stated['_class_name']} states no noise process; params say it (diffusion)")
+    assert space.side is not None, "the images are known"
+    return fit_teacher(teacher, space.side), stated
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ def test_a_given_autoencoders_files_must_exist(params: dict[str, Any], tmp_path:
     assert autoencoder_files(params["train_autoencoder"]) == []
     settings = params["train_autoencoder"] | {"source": "path", "path": str(tmp_path)}
     (tmp_path / "config.json").touch()
-    with pytest.raises(ValueError, match=r"train_autoencoder\.path: .*diffusion_pytorch_model\.safetensors not found"):
+    with pytest.raises(ValueError, match=r"train_autoencoder\.path: .*diffusion_pytorch_model\.safetensors: not found"):
         autoencoder_files(settings)
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
     assert [Path(file).name for file in autoencoder_files(settings)] == [
@@ -346,7 +346,7 @@ def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any
     with pytest.raises(ValueError, match=r"unet/config\.json not found"):
         block_names(params)
     config.write_text(json.dumps({"down_block_types": ["DownBlock2D"], "mid_block_type": None}))
-    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors not found"):
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: not found"):
         block_names(params)
     weights.touch()
     assert block_names(params) == ["down_blocks.0", "up_blocks.0.stage_0"]

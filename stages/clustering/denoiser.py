@@ -34,7 +34,7 @@ class OptimalDenoiser:
 
         Args:
             z: (M, n) float32.
-            sigma: noise levels, (M,) or one for all.
+            sigma: noise levels, (M,) or one for all; at infinity, where z says nothing, m_t is the mean.
             without: images x0 (M, n) that z are made of; each draw leaves its own out of the sum, and all that equal it. So the
                 denoiser does not remember them.
 
@@ -42,6 +42,8 @@ class OptimalDenoiser:
             (M, n) float32; not a number where nothing is left.
         """
         sigma = np.broadcast_to(np.asarray(sigma, dtype=np.float64), len(z))
+        if np.isinf(sigma).any():
+            z = np.where(np.isinf(sigma)[:, None], self.mean, z)
         out = np.empty_like(z)
         for rows in (slice(start, start + self.batch) for start in range(0, len(z), self.batch)):
             precision = torch.from_numpy(sigma[rows] ** -2.0).to(self.device)

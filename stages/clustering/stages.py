@@ -109,9 +109,10 @@ class Clustering:
         self._check_finite("the optimal denoiser", t, m)
         shares = limit_shares(m, x0, self.denoiser.mean, sigmas, self.settings["eta"], self.last_sigma)
         t1, t2 = threshold_boundaries(t, *shares, self.settings["alpha"])
-        if self.process.above(t1) == t2:
+        boundaries = [self.process.above(t1), t2]
+        if boundaries[0] >= boundaries[1]:
             raise ValueError(no_middle_stage(self.settings["alpha"], t1, t2))
-        return [self.process.above(t1), t2]
+        return boundaries
 
     def labels(self, stages: int) -> np.ndarray:
         """Stage of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,).
@@ -128,7 +129,9 @@ class Clustering:
         if method == "uniform":
             return np.searchsorted(uniform_boundaries(self.process, stages), self.grid, side="right")
         if method == "snr":
-            log_snr = -2 * np.log(sigmas_at(self.process, self.grid))
+            sigmas = sigmas_at(self.process, self.grid)
+            # Pure noise, at no finite distance from the rest, counts as the level before it.
+            log_snr = -2 * np.log(sigmas.clip(max=sigmas[np.isfinite(sigmas)].max()))
             self._check_finite("the signal-to-noise ratio", self.grid, log_snr)
             return interval_labels(np.abs(log_snr[:, None] - log_snr), stages)
         if method == "gradient":
@@ -198,7 +201,7 @@ def cluster(
         "process": process.name,
         "seed": seed,
         "boundaries": boundaries,
-        "boundaries_sigma": sigmas_at(process, np.array(boundaries)).tolist(),
+        "boundaries_sigma": process.sigmas_of(boundaries),
         "stages": process.edges(boundaries),
         "spread": spread_of(runs, boundaries, missing),
         "grid": runs[0].grid.tolist(),

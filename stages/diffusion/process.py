@@ -12,30 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.diffusion.keys import PROCESS_KEYS, SAMPLERS
+from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
+from stages.diffusion.stated import check_stated, check_steps, kept_settings, spacing_of
 from stages.files import pipeline_file, run_again
 
-VP_KEYS = PROCESS_KEYS["vp"]
+VP_KEYS = PROCESS_KEYS["vp"] + OPTIONAL_KEYS["vp"]
 EDM_KEYS = tuple(key for key in PROCESS_KEYS["edm"] if not key.startswith("p_"))  # those of schedulers, not of training
-# What diffusers takes for keys that a scheduler_config.json does not hold.
-VP_DEFAULTS = dict(zip(VP_KEYS, (1000, "linear", 0.0001, 0.02, "epsilon"), strict=True))
-EDM_DEFAULTS = dict(zip(EDM_KEYS, (0.002, 80.0, 0.5, 7.0), strict=True))
-# Schedulers of the discrete VP process, all of whose noise levels follow from VP_KEYS when the other keys have these values.
-VP_SCHEDULERS = (
-    "DDPM DDIM DDIMInverse PNDM DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep EulerDiscrete"
-)
-VP_VALUES = {
-    "_class_name": (None, *(f"{name}Scheduler" for name in VP_SCHEDULERS.split())),
-    "trained_betas": (None,),
-    "rescale_betas_zero_snr": (None, False),
-}
-EDM_VALUES = {
-    "_class_name": (None, "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"),
-    "prediction_type": (None, "epsilon"),
-}
 # Clipping x0 to the images' range helps DDPM's noisy steps and biases DDIM's, which keep the old eps beside the clipped x0.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpm": ("DDPMScheduler", {"clip_sample": True}),
+    "ddpm": ("DDPMScheduler", {}),  # which clips
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "dpm_solver": ("DPMSolverMultistepScheduler", {}),
     "edm_euler": ("EDMEulerScheduler", {}),
@@ -52,10 +37,10 @@ def unclipped(scheduler: Any) -> Any:
     )
 
 
-def make_process(settings: dict[str, Any]) -> "Process":
-    """The process that the `diffusion` section of the params describes."""
+def make_process(settings: dict[str, Any], stated: dict[str, Any] | None = None) -> "Process":
+    """The process that the `diffusion` section of the params describes; `stated` as in `Process`."""
     kinds: dict[str, type[Process]] = {"vp": VPProcess, "edm": EDMProcess}
-    return kinds[settings["process"]](settings)
+    return kinds[settings["process"]](settings, stated)
 
 
 class Process(ABC):
@@ -66,17 +51,17 @@ class Process(ABC):
 
     Args:
         settings: the `diffusion` section of the params.
+        stated: the scheduler config of a given teacher, whose settings samplers keep; None for a teacher that has none.
     """
 
     name: str
     keys: tuple[str, ...]  # of the settings and of diffusers' scheduler configs
-    defaults: dict[str, Any]
-    values: dict[str, tuple[Any, ...]]
     low: float  # least t
     high: float  # t is below this
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.config = {key: settings[key] for key in self.keys}
+    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+        self.settings, self.kept = settings, kept_settings(stated, self.name)
+        self.config = {key: settings[key] for key in self.keys if key in settings}
 
     @abstractmethod
     def draw(
@@ -86,7 +71,7 @@ class Process(ABC):
 
     @abstractmethod
     def scale_sigma(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(s_t, sigma_t) in float64, of the shape of t and on the CPU."""
+        """(s_t, sigma_t) in float64, of the shape of t and on the CPU; (0, infinity) where x_t is noise alone."""
 
     @abstractmethod
     def t_of(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -110,7 +95,7 @@ class Process(ABC):
 
     @abstractmethod
     def target_factors(self, s: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(a, b) of the training target a x0 + b eps, each of the shape of s."""
+        """(a, b) of the training target a x0 + b eps, each of the shape of s; b is 0 where x_t is noise alone."""
 
     def grid(self, n: int) -> np.ndarray:
         """At most n values of t, ascending and evenly spaced over [low, high)."""
@@ -124,17 +109,22 @@ class Process(ABC):
         """The noise level sigma_t in float64, of the shape of t."""
         return self.scale_sigma(t)[1]
 
+    def sigmas_of(self, boundaries: list[float]) -> list[float | None]:
+        """The noise levels of boundaries, for files; None for infinity, which JSON has no number for."""
+        sigmas: list[float] = self.sigma_of(torch.tensor(boundaries)).tolist()
+        return [sigma if math.isfinite(sigma) else None for sigma in sigmas]
+
     def noise(self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t = s_t (x0 + sigma_t eps), the network's input, of the shape of x0 (N,C,H,W); t is (N,)."""
         s, sigma = self._per_sample(t, x0)
-        return s * x0 + (s * sigma) * eps
+        return s * x0 + noise_share(s, sigma) * eps
 
     def image_factors(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(p, q) of the image p y + q x_t that a prediction y implies at x_t, in float64 of the shape of t and on the CPU."""
         s, sigma = self.scale_sigma(t)
         a, b = self.target_factors(s, sigma)
-        p = sigma / (a * sigma - b)
-        return p, -b / (s * sigma) * p
+        p = torch.where(sigma.isinf(), 1 / a, sigma / (a * sigma - b))
+        return p, -b / noise_share(s, sigma) * p
 
     def image_factor(self, t: torch.Tensor) -> torch.Tensor:
         """How far an error of the prediction moves the denoised image at t, float32 of the shape of t and on the CPU; at most 1.
@@ -154,26 +144,15 @@ class Process(ABC):
         import diffusers
 
         scheduler, extra = SCHEDULERS[name or SAMPLERS[self.name][0]]
-        return getattr(diffusers, scheduler).from_config(self.config | extra)
+        return getattr(diffusers, scheduler).from_config(extra | self.kept | self.config)
 
     def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:
         """Raise a ValueError when a teacher's own scheduler config, if it has one, states another process than the params do."""
-        if scheduler_config is None:
-            return
-        path = pipeline_file(folder, "scheduler", "scheduler_config.json")
-        for key, known in self.values.items():
-            if scheduler_config.get(key) not in known:
-                raise ValueError(
-                    f"{path}: {key} is {scheduler_config[key]!r}, no process of diffusion.process: {self.name}; "
-                    "give another teacher"
-                )
-        for key in self.keys:
-            theirs = scheduler_config.get(key, self.defaults[key])
-            if theirs != self.config[key]:
-                raise ValueError(
-                    f"{path}: {key} is {theirs!r} but params say diffusion.{key}: "
-                    f"{self.config[key]!r}; set diffusion.{key} to the teacher's value"
-                )
+        check_stated(scheduler_config, pipeline_file(folder, "scheduler", "scheduler_config.json"), self.settings)
+
+    def check_steps(self, sampling: dict[str, Any]) -> None:
+        """Raise a ValueError when the `sampling` section asks for steps that are no different timesteps of this process."""
+        check_steps(sampling, self.settings, self.kept)
 
     def check_stages(self, clusters: dict[str, Any], path: Path) -> None:
         """Raise a ValueError unless the stages of clusters.json, at `path`, divide the noise levels of this process."""
@@ -190,22 +169,34 @@ class Process(ABC):
         return s, sigma
 
 
+def noise_share(s: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Standard deviation s sigma of the noise in x_t; 1 where x_t is noise alone."""
+    return torch.where(sigma.isinf(), torch.ones_like(s), s * sigma)
+
+
 class VPProcess(Process):
     """The variance-preserving process of DDPM (Ho et al. 2020) on diffusers' discrete schedule.
 
     s_t = sqrt(abar_t), sigma_t = sqrt((1 - abar_t) / abar_t); t is an integer in [0, T), uniform in training; the target is
-    eps, or v = s_t eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022).
+    eps, v = s_t eps - sqrt(1 - abar_t) x0 (Salimans & Ho 2022), or x0. With `rescale_betas_zero_snr` abar is 0 at the last
+    timestep (Lin et al., arXiv 2305.08891).
     """
 
-    name, keys, defaults, values = "vp", VP_KEYS, VP_DEFAULTS, VP_VALUES
+    name, keys = "vp", VP_KEYS
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
         from diffusers import DDPMScheduler
 
-        super().__init__(settings)
+        super().__init__(settings, stated)
         self.prediction_type = settings["prediction_type"]
-        self.abar_T = DDPMScheduler(**self.config).alphas_cumprod.double()
+        noise = DDPMScheduler(**self.config)
+        self.abar_T = noise.alphas_cumprod.double()
         self.low, self.high = 0, len(self.abar_T)
+        if settings["beta_schedule"] == "sigmoid":  # which diffusers' other schedulers know by its betas only
+            plain = DDPMScheduler(**self.config | {"rescale_betas_zero_snr": False})
+            self.config["trained_betas"] = plain.betas.tolist()
+        if settings.get("rescale_betas_zero_snr"):
+            self.kept = {"timestep_spacing": spacing_of("ddpm", settings, {})} | self.kept
 
     def draw(
         self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
@@ -222,7 +213,8 @@ class VPProcess(Process):
     def t_of(self, sigma: torch.Tensor) -> torch.Tensor:
         """The timestep whose noise level is nearest in ln sigma, int64."""
         levels = self.sigma_of(torch.arange(len(self.abar_T))).log()
-        return (sigma.double().cpu().log()[..., None] - levels).abs().argmin(-1)
+        distance = (sigma.double().cpu().log()[..., None] - levels).abs()
+        return distance.nan_to_num(nan=0, posinf=math.inf).argmin(-1)  # infinity is at no distance from itself
 
     def as_t(self, value: float) -> int:
         """The nearest timestep, halves upwards."""
@@ -241,10 +233,12 @@ class VPProcess(Process):
         return (hi - lo) / (self.high - self.low)
 
     def target_factors(self, s: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(0, 1) for eps, (-sqrt(1 - abar), s) for v."""
+        """(0, 1) for eps, (-sqrt(1 - abar), s) for v, (1, 0) for x0."""
         if self.prediction_type == "epsilon":
             return torch.zeros_like(s), torch.ones_like(s)
-        return -(s * sigma), s
+        if self.prediction_type == "sample":
+            return torch.ones_like(s), torch.zeros_like(s)
+        return -noise_share(s, sigma), s
 
 
 class EDMProcess(Process):
@@ -256,10 +250,10 @@ class EDMProcess(Process):
     draws beyond belong to the first and the last stage.
     """
 
-    name, keys, defaults, values = "edm", EDM_KEYS, EDM_DEFAULTS, EDM_VALUES
+    name, keys = "edm", EDM_KEYS
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+        super().__init__(settings, stated)
         self.sigma_data, self.p_mean, self.p_std = (settings[key] for key in ("sigma_data", "p_mean", "p_std"))
         self.low, self.high = (self.as_t(math.log(settings[key]) / 4) for key in ("sigma_min", "sigma_max"))
 

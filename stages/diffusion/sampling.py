@@ -1,5 +1,6 @@
 """The one sampler of all evaluation: sample i is drawn from its own generator, whatever the batch it is in."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,10 +57,16 @@ class Sampler:
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         labels: Any = None,
+        stated: dict[str, Any] | None = None,
     ) -> Self:
-        """The sampler that params describe; `labels` (N,), those of the training images, are for class-conditional networks."""
+        """The sampler that params describe.
+
+        Args:
+            labels: those of the training images, (N,), for class-conditional networks.
+            stated: the scheduler config of a given teacher, as in `Process`.
+        """
         return cls(
-            make_process(params["diffusion"]),
+            make_process(params["diffusion"], stated),
             params["sampling"]["scheduler"],
             params["sampling"]["steps"],
             params["seed"],
@@ -92,13 +99,15 @@ class Sampler:
         scheduler = unclipped(scheduler) if self.decode else scheduler
         scheduler.set_timesteps(self.steps, device=self.device)
         stages = stages_of(scheduler.timesteps, self.restarts).tolist()
+        # Schedulers that draw nothing may take no generators.
+        drawing = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
         x = x * scheduler.init_noise_sigma
         for i, t in enumerate(scheduler.timesteps):
             if i and stages[i] != stages[i - 1] and hasattr(scheduler, "lower_order_nums"):
                 scheduler.lower_order_nums = 0
             prediction = predict(model, scheduler.scale_model_input(x, t), t, labels)
-            x = scheduler.step(prediction.float(), t, x, generator=generators).prev_sample
+            x = scheduler.step(prediction.float(), t, x, **drawing).prev_sample
         return x
 
 

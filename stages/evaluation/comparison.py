@@ -37,6 +37,7 @@ class Evaluation:
         restart: whether multistep solvers start again at the student's boundaries.
         vae: the autoencoder of latent diffusion; None in pixels.
         pieces: samples and scores of a run that was killed, and where to keep those of this one.
+        stated: the scheduler config of a given teacher, as in `Process`.
     """
 
     params: dict[str, Any]
@@ -48,11 +49,12 @@ class Evaluation:
     restart: bool = False
     vae: Any = None
     pieces: Pieces | None = None
+    stated: dict[str, Any] | None = None
 
     @property
     def process(self) -> Process:
         """The noise process of both models."""
-        return make_process(self.params["diffusion"])
+        return make_process(self.params["diffusion"], self.stated)
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -137,6 +139,7 @@ class Evaluation:
             restarts=self.boundaries if self.restart and name == "student" else (),
             decode=None if vae is None else partial(decode, vae),
             labels=self.labels() if is_class_conditional(model) else None,
+            stated=self.stated,
         )
         return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
 

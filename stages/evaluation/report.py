@@ -1,5 +1,6 @@
 """results/report.html: one self-contained page of what a run made and how it compares with the teacher."""
 
+import math
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -147,7 +148,8 @@ def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str,
 
 def stage_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per stage: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
-    sigmas = [None, *architecture["boundaries_sigma"], None]
+    # None in the file is a boundary at the noise level infinity.
+    sigmas = [None, *(math.inf if sigma is None else sigma for sigma in architecture["boundaries_sigma"]), None]
     stages, shares = architecture["stages"], metrics["protocol"]["training_shares"]
     total = stages[-1][1] - stages[0][0]
     return [

@@ -10,10 +10,11 @@ from diffusers import AutoencoderKL, VQModel
 from stages.datasets.training import TrainingSet
 from stages.device import images_at_once
 from stages.files import check_file, read_checked_json, read_json
+from stages.models.given import AUTOENCODER, check_autoencoder_fits, check_autoencoder_folder, downscaling_of
+from stages.models.weights import WEIGHTS
 from stages.progress import Progress
 
 KINDS = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 # What latents were multiplied by when configs did not say so yet: AutoencoderKL's of Stable Diffusion by 0.18215, VQModel's of
 # latent diffusion by nothing, although diffusers now takes 0.18215 for them too (its issue 6725).
 UNSAID = {"AutoencoderKL": 0.18215, "VQModel": 1.0}
@@ -51,40 +52,32 @@ def load_given_autoencoder(folder: Path) -> Any:
     Raises:
         ValueError: files are missing, of another class, or hold values that are not finite.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; give the folder of an AutoencoderKL or VQModel (vae or vqvae)")
-    config = read_json(path, "give another autoencoder")
-    kind = config.get("_class_name") if isinstance(config, dict) else None
-    if kind not in KINDS:
-        raise ValueError(f"{path}: _class_name is {kind!r}; the autoencoder must be an AutoencoderKL or a VQModel")
-    if not (Path(folder) / WEIGHTS).is_file():
-        raise ValueError(f"{folder}/{WEIGHTS}: not found; give safetensors weights")
-    vae = load_autoencoder(folder, KINDS[kind])
+    weights = check_autoencoder_folder(Path(folder))
+    config = read_json(Path(folder) / "config.json")
+    kind = config["_class_name"]
+    vae = load_autoencoder(folder, KINDS[kind], weights.variant).float()
     if config.get("scaling_factor") is None:
         vae.register_to_config(scaling_factor=UNSAID[kind])
     for name, value in vae.state_dict().items():
         if not value.isfinite().all():
-            raise ValueError(f"{folder}/{WEIGHTS}: {name} holds values that are not finite; give another autoencoder")
+            raise ValueError(f"{weights.files[0]}: {name} holds values that are not finite; {AUTOENCODER}")
     return vae
 
 
-def load_autoencoder(folder: Path, kind: Any = None) -> Any:
+def load_autoencoder(folder: Path, kind: Any = None, variant: str | None = None) -> Any:
     """The autoencoder of a folder, in eval mode on the CPU; ValueError when it cannot be loaded."""
     if kind is None:
         kind = KINDS[json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]]
     try:
         model, report = kind.from_pretrained(
-            str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            str(folder), use_safetensors=True, variant=variant, low_cpu_mem_usage=False, output_loading_info=True
         )
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: cannot be loaded as {kind.__name__} ({text}); give another autoencoder") from error
+        raise ValueError(f"{folder}: cannot be loaded as {kind.__name__} ({text}); {AUTOENCODER}") from error
     for problem, names in (("lacks", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
         if names:
-            raise ValueError(
-                f"{folder}/{WEIGHTS}: {problem} {min(names)}, by its config.json; give another autoencoder"
-            )
+            raise ValueError(f"{folder}/{WEIGHTS}: {problem} {min(names)}, by its config.json; {AUTOENCODER}")
     return model.eval()
 
 
@@ -107,7 +100,7 @@ def shift_of(vae: Any) -> float:
 
 def downscaling(vae: Any) -> int:
     """How many pixels a side one latent stands for."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    return downscaling_of(vae.config)
 
 
 @torch.no_grad()
@@ -134,13 +127,4 @@ def open_autoencoder(folder: Path) -> Any:
 
 def check_fits(vae: Any, folder: str, resolution: int, channels: int) -> None:
     """Raise ValueError when an autoencoder is for other images than the prepared ones."""
-    if vae.config.in_channels != channels:
-        raise ValueError(
-            f"{folder}/config.json: in_channels is {vae.config.in_channels} but the images have {channels} channels; "
-            f"set prepare_data.channels: {vae.config.in_channels} or give another autoencoder"
-        )
-    if resolution % downscaling(vae):
-        raise ValueError(
-            f"{folder}/config.json: one latent stands for {downscaling(vae)} pixels, which {resolution} is no multiple of; "
-            "change prepare_data.resolution"
-        )
+    check_autoencoder_fits(vae.config, folder, resolution, channels)

@@ -517,7 +517,8 @@ class Calibration(nn.Module):
         """Rows of the table between its timesteps, float32 (N, 2 + bands)."""
         given, rows, t = self.timesteps.float(), self.rows.float(), timesteps.float().contiguous()
         last = torch.bucketize(t, given, right=True).clamp(1, len(given) - 1)
-        share = ((t - given[last - 1]) / (given[last] - given[last - 1])).clamp(0, 1)
+        length = given[last] - given[last - 1]
+        share = torch.where(length > 0, (t - given[last - 1]) / length, 1.0).clamp(0, 1)
         return torch.lerp(rows[last - 1], rows[last], share[:, None])
 
 

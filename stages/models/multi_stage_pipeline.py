@@ -4,6 +4,7 @@ Self-contained (torch and diffusers only): this file travels with the weights, s
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,9 +63,11 @@ class MultiStagePipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         x = x * self.scheduler.init_noise_sigma
+        # Schedulers that draw nothing may take no generator.
+        drawing = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         for t in self.progress_bar(self.scheduler.timesteps):
             output = self.unet(self.scheduler.scale_model_input(x, t), t, class_labels=labels).sample
-            x = self.scheduler.step(output, t, x, generator=generator).prev_sample
+            x = self.scheduler.step(output, t, x, **drawing).prev_sample
         if self.vae is not None:
             x = self.vae.decode(x / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)).sample
         images = (x / 2 + 0.5).clamp(0, 1)

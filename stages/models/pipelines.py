@@ -8,9 +8,9 @@ from textwrap import shorten
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import UNet2DModel
 
-from stages.datasets.classes import Classes, check_known
 from stages.diffusion.process import unclipped
 from stages.files import (
     atomic_folder,
@@ -23,14 +23,13 @@ from stages.files import (
     write_json,
 )
 from stages.models import multi_decoder_unet, multi_stage_pipeline
-from stages.models.multi_decoder_unet import BLOCK_TYPES, MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stages.models.given import TEACHER, check_teacher_folder, has_learned_variance
+from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stages.models.weights import WEIGHTS, find_weights
 
 Student = MultiDecoderUNet2DModel | SeparateUNet2DModel
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-HASHES = "sha256.json"
-# What UNet2DModel can do and the search cannot.
-UNSUPPORTED = ("class_embed_type",)
+HASHES, SCHEDULER = "sha256.json", "scheduler_config.json"
 
 
 def load_teacher(folder: Path) -> UNet2DModel:
@@ -53,89 +52,84 @@ def load_given_teacher(folder: Path) -> UNet2DModel:
         ValueError: the folder has no config or weights, its UNet is no UNet2DModel, has blocks that cannot be searched, or
             has weights that are missing, of another shape or not finite.
     """
-    check_config(pipeline_file(folder, "unet", "config.json"))
-    weights = pipeline_file(folder, "unet", WEIGHTS)
-    if not weights.is_file():
-        raise ValueError(f"{weights}: not found; give safetensors weights")
-    if weights.with_name(f"{WEIGHTS}.index.json").exists():
-        raise ValueError(f"{weights}.index.json: weights in several files are not supported; save them as {WEIGHTS}")
-    unet = _load(UNet2DModel, folder)
+    _, path = check_teacher_folder(folder)
+    weights = find_weights(path.parent)
+    unet = _load(UNet2DModel, folder, weights.variant).float()
     for name, value in unet.state_dict().items():
         if not value.isfinite().all():
-            raise ValueError(f"{weights}: {name} holds values that are not finite; give another teacher")
+            raise ValueError(f"{weights.files[0]}: {name} holds values that are not finite; {TEACHER}")
     return unet
 
 
-def check_config(path: Path) -> None:
-    """Raise ValueError unless unet/config.json describes a UNet2DModel whose blocks can be searched."""
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; give a diffusers pipeline folder with unet/config.json")
-    config = read_json(path, "give another teacher")
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"{path}: _class_name is {config['_class_name']!r}; the teacher must be a UNet2DModel")
-    for key in ("down_block_types", "up_block_types"):
-        for kind in block_types(path, config, key):
-            if kind not in BLOCK_TYPES:
-                known = ", ".join(sorted(BLOCK_TYPES))
-                raise ValueError(f"{path}: block type {kind} is not supported; supported are {known}")
-    for key in UNSUPPORTED:
-        if config.get(key) is not None:
-            raise ValueError(
-                f"{path}: {key} is {config[key]!r}, but only classes given by num_class_embeds are supported"
-            )
+def fit_teacher(unet: UNet2DModel, side: int) -> UNet2DModel:
+    """Make a given teacher, in place, one of this side that predicts the mean alone, where it has learned a variance too."""
+    channels = unet.config["in_channels"]
+    if has_learned_variance(unet.config):
+        output: Any = unet.conv_out
+        output.weight = torch.nn.Parameter(output.weight.detach()[:channels].clone())
+        output.bias = torch.nn.Parameter(output.bias.detach()[:channels].clone())
+        output.out_channels = channels
+    unet.register_to_config(out_channels=channels, sample_size=side)
+    return unet
 
 
-def block_types(path: Path, config: dict[str, Any], key: str) -> list[str]:
-    """The block types under one key of a UNet's config; ValueError when they are not there."""
-    types = config.get(key)
-    if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
-        raise ValueError(f"{path}: {key} is no list of names; give a diffusers UNet2DModel")
-    return types
-
-
-def _load(kind: Any, folder: Path) -> Any:
-    unet = pipeline_file(folder, "unet", WEIGHTS).parent
+def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
+    unet = pipeline_file(folder, "unet", "config.json").parent
     try:
         model, report = kind.from_pretrained(
-            str(unet), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            str(unet), use_safetensors=True, variant=variant, low_cpu_mem_usage=False, output_loading_info=True
         )
     except Exception as error:
         raise ValueError(f"{unet}: cannot be loaded as {kind.__name__} ({shorten(str(error), 300)})") from error
     for problem, names in (("lacks", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
         if names:
-            raise ValueError(f"{unet}/{WEIGHTS}: {problem} {min(names)}, by its config.json; give another teacher")
+            raise ValueError(f"{unet}/{WEIGHTS}: {problem} {min(names)}, by its config.json; {TEACHER}")
     return model.eval()
 
 
-def save_teacher(folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None) -> None:
-    """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written."""
+def save_teacher(
+    folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+) -> None:
+    """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written.
+
+    Args:
+        given: whether the teacher is from elsewhere; see `save_scheduler`.
+    """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, "diffusers", scheduler, vae)
+        write_pipeline(aside, unet, "diffusers", scheduler, vae, given=given)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
 
-def save_student(folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None) -> None:
-    """Write a student's pipeline folder with its model file, so that diffusers alone loads it."""
+def save_student(
+    folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+) -> None:
+    """Write a student's pipeline folder with its model file, so that diffusers alone loads it.
+
+    Args:
+        given: whether the teacher is from elsewhere; see `save_scheduler`.
+    """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, Path(multi_decoder_unet.__file__).stem, scheduler, vae)
+        write_pipeline(aside, unet, Path(multi_decoder_unet.__file__).stem, scheduler, vae, given=given)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
 
-def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any) -> None:
+def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any, *, given: bool = False) -> None:
     """Write what makes a folder with a UNet a pipeline.
 
-    DDPMPipeline where it draws right; it knows no latents, no classes, and no scheduler that scales its input.
+    DDPMPipeline where it draws right; it knows no latents, no classes, no scheduler that scales its input, and, of those that a
+    student may be given, none that takes no generator.
 
     Args:
         origin: module that diffusers finds the UNet's class in.
+        given: see `save_scheduler`.
     """
     forget_origin(folder / "unet" / "config.json")
     scheduler = scheduler if vae is None else unclipped(scheduler)
-    scheduler.save_pretrained(folder / "scheduler")
+    save_scheduler(folder / "scheduler", scheduler, given)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers.__version__,
@@ -145,12 +139,31 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
         forget_origin(folder / "vae" / "config.json")
-    if needs_own_pipeline(unet, scheduler, vae):
+    if isinstance(unet, Student) or needs_own_pipeline(unet, scheduler, vae):
         source = Path(inspect.getfile(multi_stage_pipeline))
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
         index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
     write_json(folder / "model_index.json", index)
+
+
+def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:
+    """Write a scheduler's folder; of a teacher from elsewhere it states what the teacher's did, and no defaults beside."""
+    scheduler.save_pretrained(folder)
+    if given:
+        path, defaults = folder / SCHEDULER, scheduler.config.get("_use_default_values", [])
+        said = {key: value for key, value in read_json(path).items() if key not in defaults}
+        # As diffusers writes it, which has infinities in it.
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_stated(folder: Path) -> dict[str, Any] | None:
+    """What the scheduler config of a teacher from elsewhere states, of a folder written by `save_teacher`.
+
+    None for a teacher that was trained here: its folder holds the defaults of one scheduler, and samplers have their own.
+    """
+    made_with = read_json(folder / "params.json").get("train_teacher", {})
+    return read_json(folder / "scheduler" / SCHEDULER) if made_with.get("source") == "path" else None
 
 
 def needs_own_pipeline(unet: Any, scheduler: Any, vae: Any) -> bool:
@@ -180,37 +193,3 @@ def forget_origin(config: Path) -> None:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("_name_or_path", None)
     write_json(config, settings)
-
-
-def read_scheduler_config(folder: Path) -> dict[str, Any] | None:
-    """scheduler/scheduler_config.json of a pipeline folder; None when the folder has none."""
-    path = pipeline_file(folder, "scheduler", "scheduler_config.json")
-    return read_json(path, "give another teacher") if path.is_file() else None
-
-
-def check_fits(teacher: UNet2DModel, folder: str, resolution: int, channels: int, latents: bool = False) -> None:
-    """Raise a ValueError when what a teacher draws has another shape than the images or latents."""
-    config = pipeline_file(folder, "unet", "config.json")
-    for key, ours, name in (
-        ("sample_size", resolution, "pixels a side"),
-        ("in_channels", channels, "channels"),
-        ("out_channels", channels, "channels"),
-    ):
-        theirs = teacher.config[key]
-        section = "resolution" if key == "sample_size" else "channels"
-        if theirs != ours and latents:
-            raise ValueError(
-                f"{config}: {key} is {theirs} but the autoencoder's latents have {ours} {name.replace('pixels', 'latents')}; "
-                "give another teacher or another autoencoder"
-            )
-        if theirs != ours:
-            raise ValueError(
-                f"{config}: {key} is {theirs} but the images have {ours} {name}; "
-                f"set prepare_data.{section}: {theirs} or give another teacher"
-            )
-
-
-def check_classes(teacher: UNet2DModel, folder: str, classes: Classes | None) -> None:
-    """Raise a ValueError unless the images' classes are those of a class-conditional teacher."""
-    config = pipeline_file(folder, "unet", "config.json")
-    check_known(classes, teacher.config["num_class_embeds"], str(config))

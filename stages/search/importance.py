@@ -17,6 +17,7 @@ from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
 from stages.models.activations import bounded_activations
 from stages.models.borders import borders_of
+from stages.models.given import check_shares
 from stages.models.multi_decoder_unet import Module, stream_levels
 from stages.models.stream import Stream
 from stages.pieces import Pieces, kept_array
@@ -44,20 +45,12 @@ def choose_stream(
     """
     groups, same = teacher.config["norm_num_groups"], stream_levels(teacher)
     shares = [share] * len(same) if isinstance(share, int | float) else share
-    if len(shares) != len(same):
-        raise ValueError(
-            f"search_block.channels: {shares} for {len(same)} levels; give one share, or one for each level"
-        )
+    check_shares(shares, teacher.config["block_out_channels"])
     if all(share == 1 for share in shares):
         return None
     assert importance is not None, "shares below 1 need the importance of channels"
     stream = []
-    for level, (number, share) in enumerate(zip(same, shares, strict=True)):
-        if share != shares[same.index(number)]:
-            raise ValueError(
-                f"search_block.channels[{level}]: {share} for a level as wide as the one before, which passes its channels on; "
-                f"give both {shares[same.index(number)]}"
-            )
+    for number, share in zip(same, shares, strict=True):
         parts = [one for one, other in zip(importance, same, strict=True) if other == number]
         grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
         size, step = grouped.shape[1], math.lcm(groups, multiple) // groups

@@ -38,6 +38,7 @@ def calibrate_student(
     params: dict[str, Any],
     vae: Any = None,
     restarts: Sequence[float] = (),
+    stated: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure and set the Calibration of a multi-decoder UNet or of separate ones, in place.
 
@@ -46,12 +47,13 @@ def calibrate_student(
         params: as the stage `retrain` gets them.
         vae: the autoencoder whose latents `data` are.
         restarts: see Sampler.
+        stated: the scheduler config of a given teacher, as in `Process`.
 
     Returns:
         Its table, and `images_per_stage`, the noised images that each stage was measured with, `images_drawn` and `powers`: see
         `Calibrator.matched`.
     """
-    settings, process = params["retrain"], make_process(params["diffusion"])
+    settings, process = params["retrain"], make_process(params["diffusion"], stated)
     calibrator = Calibrator(teacher, data, process, settings, params["seed"])
     stages = process.edges(student.config["boundaries"])
     sampler = Sampler.of(
@@ -62,6 +64,7 @@ def calibrate_student(
         restarts=restarts,
         decode=None if vae is None else partial(decode, vae),
         labels=data.labels if is_class_conditional(teacher) else None,
+        stated=stated,
     )
 
     def calibrated(table: dict[str, Any]) -> Any:
@@ -123,9 +126,11 @@ class Calibrator:
         count, rows = levels_of(stages), []
         for number, (lo, hi) in enumerate(stages):
             shares = (np.arange(count) + 0.5) / count
-            times = [self.process.as_t(lo + (hi - lo) * float(share)) for share in shares]
-            found = [self._row(student, t, number * count + level) for level, t in enumerate(times)]
             last = min(float(hi), float(self.process.at_share(1)))
+            # A narrow stage has fewer timesteps than levels, and the first of the next one is not its own.
+            levels = dict.fromkeys(self.process.as_t(lo + (hi - lo) * float(share)) for share in shares)
+            times = [t for t in levels if t < hi]
+            found = [self._row(student, t, number * count + level) for level, t in enumerate(times)]
             rows += [(float(lo), found[0][1]), *found, (last, found[-1][1])]
         return finer(rows, self.process)
 

@@ -141,12 +141,12 @@ def name_model(folder):
     return [f"{folder}/config.json", f"{folder}/diffusion_pytorch_model.safetensors"]
 
 
-def name_pipeline(folder):
-    """Files of a pipeline folder."""
+def name_pipeline(folder, student=False):
+    """Files of a pipeline folder, that of the student always with a pipeline of its own."""
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
-    return files + [f"{folder}/multi_stage_pipeline.py"] * check(settings.needs_own_pipeline, config)
+    return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(settings.needs_own_pipeline, config))
 
 
 def name_shards():

@@ -1,0 +1,234 @@
+"""Few timesteps, stages of one of them, and a last timestep of noise alone: nothing is out of range, and all is finite."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import ROOT, run_stages, tiny_unet
+
+from stages.clustering.denoiser import OptimalDenoiser
+from stages.clustering.stages import cluster
+from stages.config import validate_params
+from stages.datasets.training import TrainingSet
+from stages.diffusion.process import make_process
+from stages.evaluation.report import stage_table
+from stages.models.multi_decoder_unet import Calibration
+from stages.models.pipelines import load_student
+from stages.training.calibration import Calibrator
+
+# What makes a run short, by section of the params.
+SHORT = {
+    "train_teacher": {"steps": 2, "warmup_steps": 1, "batch_size": 8},
+    "train_extractor": {"steps": 4, "batch_size": 8},
+    "cluster_timesteps": {"grid": 10, "draws": 32},
+    "cache_features": {"triples_per_stage": 16, "shard_size": 16, "batch_size": 8},
+    "search_block": {
+        "steps": 2,
+        "warmup_steps": 1,
+        "batch_size": 4,
+        "candidates": 6,
+        "local_triples": 4,
+        "output_triples": 2,
+    }
+    | {"output_candidates": 3},
+    "assemble": {"macs": 1.0, "params": 3.0, "params_active": 1.0},
+    "retrain": {"steps": 2, "warmup_steps": 1, "batch_size": 4, "calibration_draws": 4, "calibration_samples": 4},
+    "evaluate": {"samples": 64, "kid_subset_size": 32, "speed_batch": 2, "speed_repeats": 1},
+}
+
+
+@pytest.fixture
+def data(digits):
+    return TrainingSet.of_images(digits)
+
+
+@pytest.fixture
+def zero_snr(diffusion_settings):
+    """Settings of processes whose last timestep is noise alone, by their target."""
+    rescaled = diffusion_settings | {"rescale_betas_zero_snr": True}
+    return {target: rescaled | {"prediction_type": target} for target in ("v_prediction", "sample")}
+
+
+# --- The calibration of narrow stages ---
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "boundaries"),
+    [
+        (100, [94]),
+        (1000, [995]),
+        (1000, [999]),
+        (1000, [1]),
+        (1000, [950]),
+        (16, [5]),
+        (16, [14, 15]),
+        (2, [1]),
+        (2, []),
+    ],
+)
+def test_every_timestep_of_narrow_stages_is_calibrated_by_its_own_stage(
+    data, diffusion_settings, timesteps, boundaries
+):
+    process, teacher = make_process(diffusion_settings | {"num_train_timesteps": timesteps}), tiny_unet()
+    how = {"calibrate": "teacher", "calibration_draws": 2, "calibration_samples": 0}
+    calibrator, stages = Calibrator(teacher, data, process, how, 0), process.edges(boundaries)
+    measured = []
+
+    def row(student, t, number):
+        stage = sum(t >= boundary for boundary in boundaries)
+        measured.append((stage, t))
+        return float(t), [1 + stage / 10] * 6
+
+    calibrator._row = row
+    table = calibrator.table(teacher, stages)
+    assert len({*measured}) == len(measured)
+    assert {stage for stage, _ in measured} == {*range(len(stages))}
+    calibration = Calibration(table, (1, 8, 8))
+    t = torch.arange(timesteps)
+    gains = calibration.at(t)[:, 2:]
+    wanted = 1 + torch.bucketize(t.float(), torch.tensor(boundaries, dtype=torch.float32), right=True)[:, None] / 10
+    torch.testing.assert_close(gains, wanted.expand_as(gains))
+    p, q = process.image_factors(torch.tensor(table["timesteps"]))
+    assert (p.tolist(), q.tolist()) == (table["prediction"], table["sample"])
+
+
+@torch.no_grad()
+def test_a_calibration_is_measured_at_a_last_timestep_of_noise_alone(data, zero_snr):
+    how = {"calibrate": "data", "calibration_draws": 4, "calibration_samples": 0}
+    for settings in zero_snr.values():
+        process, teacher = make_process(settings), tiny_unet()
+        table = Calibrator(teacher, data, process, how, 0).table(teacher, process.edges([999]))
+        assert np.isfinite([table["prediction"], table["sample"]]).all() and np.isfinite(table["gains"]).all()
+        assert abs(table["prediction"][-1]) == 1 and table["sample"][-1] == 0
+        x = torch.randn(2, 1, 8, 8)
+        assert Calibration(table, (1, 8, 8))(x, x, torch.tensor([998, 999])).isfinite().all()
+
+
+# --- A last timestep of noise alone ---
+
+
+def test_at_the_last_timestep_there_is_nothing_but_noise(zero_snr):
+    x0, eps = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    t = torch.tensor([0, 998, 999])
+    for target, settings in zero_snr.items():
+        process = make_process(settings)
+        s, sigma = process.scale_sigma(t)
+        assert s[2] == 0 and sigma[2] == math.inf and sigma[:2].isfinite().all()
+        assert torch.equal(process.noise(x0, eps, t)[2], eps[2])
+        wanted = -x0 if target == "v_prediction" else x0
+        assert torch.equal(process.target(x0, eps, t)[2], wanted[2])
+        p, q = process.image_factors(t)
+        p, q = (factor.reshape(-1, 1, 1, 1) for factor in (p, q))
+        image = p * process.target(x0, eps, t) + q * process.noise(x0, eps, t)
+        torch.testing.assert_close(image, x0.double(), atol=1e-3, rtol=1e-3)
+        assert process.image_factor(t).isfinite().all() and process.image_factor(t)[2] == 1
+        assert process.sigmas_of([500, 999])[1] is None and json.dumps(process.sigmas_of([500, 999]), allow_nan=False)
+        levels = torch.cat([sigma, torch.tensor([1e9, 1e-9])])
+        assert process.t_of(levels).tolist() == [0, 998, 999, 998, 0]
+
+
+def test_targets_are_those_of_diffusers_schedulers(diffusion_settings, zero_snr):
+    from diffusers import DDPMScheduler
+
+    x0, eps, t = torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.tensor([0, 500, 998, 999])
+    for settings in (zero_snr["v_prediction"], diffusion_settings | {"beta_schedule": "sigmoid"}):
+        process = make_process(settings)
+        reference = DDPMScheduler(**{key: value for key, value in settings.items() if key != "process"})
+        torch.testing.assert_close(process.noise(x0, eps, t), reference.add_noise(x0, eps, t), atol=1e-5, rtol=1e-4)
+        if settings["prediction_type"] == "v_prediction":
+            velocity = reference.get_velocity(x0, eps, t)
+            torch.testing.assert_close(process.target(x0, eps, t), velocity, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+def test_where_no_timestep_is_noise_alone_every_number_is_as_before(process, target):
+    """By the formulas that know no infinite noise level, bit for bit."""
+    if process.name == "vp":
+        process = make_process(process.settings | {"prediction_type": target})
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(500, 1, 4, 4, generator=generator) for _ in range(2))
+    t = process.draw(500, generator)
+    s, sigma = (value.float().reshape(-1, 1, 1, 1) for value in process.scale_sigma(t))
+    assert torch.equal(process.noise(x0, eps, t), s * x0 + (s * sigma) * eps)
+    s, sigma = process.scale_sigma(t)
+    a, b = process.target_factors(s, sigma)
+    if process.name == "vp":
+        v = target == "v_prediction"
+        assert torch.equal(a, -(s * sigma) if v else 0 * s) and torch.equal(b, s if v else torch.ones_like(s))
+    p, q = process.image_factors(t)
+    assert torch.equal(p, sigma / (a * sigma - b)) and torch.equal(q, -b / (s * sigma) * p)
+
+
+def test_the_optimal_denoiser_of_noise_alone_is_the_mean():
+    y = np.random.default_rng(0).random((20, 5), dtype=np.float32)
+    z = np.full((2, 5), np.nan, np.float32)
+    z[0] = y[0]
+    found = OptimalDenoiser(y)(z, np.array([0.01, np.inf]))
+    np.testing.assert_allclose(found, [y[0], y.mean(0)], atol=1e-6)
+    others = OptimalDenoiser(y)(z, np.inf, y[:2])
+    np.testing.assert_allclose(others, [y[1:].mean(0), y[[0, *range(2, 20)]].mean(0)], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["agglomerative", "dynamic_programming", "snr", "uniform", "given"])
+@pytest.mark.parametrize("timesteps", [5, 16])
+def test_few_timesteps_of_which_the_last_is_noise_alone_are_clustered(digits, zero_snr, method, timesteps):
+    process = make_process(zero_snr["sample"] | {"num_train_timesteps": timesteps})
+    how = {"method": method, "stages": 2, "boundaries": [timesteps - 1] if method == "given" else None, "seeds": 1}
+    how |= {"boundaries_in": "t", "grid": timesteps, "draws": 16, "eta": 0.008, "literal": False}
+    y = digits.reshape(64, -1).astype(np.float32) / 255
+    found = cluster(y, process, how, 0)
+    json.dumps(found, allow_nan=False)
+    ((boundary,), (sigma,)) = found["boundaries"], found["boundaries_sigma"]
+    assert 0 < boundary < timesteps and (sigma is None) == (boundary == timesteps - 1)
+    assert method != "snr" or boundary < timesteps - 1
+
+
+def test_neighbours_leave_no_middle_stage(digits, diffusion_settings, monkeypatch):
+    monkeypatch.setattr("stages.clustering.stages.threshold_boundaries", lambda *_: (7, 8))
+    how = {"method": "threshold", "stages": 3, "boundaries": None, "seeds": 1, "boundaries_in": "t", "grid": 3}
+    how |= {"draws": 30, "eta": 0.4, "alpha": 0.9, "literal": False}
+    with pytest.raises(ValueError, match=r"7 and 8 are neighbours and leave no middle stage; raise alpha or lower eta"):
+        cluster(digits.reshape(64, -1).astype(np.float32) / 255, make_process(diffusion_settings), how, 0)
+
+
+def test_the_report_says_that_a_boundary_is_at_noise_alone():
+    architecture = {"boundaries_sigma": [None], "stages": [[0, 999], [999, 1000]], "steps_per_stage": [4, 1]}
+    rows = stage_table(architecture, {"protocol": {"training_shares": [0.999, 0.001]}})
+    assert [row["sigma"] for row in rows] == ["σ < inf", "inf ≤ σ"]
+
+
+# --- Whole runs ---
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "clustering", "sampling"),
+    [
+        ({"num_train_timesteps": 16}, {"stages": 3, "boundaries": [14, 15]}, {"scheduler": "dpm_solver", "steps": 15}),
+        (
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            {"boundaries": [999]},
+            {"scheduler": "ddim", "steps": 4},
+        ),
+    ],
+    ids=["16-timesteps", "zero-snr"],
+)
+def test_a_run_with_a_last_stage_of_one_timestep_ends(tmp_path, diffusion, clustering, sampling):
+    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
+    changes = {"diffusion": diffusion, "cluster_timesteps": {"method": "given"} | clustering, "sampling": sampling}
+    for part in (SHORT, changes):
+        for section, values in part.items():
+            params[section] |= values
+    validate_params(params, "params.yaml")
+    run_stages(tmp_path, params)
+    results = tmp_path / "results"
+    architecture = json.loads((results / "architecture.json").read_text())
+    assert architecture["steps_per_stage"][-1] == 1 and sum(architecture["steps_per_stage"]) == sampling["steps"]
+    student, process = load_student(results / "student"), make_process(params["diffusion"])
+    t = torch.tensor([0, process.high - 2, process.high - 1])
+    x = process.noise(torch.zeros(3, 1, 8, 8), torch.randn(3, 1, 8, 8), t)
+    with torch.no_grad():
+        assert student(x, t).sample.isfinite().all()
+    assert (results / "report.html").stat().st_size > 10_000
