@@ -15,7 +15,7 @@ import yaml
 from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
 from stages.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stages.files import pipeline_file
-from stages.models.given import Space, why_not_halved, why_undivided
+from stages.models.given import Sides, Space, why_not_halved, why_undivided
 from stages.models.weights import find_weights
 
 Params = dict[str, Any]
@@ -342,7 +342,7 @@ def cross_problems(params: Params) -> Iterator[Problem]:
     yield from latent_problems(params)
     if params["train_teacher"]["source"] == "train":
         yield from teacher_problems(params["train_teacher"])
-    yield from resolution_problems(params)
+        yield from resolution_problems(params)
     yield from stage_problems(params)
     yield from architecture_problems(params)
     yield from training_problems(params)
@@ -501,7 +501,8 @@ def resolution_problems(params: Params) -> Iterator[Problem]:
     factor = None
     if autoencoder["source"] == "train":
         levels = len(autoencoder["block_out_channels"])
-        if (problem := why_undivided(side, levels)) is not None:
+        wanted = Sides(2 ** (len(params["train_teacher"]["block_out_channels"]) - 1))
+        if (problem := why_undivided(side, levels, wanted)) is not None:
             yield "prepare_data.resolution", problem
             return
         factor = 2 ** (levels - 1)

@@ -93,7 +93,7 @@ def test_a_teacher_without_weights_is_refused_before_any_job(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"), [({"sample_size": 16}, "in_channels"), ({"in_channels": 3}, "sample_size")]
+    ("changes", "key"), [({"sample_size": 16}, "in_channels"), ({"in_channels": 3, "out_channels": 3}, "sample_size")]
 )
 def test_a_teacher_of_another_shape_than_the_images_is_refused(folder, changes, key):
     tiny_unet(**changes).save_pretrained(folder / "teacher" / "unet")

@@ -243,7 +243,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ),
         (LATENT | {"retrain.horizontal_flip": True}, "retrain.horizontal_flip: true, but a mirrored latent"),
         (LATENT | {"prepare_data.resolution": 9}, "prepare_data.resolution: 9 pixels cannot be divided by 2"),
-        (LATENT | {"prepare_data.resolution": 10}, "prepare_data.resolution: 5 pixels cannot be halved 1 time(s)"),
+        (LATENT | {"prepare_data.resolution": 10}, "prepare_data.resolution: 5 latents cannot be halved 1 time(s)"),
         (
             LATENT | {"train_autoencoder.warmup_steps": 9999},
             "train_autoencoder.warmup_steps: 9999 is more than the 2000",

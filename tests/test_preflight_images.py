@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from diffusers import AutoencoderKL
 from helpers import ROOT, tiny_unet
 from PIL import Image
 
@@ -113,16 +114,17 @@ def test_images_that_were_left_out_are_named_with_the_shortage(params, tmp_path)
 
 def deeper(params, levels):
     params["train_teacher"] |= {"block_out_channels": [8] * levels, "attention": [False] * levels}
+    params["search_block"]["channels"] = 1.0
 
 
 @pytest.mark.parametrize(
     ("side", "levels", "autoencoder", "asked"),
     [
-        (28, 4, 1, ["24", "32"]),
-        (10, 3, 1, ["8", "12"]),
-        (9, 2, 2, ["8", "12"]),
+        (28, 4, 1, ["32", "24"]),
+        (10, 3, 1, ["12", "8"]),
+        (9, 2, 2, ["12", "8"]),
         (6, 1, 2, None),
-        (14, 3, 2, ["8", "16"]),
+        (14, 3, 2, ["16", "8"]),
     ],
 )
 def test_sides_that_cannot_be_halved_are_refused_with_sides_that_can(params, archive, side, levels, autoencoder, asked):
@@ -135,7 +137,7 @@ def test_sides_that_cannot_be_halved_are_refused_with_sides_that_can(params, arc
         return
     said = refused(params)
     assert "prepare_data.resolution: " in said and "resize: pad" in said
-    assert re.search(r"use (\d+) or (\d+) or another multiple", said).groups() == tuple(asked)
+    assert re.findall(r"(?:set|or) prepare_data\.resolution: (\d+)", said) == asked
     for resolution in asked:
         params["prepare_data"] |= {"resolution": int(resolution), "resize": "pad"}
         check_inputs(params)
@@ -152,11 +154,16 @@ def test_the_side_of_a_folder_s_first_image_counts(params, tmp_path):
 
 def test_a_given_autoencoder_says_what_it_divides_by(params, archive, tmp_path):
     archive(side=10)
-    (tmp_path / "config.json").write_text('{"block_out_channels": [8, 8, 8]}')
-    params["train_autoencoder"] |= {"source": "path", "path": str(tmp_path)}
-    assert "10 pixels cannot be divided by 4" in refused(params)
-    (tmp_path / "config.json").write_text("{}")
-    check_inputs(params)
+    folder = tmp_path / "vae"
+    levels = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "in_channels": 1, "out_channels": 1}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    AutoencoderKL(**levels, **kinds, latent_channels=4, sample_size=16).save_pretrained(folder)
+    params["train_autoencoder"] |= {"source": "path", "path": str(folder)}
+    said = refused(params)
+    assert "one latent stands for 4 pixels, which 10 is no multiple of" in said
+    for resolution in re.findall(r"(?:set|or) prepare_data\.resolution: (\d+)", said):
+        params["prepare_data"] |= {"resolution": int(resolution), "resize": "pad"}
+        check_inputs(params)
 
 
 def test_images_that_are_not_square_are_refused(params, archive):

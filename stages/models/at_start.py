@@ -11,9 +11,11 @@ from stages.files import pipeline_file, read_json
 from stages.models.given import (
     WIDTHS,
     Config,
+    Sides,
     Space,
     check_autoencoder_fits,
     check_autoencoder_folder,
+    check_config,
     check_own_teacher,
     check_shares,
     check_teacher_fits,
@@ -21,6 +23,7 @@ from stages.models.given import (
     downscaling_of,
     latent_channels_of,
     read_scheduler_config,
+    sides_of,
     why_undivided,
 )
 
@@ -40,11 +43,21 @@ def check_given_autoencoder(params: Params, survey: Survey) -> None:
     if settings["source"] == "path":
         folder = Path(settings["path"])
         check_autoencoder_folder(folder)
-        check_autoencoder_fits(read_json(folder / "config.json"), folder, survey.height, survey.channels)
+        wanted = wanted_sides(params["train_teacher"])
+        check_autoencoder_fits(read_json(folder / "config.json"), folder, survey.height, survey.channels, wanted)
     elif settings["source"] == "train":
-        problem = why_undivided(survey.height, len(settings["block_out_channels"]))
+        wanted = wanted_sides(params["train_teacher"])
+        problem = why_undivided(survey.height, len(settings["block_out_channels"]), wanted)
         if problem is not None:
             raise ValueError(f"prepare_data.resolution: {problem}")
+
+
+def wanted_sides(settings: Params) -> Sides:
+    """The sides that the teacher of the `train_teacher` section can draw; ValueError when a given one's config is no UNet's."""
+    if settings["source"] == "train":
+        return Sides(2 ** (len(settings["block_out_channels"]) - 1))
+    path = pipeline_file(settings["path"], "unet", "config.json")
+    return sides_of(check_config(path), path)
 
 
 def check_given_teacher(params: Params, survey: Survey) -> None:

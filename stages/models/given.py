@@ -50,6 +50,11 @@ class Space:
     factor: int | None = None
 
     @property
+    def points(self) -> str:
+        """What its sides are counted in."""
+        return "pixels" if self.factor is None else "latents"
+
+    @property
     def others(self) -> str:
         """What else a user can do about a teacher of another side."""
         return TEACHER if self.factor is None else f"{TEACHER} or another autoencoder"
@@ -66,13 +71,37 @@ class Space:
 
     def is_padding(self, side: int) -> bool:
         """Whether images of this side could hold the ones there are, with a border."""
-        return self.factor is None and self.side is not None and side > self.side
+        return self.side is not None and side > self.side * (self.factor or 1)
 
 
-def multiples_near(side: int, unit: int) -> list[int]:
-    """The multiples of a unit next to a side, the larger first."""
-    larger = side + -side % unit
-    return [larger, larger - unit]
+@dataclass(frozen=True)
+class Sides:
+    """The sides that a UNet can draw: multiples of `unit`, and where it says so one `only`."""
+
+    unit: int
+    only: int | None = None
+
+    def near(self, side: int, factor: int = 1) -> list[int]:
+        """Those next to a side of images, the larger first, each times the factor of an autoencoder."""
+        if self.only is not None:
+            return [self.only * factor]
+        unit = self.unit * factor
+        larger = side + -side % unit
+        return [larger, larger - unit]
+
+
+def sides_of(config: Config, path: Path) -> Sides:
+    """The sides that a given UNet can draw.
+
+    A UNet2DModel is convolutional and its sample_size a default, so where it has none, or one that its own levels cannot halve,
+    any side that they can halve will do.
+    """
+    unit = 2 ** (len(config["down_block_types"]) - 1)
+    size = sample_side(config, path)
+    return Sides(unit, None if size is None or size % unit else size)
+
+
+ANY = Sides(1)
 
 
 # --- Autoencoders ---
@@ -95,8 +124,14 @@ def check_autoencoder_folder(folder: Path) -> Weights:
     return weights
 
 
-def check_autoencoder_fits(config: Config, folder: Path | str, side: int | None, channels: int | None) -> None:
-    """Raise ValueError when an autoencoder is for other images; None for what is not known of them."""
+def check_autoencoder_fits(
+    config: Config, folder: Path | str, side: int | None, channels: int | None, wanted: Sides = ANY
+) -> None:
+    """Raise ValueError when an autoencoder is for other images; None for what is not known of them.
+
+    Args:
+        wanted: what the UNet in its latents can draw, for what the message advises.
+    """
     theirs, given = config.get("in_channels", 3), config.get("out_channels", 3)
     if theirs != given:
         raise ValueError(
@@ -115,16 +150,20 @@ def check_autoencoder_fits(config: Config, folder: Path | str, side: int | None,
     if side is not None and side % factor:
         raise ValueError(
             f"{folder}/config.json: one latent stands for {factor} pixels, which {side} is no multiple of; "
-            f"{Space(side, None).remedy(multiples_near(side, factor), AUTOENCODER)}"
+            f"{Space(side, None).remedy(wanted.near(side, factor), AUTOENCODER)}"
         )
 
 
-def why_undivided(side: int | None, levels: int) -> str | None:
-    """Why the levels of an autoencoder that is trained here cannot halve a side of images, and what to do; None when they can."""
+def why_undivided(side: int | None, levels: int, wanted: Sides) -> str | None:
+    """Why the levels of an autoencoder that is trained here cannot halve a side of images, and what to do; None when they can.
+
+    Args:
+        wanted: what the UNet in its latents can draw.
+    """
     factor = 2 ** (levels - 1)
     if side is None or side % factor == 0:
         return None
-    remedy = Space(side, None).remedy(multiples_near(side, factor), "give it fewer levels")
+    remedy = Space(side, None).remedy(wanted.near(side, factor), "give it fewer levels")
     return (
         f"{side} pixels cannot be divided by {factor}, as the {levels} levels of train_autoencoder.block_out_channels do; "
         f"{remedy}"
@@ -238,19 +277,17 @@ def has_learned_variance(config: Config) -> bool:
 
 
 def check_size(config: Config, path: Path, space: Space) -> None:
-    """Raise ValueError when a teacher is for other sides, or its levels cannot halve those of the images or latents.
-
-    A UNet2DModel is convolutional and its sample_size a default, so where it has none, or one that its own levels cannot halve,
-    any side that they can halve will do.
-    """
-    size, levels = sample_side(config, path), len(config["down_block_types"])
-    if size is None or size % 2 ** (levels - 1):
-        if (problem := why_not_halved(space, levels, "down_block_types", space.others)) is not None:
+    """Raise ValueError when a teacher is for other sides, or its levels cannot halve those of the images or latents."""
+    size = sides_of(config, path).only
+    if size is None:
+        problem = why_not_halved(space, len(config["down_block_types"]), "down_block_types", space.others)
+        if problem is not None:
             raise ValueError(f"{path}: {problem}")
     elif space.side is not None and size != space.side:
-        whose, unit = ("images", "pixels") if space.factor is None else ("autoencoder's latents", "latents")
+        whose = "images" if space.factor is None else "autoencoder's latents"
         raise ValueError(
-            f"{path}: sample_size is {size} but the {whose} have {space.side} {unit} a side; {space.remedy([size], space.others)}"
+            f"{path}: sample_size is {size} but the {whose} have {space.side} {space.points} a side; "
+            f"{space.remedy([size], space.others)}"
         )
 
 
@@ -277,10 +314,10 @@ def why_not_halved(space: Space, levels: int, where: str, others: str) -> str | 
     unit = 2 ** (levels - 1)
     if space.side is None or space.side % unit == 0:
         return None
-    remedy = space.remedy(multiples_near(space.side, unit), others)
+    remedy = space.remedy(Sides(unit).near(space.side), others)
     return (
-        f"{space.side} pixels cannot be halved {levels - 1} time(s), as the {levels} levels of {where} do, but multiples of "
-        f"{unit} can; {remedy}"
+        f"{space.side} {space.points} cannot be halved {levels - 1} time(s), as the {levels} levels of {where} do, but "
+        f"multiples of {unit} can; {remedy}"
     )
 
 
