@@ -1,6 +1,7 @@
 """What can be known of a run from its params and the folders they name, before the first job. Light: no torch.
 
-A Snakefile calls `check_inputs` once, in the main process; every stage that reads the same input checks it again.
+A Snakefile calls `check_inputs` in the main process, and `check_counts` when it plans an evaluation; every stage that reads the
+same input checks it again.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages import config
-from stages.datasets.survey import Survey, explained, survey
+from stages.datasets.survey import explained, survey
 from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, list_needs
 from stages.models.at_start import check_given_autoencoder, check_given_teacher
 
@@ -20,12 +21,11 @@ def check_inputs(params: Params) -> None:
     images = survey(params["prepare_data"])
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)
-    check_counts(params, images)
 
 
-def check_counts(params: Params, images: Survey) -> None:
-    """Refuse too few training images to compare samples with."""
-    settings = params["evaluate"]
+def check_counts(params: Params) -> None:
+    """Raise ValueError when there are too few training images to compare samples with, which only `evaluate` does."""
+    images, settings = survey(params["prepare_data"]), params["evaluate"]
     features = {CLASSIFIER: params["train_extractor"]["features"], INCEPTION: config.INCEPTION_FEATURES}
     extractor = settings["extractor"]
     needs = list_needs(extractor, features.get(extractor), settings["kid_subset_size"], settings["neighbours"])

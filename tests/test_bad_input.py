@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import clone, run, tiny_unet
+from helpers import activated, clone, run, tiny_unet
 from PIL import Image
 
 
@@ -101,3 +102,17 @@ def test_a_teacher_of_another_shape_than_the_images_is_refused(folder, changes, 
     edit(folder, "source: train\n  path: null", "source: path\n  path: teacher")
     refused(folder, f"teacher/unet/config.json: {key} is {config[key]}", "train_teacher")
     assert not (folder / "results" / "teacher").exists() or not list((folder / "results" / "teacher").glob("*"))
+
+
+def test_too_few_images_to_compare_with_stop_only_what_would_compare(folder):
+    for path in sorted((folder / "data" / "raw" / "mine").iterdir())[40:]:
+        path.unlink()
+    for targets in (["prepare_data"], ["retrain"]):
+        assert run(folder, "snakemake", "--dry-run", *targets).returncode == 0
+    refused(folder, "training images are too few for evaluate.kid_subset_size", "--dry-run")
+    refused(folder, "training images are too few for evaluate.kid_subset_size", "--dry-run", "evaluate")
+    versioned = {**activated(), "DVC_STAGE": "prepare_data"}
+    command = ["snakemake", "prepare_data", "--allowed-rules", "prepare_data", "--dry-run"]
+    result = subprocess.run(command, cwd=folder, env=versioned, capture_output=True, text=True, check=False)
+    assert result.returncode != 0 and "are too few for evaluate.kid_subset_size" in result.stderr
+    assert not (folder / "logs").exists()

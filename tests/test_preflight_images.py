@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from helpers import ROOT, tiny_unet
 from PIL import Image
 
-from stages.preflight import check_inputs
+from stages import preflight
 
 
 @pytest.fixture
@@ -29,6 +29,12 @@ def archive(tmp_path, params):
         params["prepare_data"] |= {"source": "npz", "path": str(tmp_path / "a.npz")}
 
     return use
+
+
+def check_inputs(params) -> None:
+    """What a run that ends in an evaluation checks before its first job."""
+    preflight.check_inputs(params)
+    preflight.check_counts(params)
 
 
 def refused(params) -> str:

@@ -27,7 +27,7 @@ class Rule:
 
 def read_rule(raw: Any) -> Rule:
     def plain(paths: Any) -> set[str]:
-        return {re.sub(r"{(\w+),[^}]*}", r"{\1}", str(path)) for path in paths}
+        return {re.sub(r"{(\w+),[^}]*}", r"{\1}", str(path)) for path in paths if not callable(path)}
 
     code = plain(getattr(raw.input, "code", []))
     params = json.loads(raw.params.config(None)) if "config" in dict(raw.params.items()) else {}

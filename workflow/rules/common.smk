@@ -88,6 +88,14 @@ def check_inputs(params):
     """End the run when the folders that the params name cannot be worked with; jobs need not look again."""
     if workflow.is_main_process:
         check(preflight.check_inputs, params)
+        if "DVC_STAGE" in os.environ:  # `dvc repro` comes to the evaluation in a run of its own, after all training
+            check(preflight.check_counts, params)
+
+
+def check_comparison(wildcards):
+    """End the run that would evaluate when there are too few images to compare with; Snakemake asks as it plans the job."""
+    check(preflight.check_counts, config)
+    return []
 
 
 def find_code(stage):

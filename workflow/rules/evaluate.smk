@@ -7,6 +7,7 @@ rule evaluate:
         extractor=rules.train_extractor.output.weights,
         autoencoder=rules.encode_latents.input.autoencoder,
         given=find_extractor(),
+        counted=check_comparison,
         code=find_code("evaluate"),
     output:
         metrics="results/metrics.json",
