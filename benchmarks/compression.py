@@ -69,7 +69,7 @@ from compression_methods import (
     written,
 )
 from compression_table import correlations, draw, not_joined, summarise, table
-from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
+from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
 ROOT = Path(__file__).parents[1]
 DRAWS = 100  # most draws of one seed
@@ -156,7 +156,8 @@ class Run:
 
         folder, output = self.shared.search(self.params), self.work / "architecture.json"
         inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json"}
-        inputs |= {"search": self.drawn() if self.method.name == "random" else self.shared.results(self.params)}
+        results = self.shared.results(self.params)
+        inputs |= {"search": self.drawn() if self.method.name == "random" else results, "latency": results / LATENCY}
         params = stage_params(self.params, "assemble") | {"seed": DRAWS * self.seed + self.method.draw}
         assemble(params, threads=1, **inputs, output=output)
         found: dict[str, Any] = json.loads(output.read_text())

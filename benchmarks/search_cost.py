@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
+from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
 from stages.config import stage_params
 
@@ -45,7 +45,7 @@ class Costs:
         self.preset, self.shared, self.folder = preset, shared, folder
         self.params = cpu_params(preset)
         self.search = shared.search(self.params)
-        self.names = shared.jobs(len(json.loads((self.search / "clusters.json").read_text())["stages"]))
+        self.names = shared.jobs(self.params)
 
     def teacher_step(self) -> float:
         """Seconds of a step of the teacher's training."""
@@ -93,7 +93,8 @@ class Costs:
         from stages.assemble import assemble
 
         given = {"teacher": self.shared.teacher, "clusters": self.search / "clusters.json"}
-        given |= {"search": self.shared.results(self.params)}
+        results = self.shared.results(self.params)
+        given |= {"search": results, "latency": results / LATENCY}
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             begun = time.perf_counter()
             assemble(stage_params(self.params, "assemble"), threads=1, **given, output=Path(folder) / "chosen.json")
@@ -125,8 +126,10 @@ class Costs:
 
         torch.set_num_threads(1)
         load_teacher(self.shared.teacher)
-        given = {"teacher": self.shared.teacher, "features": self.search / "results" / "features", "name": name}
-        given["importance"] = self.search / self.shared.importance_name(self.params)
+        start = self.shared.start_of(name, self.params)
+        features, importance = self.search / "results" / "features", self.shared.importance_name(self.params)
+        given = {"teacher": self.shared.teacher, "features": features, "name": name, "start": start}
+        given["importance"] = self.search / importance
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             made = {
                 "output": Path(folder) / "search" / "job.json",

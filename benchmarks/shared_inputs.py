@@ -8,10 +8,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from stages.config import load_params, stage_params
+from stages.config import block_names, load_params, refined_from, stage_params
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets"
+LATENCY = "latency.json"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # environment of a run that has others beside it
 
 
@@ -81,6 +82,7 @@ class Shared:
         from stages.cache_features import cache_features
         from stages.cluster_timesteps import cluster_timesteps
         from stages.collect_search import collect_search
+        from stages.measure_latency import measure_latency
         from stages.rank_channels import rank_channels
         from stages.search_block import search_block
 
@@ -91,12 +93,15 @@ class Shared:
         self.make(cache_features, params, features / "index.json", **inputs, clusters=clusters, output=features)
         importance = folder / self.importance_name(params)
         self.make(rank_channels, params, importance, **inputs, output=importance)
-        names = self.jobs(len(json.loads(clusters.read_text())["stages"]))
-        for name in names:
+        names, starts = self.jobs(params), self.starts(params)
+        for name in sorted(names, key=lambda name: name in starts):
             found = {"output": search / f"{name}.json", "weights": search / f"{name}.safetensors"}
             given = {"name": name, "teacher": self.teacher, "features": features, "importance": importance}
+            given["start"] = start_files(search, starts.get(name))
             self.make(search_block, params, search / f"{name}.json", **given, **found)
         self.make(collect_search, params, search / "index.json", names=names, search=search)
+        found = {"teacher": self.teacher, "search": search, "output": search / LATENCY}
+        self.make(measure_latency, params, search / LATENCY, **found)
 
     def results_name(self, params: dict[str, Any]) -> str:
         """The folder of search results of one residual stream and space.
@@ -113,14 +118,22 @@ class Shared:
         """The file of the importance of channels that these params are searched with."""
         return f"importance-{self.results_name(params)}.json"
 
-    def jobs(self, stages: int) -> list[str]:
+    def jobs(self, params: dict[str, Any]) -> list[str]:
         """Names of the search jobs."""
-        from stages.models.borders import borders_of
-        from stages.models.pipelines import load_teacher
+        return block_names(self.of_teacher(params))
 
-        borders = borders_of(load_teacher(self.teacher))
-        decoders = [f"{b.block}.stage_{s}" for b in borders if b.kind == "up" for s in range(stages)]
-        return [b.block for b in borders if b.kind != "up"] + decoders
+    def start_of(self, name: str, params: dict[str, Any]) -> list[str]:
+        """Report and weights of the supernet that a job is fine-tuned from; none for one that starts from the teacher."""
+        return start_files(self.results(params), self.starts(params).get(name))
+
+    def starts(self, params: dict[str, Any]) -> dict[str, str]:
+        """For each job that is fine-tuned from another's supernet that other."""
+        return refined_from(self.of_teacher(params))
+
+    def of_teacher(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The params of a search on the teacher that is there."""
+        given = {"source": "path", "path": str(self.teacher)}
+        return params | {"architecture": "searched", "train_teacher": params["train_teacher"] | given}
 
     def make(self, stage: Callable[..., None], params: dict[str, Any], target: Path, **arguments: Any) -> None:
         """Run a stage unless its target is there, and note the params and the seconds it took beside it.
@@ -139,6 +152,11 @@ class Shared:
         begun = time.perf_counter()
         stage(used, threads=1, **arguments)
         write(note, {"seconds": round(time.perf_counter() - begun, 1), "params": used})
+
+
+def start_files(search: Path, start: str | None) -> list[str]:
+    """Report and weights of a search job in a folder of results; none for None."""
+    return [] if start is None else [str(search / f"{start}.{kind}") for kind in ("json", "safetensors")]
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -7,7 +7,14 @@ from stages.command import run_command
 
 
 def assemble(
-    params: dict[str, Any], *, threads: int, teacher: Path, clusters: Path, search: Path, output: Path
+    params: dict[str, Any],
+    *,
+    threads: int,
+    teacher: Path,
+    clusters: Path,
+    search: Path,
+    latency: Path,
+    output: Path,
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
     from stages.diffusion.process import make_process
@@ -15,6 +22,7 @@ def assemble(
     from stages.files import read_checked_json, write_checked_json
     from stages.models.pipelines import load_teacher, read_stated
     from stages.search.architecture import assemble_architecture, given_architecture
+    from stages.search.latency import LatencyTable
     from stages.search.results import read_results
 
     plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params["sampling"]
@@ -30,7 +38,8 @@ def assemble(
     if params["architecture"] == "given":
         architecture = given_architecture(unet, steps, settings)
     else:
-        architecture = assemble_architecture(unet, read_results(search), steps, settings, params["seed"])
+        results, table = read_results(search), LatencyTable.of_stage(latency)
+        architecture = assemble_architecture(unet, results, steps, settings, params["seed"], table)
     stages = process.edges(boundaries)
     how = {
         "boundaries": boundaries,
@@ -45,9 +54,10 @@ def assemble(
     }
     write_checked_json(output, architecture | how | {"params": params})
     expected = architecture["expected"]
+    predicted = f", {expected['time_ratio']:.3f} of its time (predicted)" if "time_ratio" in expected else ""
     print(
         f"assemble: {expected['macs_ratio']:.3f} of the teacher's MACs, {expected['params_ratio']:.3f} of its parameters "
-        f"in total, {expected['params_active_ratio']:.3f} active"
+        f"in total, {expected['params_active_ratio']:.3f} active{predicted}"
     )
 
 

@@ -39,6 +39,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "rank_channels": ("seed", "device", "architecture", "diffusion", "search_block.channels"),
     "search_block": ("seed", "device", "precision", "search_block"),
     "collect_search": ("architecture",),
+    "measure_latency": ("device", "precision", "measure_latency"),
     "assemble": ("seed", "architecture", "diffusion", "sampling", "assemble"),
     "retrain": ("seed", "device", "precision", "diffusion", "sampling", "retrain"),
     "evaluate": ("seed", "device", "precision", "diffusion", "sampling", "evaluate"),
@@ -127,7 +128,7 @@ def param_at(params: Params, name: str) -> Any:
 
 
 def block_names(params: Params) -> list[str]:
-    """Names of the block searches in network order, up blocks once per stage; none for a given architecture.
+    """Names of the block searches in network order, up blocks once per range of stages; none for a given architecture.
 
     Raises ValueError when the teacher's folder (source `path`) is incomplete.
     """
@@ -135,8 +136,28 @@ def block_names(params: Params) -> list[str]:
         return []
     levels, has_mid = teacher_shape(params["train_teacher"])
     down = [f"down_blocks.{i}" for i in range(levels)]
-    up = [f"up_blocks.{i}.stage_{s}" for s in range(params["cluster_timesteps"]["stages"]) for i in range(levels)]
+    up = [f"up_blocks.{i}.stage_{name}" for name in range_names(params) for i in range(levels)]
     return [*down, *(["mid_block"] if has_mid else []), *up]
+
+
+def range_names(params: Params) -> list[str]:
+    """The ranges of contiguous stages that up blocks are searched for, as job names have them: `2`, or `0-1`."""
+    count, which = params["cluster_timesteps"]["stages"], params["search_block"]["ranges"]
+    ranges = [(first, last) for first in range(count) for last in range(first, count)]
+    if which != "all":
+        ranges = [
+            (first, last) for first, last in ranges if (first == last if which == "own" else last - first == count - 1)
+        ]
+    return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+
+
+def refined_from(params: Params) -> dict[str, str]:
+    """For each search that is fine-tuned from another's supernet, by name, that of all stages."""
+    last = params["cluster_timesteps"]["stages"] - 1
+    if params["search_block"]["ranges"] != "all" or not last:
+        return {}
+    found = {name: f"{name.partition('.stage_')[0]}.stage_0-{last}" for name in block_names(params) if "stage_" in name}
+    return {name: start for name, start in found.items() if name != start}
 
 
 def teacher_shape(settings: Params) -> tuple[int, bool]:
@@ -210,6 +231,17 @@ def autoencoder_files(settings: Params) -> list[str]:
             f"train_autoencoder.path: {config} not found; give an AutoencoderKL's or VQModel's folder with safetensors weights"
         )
     return [str(file) for file in [config, *weights_files("train_autoencoder.path", config.parent)]]
+
+
+def latency_files(settings: Params) -> list[str]:
+    """The table that the `measure_latency` section names, none but for source `path`; ValueError when there is no such file."""
+    if settings["source"] != "path":
+        return []
+    if not Path(settings["path"]).is_file():
+        raise ValueError(
+            f"measure_latency.path: {settings['path']} not found; give a results/latency.json, or source: measure"
+        )
+    return [str(settings["path"])]
 
 
 def extractor_files(settings: Params) -> list[str]:
@@ -348,12 +380,14 @@ def cross_problems(params: Params) -> Iterator[Problem]:
     yield from training_problems(params)
     yield from feature_problems(params["cache_features"])
     yield from search_problems(params)
+    yield from time_problems(params)
     yield from evaluation_problems(params)
 
 
 def path_problems(params: Params) -> Iterator[Problem]:
     """A source that needs a path, a path that its source would ignore, names that cannot be shown or used."""
     pathless = {"prepare_data": ("digits",), "train_autoencoder": ("none", "train"), "train_teacher": ("train",)}
+    pathless |= {"measure_latency": ("none", "measure")}
     for section, sources in pathless.items():
         source, path = params[section]["source"], params[section]["path"]
         if source in sources and path is not None:
@@ -543,6 +577,8 @@ def training_problems(params: Params) -> Iterator[Problem]:
     """A warm-up longer than the training."""
     for section in ("train_autoencoder", "train_teacher", "search_block", "retrain"):
         warmup, steps = params[section]["warmup_steps"], params[section]["steps"]
+        if section == "search_block" and params[section]["ranges"] == "all":
+            steps = min(steps, params[section]["refine_steps"])
         if warmup > steps:
             yield f"{section}.warmup_steps", f"{warmup} is more than the {steps} steps there are; lower it"
 
@@ -584,6 +620,15 @@ def search_problems(params: Params) -> Iterator[Problem]:
                 f"search_block.{key}",
                 f"{search[key]} of the {held_out} held-out triples per stage (cache_features); lower it",
             )
+
+
+def time_problems(params: Params) -> Iterator[Problem]:
+    """A budget of time without latencies, or for controls whose layers are not among the candidates that are measured."""
+    limit, rule = params["assemble"]["time"], params["assemble"]["rule"]
+    if limit is not None and params["measure_latency"]["source"] == "none":
+        yield "measure_latency.source", f"none, but assemble.time is {limit}; set measure, or assemble.time: null"
+    if limit is not None and rule in ("uniform", "uniform_rank"):
+        yield "assemble.time", f"{limit}, but rule {rule} has layers of its own, which are not measured; set null"
 
 
 def evaluation_problems(params: Params) -> Iterator[Problem]:

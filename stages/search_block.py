@@ -14,19 +14,24 @@ def search_block(
     teacher: Path,
     features: Path,
     importance: Path,
+    start: list[str],
     output: Path,
     weights: Path,
 ) -> None:
-    """Write every candidate with its scores and costs, and the supernet's weights."""
+    """Write every candidate with its scores and costs, and the supernet's weights.
+
+    `start`: report and weights of the search that this one is fine-tuned from; empty to start from the teacher's block.
+    """
     from safetensors.torch import save_file
 
     from stages.device import pick_device
     from stages.files import atomic_path, sha256_file, write_checked_json
     from stages.models.pipelines import load_teacher
-    from stages.search.job import SearchJob
+    from stages.search.job import SearchJob, Start
 
     device, checkpoint = pick_device(params["device"], threads), output.parent.parent / "checkpoints" / f"{name}.pt"
-    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance)
+    given = Start.read(*map(Path, start)) if start else None
+    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, given)
     report = job.report()
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in job.supernet.state_dict().items()}, aside)

@@ -116,7 +116,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
 
     The files are those of the rules. What Snakemake adds is tested on the smoke preset and, with stubs, in tests/contracts.
     """
-    from stages.config import block_names, stage_params, validate_params
+    from stages.config import block_names, refined_from, stage_params, validate_params
 
     results, logs, data = Path("results"), Path("results/logs"), {"data": Path("data/prepared")}
     encoded = data | {"latents": Path("data/latents")}
@@ -125,18 +125,23 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
     clusters, features = {"clusters": results / "clusters.json"}, {"features": results / "features"}
     importance = {"importance": results / "importance.json"}
     architecture = {"architecture": results / "architecture.json"}
-    extractor = {"extractor": results / "extractor.safetensors"}
+    extractor, latency = {"extractor": results / "extractor.safetensors"}, {"latency": results / "latency.json"}
     metrics, samples = results / "metrics.json", results / "samples.npz"
     trainings = ["train_autoencoder", "train_teacher", "train_extractor", "retrain"]
     log = {name: {"log": logs / f"{name}.json"} for name in trainings}
 
     with contextlib.chdir(folder):
         validate_params(params, "params.yaml")
-        searched = block_names(params) if params["architecture"] == "searched" else []
+        starts = refined_from(params)
+        searched = sorted(block_names(params), key=lambda name: name in starts)
 
     def search_files(block: str) -> dict[str, Any]:
         report, weights = (search["search"] / f"{block}.{kind}" for kind in ("json", "safetensors"))
-        return teacher | features | importance | {"name": block, "output": report, "weights": weights}
+        start = [
+            str(search["search"] / f"{starts[block]}.{kind}") for kind in ("json", "safetensors") if block in starts
+        ]
+        own = {"name": block, "start": start, "output": report, "weights": weights}
+        return teacher | features | importance | own
 
     commands: list[tuple[str, dict[str, Any]]] = [
         ("prepare_data", {"output": data["data"]}),
@@ -149,7 +154,8 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
         ("rank_channels", encoded | teacher | {"output": importance["importance"]}),
         *(("search_block", search_files(block)) for block in searched),
         ("collect_search", search | {"names": searched}),
-        ("assemble", teacher | clusters | search | {"output": architecture["architecture"]}),
+        ("measure_latency", teacher | search | {"output": latency["latency"]}),
+        ("assemble", teacher | clusters | search | latency | {"output": architecture["architecture"]}),
         ("retrain", encoded | autoencoder | teacher | architecture | search | log["retrain"] | {"output": student}),
         ("evaluate", data | autoencoder | teacher | architecture | extractor | {"student": student}),
         ("report", clusters | architecture | search | {"metrics": metrics, "samples": samples}),
@@ -190,29 +196,9 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def natural_order(block):
-    """What `sort_channels` gives when all of the same kind are equally important."""
-    from stages.models.multi_decoder_unet import attention_group_size, group_size, narrows, upsampler_kernel
-
-    attentions = getattr(block, "attentions", None) or []
-    folds = upsampler_kernel(block) is not None
-    return {
-        "reads": [list(range(resnet.norm1.num_groups)) for resnet in block.resnets],
-        "writes": [list(range(resnet.norm2.num_groups)) for resnet in block.resnets],
-        "shortcuts": [[] if r.conv_shortcut is None else list(range(r.norm1.num_groups)) for r in block.resnets],
-        "heads": [list(range(a.heads)) if narrows(a) else [] for a in attentions],
-        "attention_reads": [
-            list(range(a.to_q.in_features // attention_group_size(block, i))) if narrows(a) else []
-            for i, a in enumerate(attentions)
-        ],
-        "upsampler_reads": [list(range(block.upsamplers[0].conv.in_channels // group_size(block.resnets[-1])))]
-        if folds
-        else [],
-    }
-
-
 def space_of(block, settings):
     """The search space of a block, its channels and heads as they stand."""
+    from stages.models.elastic import natural_order
     from stages.search.space import BlockSpace
 
     return BlockSpace(block, settings, natural_order(block))

@@ -19,7 +19,7 @@ from shared_inputs import Shared
 
 from stages.config import load_params
 from stages.datasets.training import TrainingSet
-from stages.diffusion.process import make_process
+from stages.models.given import Space
 from stages.train_teacher import given_teacher
 from stages.training.teacher import build_teacher
 
@@ -134,7 +134,7 @@ def test_the_kept_teacher_is_one_of_its_preset():
     params = load_params(ROOT / "presets" / "fashion-mnist.yaml")
     images = TrainingSet.of_images(np.zeros((2, 16, 16, 1), np.uint8))
     folder = str(ROOT / "benchmarks" / "teachers" / "fashion-mnist")
-    kept = given_teacher(folder, images, make_process(params["diffusion"]), latent=False)
+    kept, _ = given_teacher(folder, images, params["diffusion"], Space(16, 1))
     made = build_teacher(params["train_teacher"], 16, 1, 0, None).state_dict()
     assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
 

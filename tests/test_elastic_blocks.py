@@ -293,7 +293,8 @@ def test_channels_come_in_the_multiples_that_the_processor_wants(net):
 
 
 def test_jobs_name_blocks_and_stages(net):
-    assert border_of_job(net, "up_blocks.1.stage_2")[1] == 2
+    assert border_of_job(net, "up_blocks.1.stage_2")[1] == [2]
+    assert border_of_job(net, "up_blocks.1.stage_1-3")[1] == [1, 2, 3]
     assert border_of_job(net, "mid_block")[0].outputs == ("mid",)
     for wrong in ("up_blocks.0", "mid_block.stage_1", "down_blocks.9"):
         with pytest.raises(ValueError, match=r"the teacher has down_blocks\.0"):

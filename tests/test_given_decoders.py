@@ -70,7 +70,7 @@ def test_channels_are_shares_of_the_teachers_in_whole_groups_and_heads(unet):
     identity = identity_architecture(unet)
     assert plan["unet"]["down_blocks"] == identity["down_blocks"]
     assert given(unet, [1.0])["unet"] == identity
-    built = student_of(unet, [1.5, 0.5, 0.01]).decoders[0].up_blocks[1]
+    built = student_of(unet, [1.5, 0.5, 0.01]).decoders[0].blocks[1]
     assert built.resnets[0].conv2.out_channels == 24 and identity_spec(built)["layers"][0]["width"] == 24
 
 

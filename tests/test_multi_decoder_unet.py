@@ -11,7 +11,7 @@ from helpers import tiny_unet
 
 from stages.diffusion.process import VPProcess
 from stages.evaluation.cost import count_macs
-from stages.models.multi_decoder_unet import apply_spec
+from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stages.models.pipelines import load_given_teacher, load_student, save_student
 from stages.models.specs import block_macs, identity_architecture, parameter_count
 from stages.training.student import build_student
@@ -87,7 +87,7 @@ def test_narrow_layers_kernels_and_dropped_parts_cost_what_they_should(unet):
     block["layers"][1] = None
     block["attentions"] = [False, False]
     student = student_of(unet, [], architecture)
-    built = student.decoders[0].up_blocks[0]
+    built = student.decoders[0].blocks[0]
     assert built.resnets[0].conv1.weight.shape == (8, 64, 1, 1)
     assert built.resnets[0].norm2.num_groups == 1
     assert [name for name, _ in built.resnets[1].named_parameters()] == ["conv_shortcut.weight", "conv_shortcut.bias"]
@@ -153,7 +153,7 @@ def test_an_upsampler_at_the_low_resolution_has_a_share_of_the_macs(unet, kernel
     architecture = identity_architecture(unet, 1)
     architecture["decoders"][0][0]["upsampler"] = kernel
     student = student_of(unet, [], architecture)
-    before, after = block_macs(unet.up_blocks[0], 4), block_macs(student.decoders[0].up_blocks[0], 4)
+    before, after = block_macs(unet.up_blocks[0], 4), block_macs(student.decoders[0].blocks[0], 4)
     channels = unet.up_blocks[0].upsamplers[0].conv.out_channels
     assert before - after == round((1 - share) * 9 * channels**2 * 64)
     assert count_macs(unet, (1, 8, 8), 0) - count_macs(student, (1, 8, 8), 0) == before - after
@@ -212,3 +212,86 @@ def test_teacher_folders_that_cannot_be_used_are_named(unet, tmp_path):
     (tmp_path / "unet" / "config.json").write_text(json.dumps(unsupported))
     with pytest.raises(ValueError, match="block type AttnSkipDownBlock2D is not supported"):
         load_given_teacher(tmp_path)
+
+
+SHARED = [[[0, 1], [2]], [[0], [1, 2]]]
+
+
+def sharing(unet, ranges=SHARED):
+    """A student of three stages that shares blocks, with random weights in each."""
+    student = MultiDecoderUNet2DModel(
+        unet=dict(unet.config), architecture=identity_architecture(unet, 3) | {"ranges": ranges}, boundaries=[300, 700]
+    ).eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return student
+
+
+def test_stages_of_a_range_run_the_same_block_and_others_another(unet):
+    student = sharing(unet)
+    first, second, third = student.decoders
+    assert first.blocks[0] is second.blocks[0] is not third.blocks[0]
+    assert first.blocks[1] is not second.blocks[1] and second.blocks[1] is third.blocks[1]
+    assert first.head[2] is not second.head[2] and second.head[2] is third.head[2]
+    own = build_student(unet, identity_architecture(unet, 3), [300, 700], 0)
+    blocks = [parameter_count(block) for block in unet.up_blocks]
+    head = parameter_count(unet.conv_norm_out) + parameter_count(unet.conv_out)
+    assert parameter_count(own) - parameter_count(student) == sum(blocks) + head
+
+
+def test_all_shared_is_one_ordinary_unet(unet):
+    ranges = [[[0, 1, 2]]] * 2
+    student = MultiDecoderUNet2DModel(
+        unet=dict(unet.config), architecture=identity_architecture(unet, 3) | {"ranges": ranges}, boundaries=[300, 700]
+    ).eval()
+    state = {
+        name: value
+        for name, value in unet.state_dict().items()
+        if not name.startswith(("up_", "conv_norm", "conv_out"))
+    }
+    state |= {f"decoders.0.{name}": value for name, value in unet.state_dict().items() if name not in state}
+    student.load_state_dict(state)
+    x, t = torch.randn(6, 1, 8, 8), torch.tensor([0, 299, 300, 699, 700, 999])
+    assert parameter_count(student) == parameter_count(unet)
+    assert torch.equal(student(x, t).sample, unet(x, t).sample)
+
+
+def test_a_mixed_batch_through_shared_blocks_is_that_of_single_samples(unet):
+    student, x = sharing(unet), torch.randn(6, 1, 8, 8)
+    t = torch.tensor([900, 10, 500, 299, 300, 700])
+    singly = torch.cat([student(x[i : i + 1], t[i]).sample for i in range(len(t))])
+    assert torch.allclose(student(x, t).sample, singly, atol=1e-6)
+
+
+def test_a_student_that_shares_blocks_is_copied_saved_and_loaded(unet, tmp_path):
+    student, x, t = sharing(unet), torch.randn(3, 1, 8, 8), torch.tensor([0, 500, 999])
+    copied = copy.deepcopy(student)
+    assert copied.decoders[0].blocks[0] is copied.decoders[1].blocks[0] is not student.decoders[0].blocks[0]
+    student.save_pretrained(tmp_path)
+    loaded = MultiDecoderUNet2DModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(copied(x, t).sample, student(x, t).sample)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in student.state_dict().items())
+    assert torch.allclose(loaded(x, t).sample, student(x, t).sample, atol=1e-5)
+    assert loaded.half().decoders[1].blocks[0].resnets[0].conv1.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ([[[0, 1, 2]]], "ranges of 1 up blocks for 2"),
+        ([[[0, 2], [1]], [[0, 1, 2]]], r"ranges \[\[0, 2\], \[1\]\] of up block 0 do not tile 3 intervals"),
+        ([[[0, 1]], [[0, 1, 2]]], "do not tile"),
+        ([[[0, 1, 2], []], [[0, 1, 2]]], "do not tile"),
+    ],
+)
+def test_ranges_that_do_not_tile_the_stages_are_refused(unet, ranges, message):
+    with pytest.raises(ValueError, match=message):
+        sharing(unet, ranges)
+
+
+def test_a_range_of_several_specs_is_refused(unet):
+    architecture = identity_architecture(unet, 3) | {"ranges": [[[0, 1, 2]]] * 2}
+    architecture["decoders"][1][0] = {**architecture["decoders"][1][0], "attentions": [False, False]}
+    with pytest.raises(ValueError, match=r"up block 0 has several specs in the range \[0, 1, 2\]"):
+        MultiDecoderUNet2DModel(unet=dict(unet.config), architecture=architecture, boundaries=[300, 700])

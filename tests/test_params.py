@@ -19,6 +19,7 @@ from stages.config import (
     load_params,
     needs_own_pipeline,
     param_at,
+    refined_from,
     runs_in_latents,
     stage_params,
     teacher_files,
@@ -114,6 +115,14 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("prepare_data.channels", 2, "prepare_data.channels: 2 is unknown, use one of 1, 3, null"),
         ("prepare_data.path", "x", 'prepare_data.path: "x" is unused by source digits; set source to folder or npz'),
         ("prepare_data.source", "folder", "prepare_data.path: null, but source folder needs one"),
+        ("measure_latency.source", "path", "measure_latency.path: null, but source path needs one"),
+        ("measure_latency.path", "x", 'measure_latency.path: "x" is unused by source none; set source to path'),
+        (
+            "assemble.time",
+            0.5,
+            "measure_latency.source: none, but assemble.time is 0.5; set measure, or assemble.time: null",
+        ),
+        ("assemble.time", 0, "assemble.time: 0 is too small, it must be above 0"),
         ("prepare_data.resolution", 9, "prepare_data.resolution: 9 pixels cannot be halved 1 time(s)"),
         ("train_teacher.source", "path", "train_teacher.path: null, but source path needs one"),
         ("train_teacher.attention", [True], "train_teacher.attention: 1 values for 2 levels"),
@@ -336,6 +345,25 @@ def test_blocks_are_named_once_per_stage_in_the_up_path(params: dict[str, Any]) 
     params["cluster_timesteps"]["stages"] = 2
     up = ["up_blocks.0.stage_0", "up_blocks.1.stage_0", "up_blocks.0.stage_1", "up_blocks.1.stage_1"]
     assert block_names(params) == ["down_blocks.0", "down_blocks.1", "mid_block", *up]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "names", "start"),
+    [
+        ("own", ["0", "1", "2"], None),
+        ("shared", ["0-2"], None),
+        ("all", ["0", "0-1", "0-2", "1", "1-2", "2"], "0-2"),
+    ],
+)
+def test_up_blocks_are_searched_for_the_ranges_of_stages_asked_for(
+    params: dict[str, Any], ranges, names, start
+) -> None:
+    params["search_block"]["ranges"] = ranges
+    up = [f"up_blocks.{i}.stage_{name}" for name in names for i in range(2)]
+    assert block_names(params)[3:] == up
+    refined = refined_from(params)
+    assert sorted(refined) == sorted(name for name in up if start and not name.endswith(start))
+    assert {*refined.values()} == ({f"up_blocks.{i}.stage_{start}" for i in range(2)} if start else set())
 
 
 def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any], tmp_path: Path) -> None:

@@ -25,15 +25,14 @@ COSTS = Costs(
     teacher_macs=1000,
     teacher_params=400,
     fixed_macs=50,
-    fixed_params=20,
-    fixed_params_active=12,
+    fixed_params=12,
     stage_weights=(0.2, 0.5, 0.3),
 )
 
 
 def random_blocks(seed, candidates=5):
     rng = np.random.default_rng(seed)
-    names = [("down", None), ("mid", None), ("up.stage_0", 0), ("up.stage_1", 1), ("up.stage_2", 2)]
+    names = [("down", None), ("mid", None), ("up.stage_0", (0,)), ("up.stage_1", (1,)), ("up.stage_2", (2,))]
     blocks = []
     for name, stage in names:
         size = np.sort(rng.uniform(0.1, 1, candidates))[::-1]
@@ -67,7 +66,7 @@ def test_totals_weight_macs_by_steps_and_count_the_largest_stage():
     chosen = {block.name: block.candidates[0] for block in blocks}
     total = totals(blocks, chosen, COSTS)
     assert total["macs"] == pytest.approx(50 + 300 * 2 + 300)
-    assert total["params"] == 20 + 5 * 120
+    assert total["params"] == 12 + 5 * 120
     assert total["params_active"] == 12 + 3 * 120
     assert total["macs_ratio"] == pytest.approx(0.95)
 
@@ -116,7 +115,7 @@ def awkward_blocks(seed):
     """Blocks whose costs have nothing to do with each other or with the error, with values and errors that occur twice."""
     rng = np.random.default_rng(seed)
     blocks = []
-    for name, stage in [("down", None), ("mid", None), ("up.stage_0", 0), ("up.stage_2", 2)]:
+    for name, stage in [("down", None), ("mid", None), ("up.stage_0", (0,)), ("up.stage_2", (2,))]:
         found = [
             {"spec": i, "nmse": float(n), "macs": int(m), "params": int(p)}
             for i, (n, m, p) in enumerate(
@@ -175,7 +174,7 @@ def test_the_least_that_the_local_rule_is_said_to_meet_it_meets(budget):
 
 def test_budgets_that_can_be_met_but_not_together_are_said_to_be_so():
     found = [{"spec": i, "nmse": n, "macs": m, "params": p} for i, (n, m, p) in enumerate([(0.1, 9, 1), (0.2, 1, 9)])]
-    blocks, costs = [Block("mid", None, found[0], tuple(found))], Costs(10, 10, 0, 0, 0, (1.0,))
+    blocks, costs = [Block("mid", None, found[0], tuple(found))], Costs(10, 10, 0, 0, (1.0,))
     for select in (
         lambda budget: select_local(blocks, costs, budget, "auto", 0.0)[0],
         lambda budget: select_budget(blocks, costs, budget),
@@ -193,7 +192,7 @@ def test_thousands_of_candidates_take_no_time():
             {"spec": i, "nmse": float(n), "macs": int(m), "params": int(m)}
             for i, (n, m) in enumerate(zip(nmse, size, strict=True))
         ]
-        blocks.append(Block(f"up.{number}", number % 3, found[0], tuple(found)))
+        blocks.append(Block(f"up.{number // 3}.stage_{number % 3}", (number % 3,), found[0], tuple(found)))
     began = time.perf_counter()
     with pytest.raises(ValueError, match="cannot be met"):
         select_local(blocks, COSTS, Budget(0.01, 9, 9), "auto", 0.0)
@@ -213,10 +212,10 @@ def with_outputs(blocks, seed):
     rng = np.random.default_rng(seed)
     found = []
     for block in blocks:
-        stages = len(COSTS.stage_weights) if block.stage is None else 1
+        stages = len(COSTS.stage_weights) if block.stages is None else 1
         outputs = [rng.random(stages).tolist() for _ in block.candidates[:-1]] + [None]
         candidates = [c | {"output": o} for c, o in zip(block.candidates, outputs, strict=True)]
-        found.append(Block(block.name, block.stage, candidates[0], tuple(candidates)))
+        found.append(Block(block.name, block.stages, candidates[0], tuple(candidates)))
     return found
 
 
@@ -229,7 +228,7 @@ def test_the_effect_on_the_image_is_minimised_over_the_measured_candidates(seed,
     def score(choice):
         total = 0.0
         for block in blocks:
-            weights = COSTS.stage_weights if block.stage is None else [COSTS.stage_weights[block.stage]]
+            weights = COSTS.stage_weights if block.stages is None else [COSTS.stage_weights[s] for s in block.stages]
             power = 1 if measure == "output" else 0.5
             own = 1 if measure == "output" else choice[block.name]["nmse"] ** 0.5
             total += own * sum(w * o**power for w, o in zip(weights, choice[block.name]["output"], strict=True))
@@ -261,3 +260,131 @@ def test_random_choices_spend_the_budget_and_differ_by_seed():
     assert min(ratios) >= 0.49 and len(choices) == 6
     again = select_random(blocks, COSTS, budget, 5)
     assert tuple(again[block.name]["spec"] for block in blocks) in choices
+
+
+TIMED = replace(COSTS, teacher_time=10.0, fixed_time=0.5)
+
+
+def with_times(blocks, seed):
+    """The blocks with times that follow MACs loosely."""
+    rng = np.random.default_rng(seed)
+
+    def timed(candidate):
+        return candidate | {"time": candidate["macs"] / 100 * float(rng.uniform(0.5, 1.5))}
+
+    found = [[timed(candidate) for candidate in block.candidates] for block in blocks]
+    return [replace(b, identity=c[0], candidates=tuple(c)) for b, c in zip(blocks, found, strict=True)]
+
+
+def every_choice(blocks):
+    """All combinations of candidates."""
+    names = [block.name for block in blocks]
+    for combination in itertools.product(*(block.candidates for block in blocks)):
+        yield dict(zip(names, combination, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "budget", [Budget(time=0.5), Budget(macs=0.6, time=0.55), Budget(params=0.9, time=0.6), Budget()]
+)
+def test_a_budget_of_time_is_kept_exactly_alone_and_beside_others(seed, budget):
+    blocks = with_times(random_blocks(seed), seed)
+
+    def score(choice):
+        return sum(weight_of(block, TIMED) * choice[block.name]["nmse"] for block in blocks)
+
+    chosen = select_budget(blocks, TIMED, budget)
+    assert fits(totals(blocks, chosen, TIMED), budget)
+    best = min(score(choice) for choice in every_choice(blocks) if fits(totals(blocks, choice, TIMED), budget))
+    assert score(chosen) == pytest.approx(best, rel=1e-5)
+
+
+def test_the_fastest_is_kept_on_the_front_though_others_have_fewer_macs():
+    fast = {"nmse": 0.2, "macs": 90, "params": 90, "time": 1.0}
+    lean = {"nmse": 0.2, "macs": 10, "params": 10, "time": 5.0}
+    assert pareto([fast, lean, fast | {"nmse": 0.3}]) == [lean, fast]
+
+
+def test_a_time_that_cannot_be_met_is_named_with_the_least():
+    blocks = with_times(random_blocks(0), 0)
+    least = min(totals(blocks, choice, TIMED)["time_ratio"] for choice in every_choice(blocks))
+    with pytest.raises(ValueError, match=r"assemble\.time 0\.01 \(least that can be met: ([\d.]+)\)") as error:
+        select_budget(blocks, TIMED, Budget(time=0.01))
+    said = float(re.search(r"met: ([\d.]+)", str(error.value))[1])
+    assert least <= said <= least + 1e-4 and "macs" not in str(error.value)
+
+
+def test_random_spends_the_time_where_that_is_the_only_budget():
+    blocks = with_times(random_blocks(1, candidates=40), 1)
+    found = totals(blocks, select_random(blocks, TIMED, Budget(time=0.5), 0), TIMED)
+    assert 0.49 <= found["time_ratio"] <= 0.5
+
+
+RANGES = [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)]
+
+
+def shared_blocks(seed, candidates=3):
+    """Blocks of which the one in the decoder was searched for every range of three stages."""
+    rng = np.random.default_rng(seed)
+    names = [("mid", None), *((f"up.stage_{r[0]}-{r[-1]}", r) for r in RANGES)]
+    blocks = []
+    for name, stages in names:
+        found = []
+        for spec in range(candidates):
+            size = float(rng.uniform(0.2, 1))
+            cost = {"macs": int(300 * size), "params": int(120 * size), "time": 3 * size}
+            found.append({"spec": spec, "nmse": float((1 - size) ** 2 + 0.02 * rng.random())} | cost)
+        blocks.append(Block(name, stages, found[0], tuple(found)))
+    return blocks
+
+
+def every_tiled_choice(blocks):
+    """Every choice of ranges that tile the stages, and of candidates."""
+    mid, up = blocks[0], blocks[1:]
+    for cut in itertools.product([False, True], repeat=2):
+        tiles = [[0]]
+        for stage, own in enumerate(cut, 1):
+            tiles = [*tiles, [stage]] if own else [*tiles[:-1], [*tiles[-1], stage]]
+        chosen = [mid, *(block for block in up if list(block.stages) in tiles)]
+        yield from every_choice(chosen)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(0.5), Budget(0.5, 0.6), Budget(params=0.5, params_active=0.4), Budget(time=0.4, params=0.7), Budget()],
+)
+def test_ranges_that_share_a_block_tile_the_stages_at_the_least_error(seed, budget):
+    blocks, known = shared_blocks(seed), {block.name: block for block in shared_blocks(seed)}
+
+    def score(choice):
+        return sum(weight_of(known[name], TIMED) * candidate["nmse"] for name, candidate in choice.items())
+
+    fitting = [c for c in every_tiled_choice(blocks) if fits(totals(blocks, c, TIMED), budget)]
+    if not fitting:
+        with pytest.raises(ValueError, match="the budget cannot be met"):
+            select_budget(blocks, TIMED, budget)
+        return
+    chosen = select_budget(blocks, TIMED, budget)
+    assert fits(totals(blocks, chosen, TIMED), budget)
+    assert sorted(s for name in chosen for s in known[name].stages or ()) == [0, 1, 2]
+    assert score(chosen) == pytest.approx(min(map(score, fitting)), rel=1e-5)
+
+
+def test_a_shared_block_counts_its_parameters_once_and_its_macs_by_its_steps():
+    blocks = shared_blocks(0)
+    shared, own = ({"mid": blocks[0].identity} for _ in range(2))
+    shared |= {"up.stage_0-2": blocks[6].identity}
+    own |= {b.name: b.identity | {"params": 50, "macs": 100} for b in blocks[1:4]}
+    found = totals(blocks, shared, TIMED)
+    assert found["params"] == TIMED.fixed_params + blocks[0].identity["params"] + blocks[6].identity["params"]
+    assert found["macs"] == TIMED.fixed_macs + blocks[0].identity["macs"] + blocks[6].identity["macs"]
+    found = totals(blocks, own, TIMED)
+    assert found["params"] == TIMED.fixed_params + blocks[0].identity["params"] + 150
+    assert found["macs"] == pytest.approx(TIMED.fixed_macs + blocks[0].identity["macs"] + 100)
+
+
+def test_random_choices_take_every_way_to_share():
+    blocks = shared_blocks(1, candidates=30)
+    ways = {tuple(sorted(select_random(blocks, TIMED, Budget(0.6), seed))) for seed in range(40)}
+    assert len(ways) == 4

@@ -52,7 +52,7 @@ SEARCH = {
     "output_triples": 4,
     "checkpoint_every": 100,
 }
-ASSEMBLE = {"rule": "budget", "score": "combined", "macs": 0.4, "params": 9.0, "params_active": 9.0}
+ASSEMBLE = {"rule": "budget", "score": "combined", "macs": 0.4, "time": None, "params": 9.0, "params_active": 9.0}
 CPU = torch.device("cpu")
 
 

@@ -125,6 +125,13 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_active_parameters(model: nn.Module) -> int:
-    """Parameters of all but the decoders plus those of the largest decoder; all parameters without decoders."""
-    decoders = [count_parameters(decoder) for decoder in getattr(model, "decoders", [])]
-    return count_parameters(model) - sum(decoders) + max(decoders, default=0)
+    """Parameters of all but the decoders plus those of the largest decoder, with what it shares; all without decoders."""
+    decoders: Any = getattr(model, "decoders", [])
+    own = sum(count_parameters(decoder) for decoder in decoders)
+    return count_parameters(model) - own + max((count_decoder_parameters(decoder) for decoder in decoders), default=0)
+
+
+def count_decoder_parameters(decoder: Any) -> int:
+    """Parameters of all that a decoder runs, its own or not."""
+    parts = [*decoder.blocks, *decoder.head] if hasattr(decoder, "blocks") else [decoder]
+    return sum(map(count_parameters, parts))

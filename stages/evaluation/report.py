@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from stages.evaluation import charts
 from stages.evaluation.table import feature_name, measured_with, table_rows
+from stages.models.ranges import job_name, range_of_name, ranges_in
 from stages.training.schedule import passes_per_step
 
 PACKAGES = (
@@ -245,15 +246,17 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
 
 
 def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per block, from input to output: the teacher's block and the chosen ones, one for each stage of an up block."""
+    """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
     unet, identity = architecture["unet"], architecture["identity"]
-    rows = [
-        (f"down_blocks.{i}", spec, [chosen]) for i, (spec, chosen) in enumerate(pairs(identity, unet, "down_blocks"))
-    ]
+    down = enumerate(pairs(identity, unet, "down_blocks"))
+    rows = [(f"down_blocks.{i}", spec, {f"down_blocks.{i}": chosen}) for i, (spec, chosen) in down]
     if unet["mid_block"] is not None:
-        rows.append(("mid_block", identity["mid_block"], [unet["mid_block"]]))
+        rows.append(("mid_block", identity["mid_block"], {"mid_block": unet["mid_block"]}))
     for i, spec in enumerate(identity["decoders"][0]):
-        rows.append((f"up_blocks.{i}", spec, [decoder[i] for decoder in unet["decoders"]]))
+        tiles = ranges_in(unet, i)
+        rows.append(
+            (f"up_blocks.{i}", spec, {job_name(f"up_blocks.{i}", tile): unet["decoders"][tile[0]][i] for tile in tiles})
+        )
     return [block_row(name, spec, chosen, architecture["chosen"], searches) for name, spec, chosen in rows]
 
 
@@ -265,23 +268,25 @@ def pairs(identity: dict[str, Any], unet: dict[str, Any], key: str) -> list[tupl
 def block_row(
     name: str,
     identity: dict[str, Any],
-    chosen: list[dict[str, Any]],
+    chosen: dict[str, dict[str, Any]],
     costs: dict[str, Any],
     searches: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The teacher's block and the chosen ones, with their costs when they were searched."""
-    jobs = [f"{name}.stage_{s}" for s in range(len(chosen))] if name.startswith("up_") else [name]
-    if jobs[0] not in searches:
-        drawn = [{"layers": draw_layers(spec, identity), "macs": None} for spec in (identity, *chosen)]
-        return {"name": name, "teacher": drawn[0], "chosen": drawn[1:]}
-    search = searches[jobs[0]]
+    """The teacher's block and the chosen ones by search job, with their costs when they were searched."""
+    first = next(iter(chosen))
+    ranges = [job.partition(".stage_")[2] for job in chosen]
+    spans = [len(range_of_name(text)) if text else None for text in ranges]
+    if first not in searches:
+        drawn = [{"layers": draw_layers(spec, identity), "macs": None} for spec in (identity, *chosen.values())]
+        return {"name": name, "teacher": drawn[0], "chosen": list(zip(drawn[1:], spans, strict=True))}
+    search = searches[first]
     teacher_cost = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
     return {
         "name": name,
         "teacher": {"layers": draw_layers(identity, identity), **cost_text(teacher_cost, teacher_cost)},
         "chosen": [
-            {"layers": draw_layers(spec, identity), **cost_text(costs[job], teacher_cost)}
-            for spec, job in zip(chosen, jobs, strict=True)
+            ({"layers": draw_layers(spec, identity), **cost_text(costs[job], teacher_cost)}, span)
+            for (job, spec), span in zip(chosen.items(), spans, strict=True)
         ],
     }
 
@@ -351,13 +356,14 @@ def candidate_charts(
     """NMSE over MACs for every searched block: (name, note, chart)."""
     found = []
     for name, search in sorted(searches.items()):
-        chosen, whole, candidates = architecture["chosen"][name], search["teacher_macs"], search["candidates"]
+        chosen, whole, candidates = architecture["chosen"].get(name), search["teacher_macs"], search["candidates"]
         points = [(candidate["macs"] / whole, candidate["nmse"]) for candidate in candidates]
-        share, error = chosen["macs"] / whole, chosen.get("nmse")
-        note = f"{len(points)} candidates; chosen: × {share:.2f} MACs" + (
-            "" if error is None else f", NMSE {error:.3g}"
-        )
-        picked = None if error is None else (share, error)
+        note, picked = f"{len(points)} candidates; none chosen", None
+        if chosen is not None:
+            share, error = chosen["macs"] / whole, chosen.get("nmse")
+            picked = None if error is None else (share, error)
+            measured = "" if error is None else f", NMSE {error:.3g}"
+            note = f"{len(points)} candidates; chosen: × {share:.2f} MACs{measured}"
         chart = charts.candidate_chart(
             points, picked, [spec_text(candidate["spec"]) for candidate in candidates], f"{name}: {note}"
         )

@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DModel
 
 from stages.models.multi_decoder_unet import Module
+from stages.models.ranges import range_of_name
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,14 @@ def trace(
     return seen
 
 
-def border_of_job(unet: Module, name: str) -> tuple[Border, int | None]:
-    """The border and the stage of a search job: `down_blocks.0`, `mid_block`, or `up_blocks.0.stage_2`.
+def border_of_job(unet: Module, name: str) -> tuple[Border, list[int] | None]:
+    """The border and the stages of a search job: `down_blocks.0`, `mid_block`, `up_blocks.0.stage_2`, `up_blocks.0.stage_0-1`.
 
     Raises:
         ValueError: the teacher has no such block.
     """
-    block, _, stage = name.partition(".stage_")
+    block, _, stages = name.partition(".stage_")
     for border in borders_of(unet):
-        if border.block == block and (border.kind == "up") == bool(stage):
-            return border, int(stage) if stage else None
+        if border.block == block and (border.kind == "up") == bool(stages):
+            return border, range_of_name(stages) if stages else None
     raise ValueError(f"block '{name}': the teacher has {', '.join(border.block for border in borders_of(unet))}")

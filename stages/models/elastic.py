@@ -225,6 +225,27 @@ class ElasticBlock(nn.Module):
                 self.factors[key].copy_(self.factors[key].index_select(dimension, order))
 
 
+def natural_order(block: Module) -> ChannelOrder:
+    """What `ElasticBlock.sort_channels` gives where all groups and heads of a block matter alike: their numbers, ascending."""
+    attentions = [(i, attention) for i, attention in enumerate(getattr(block, "attentions", None) or [])]
+    known = [(i, attention) for i, attention in attentions if narrows(attention)]
+    order: ChannelOrder = {key: [] for key in ORDERED}
+    for resnet in block.resnets:
+        groups = list(range(resnet.norm1.num_groups))
+        order["reads"].append(groups)
+        order["writes"].append(groups)
+        order["shortcuts"].append([] if resnet.conv_shortcut is None else groups)
+    order["heads"] = [[] for _ in attentions]
+    order["attention_reads"] = [[] for _ in attentions]
+    for i, attention in known:
+        order["heads"][i] = list(range(attention.heads))
+        order["attention_reads"][i] = list(range(attention.to_q.in_features // attention_group_size(block, i)))
+    if upsampler_kernel(block):
+        size = output_group_size(block.resnets[-1])
+        order["upsampler_reads"].append(list(range(block.upsamplers[0].conv.in_channels // size)))
+    return order
+
+
 def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
     """A parameter of a whole layer with the channels that a partial one reads or writes."""
     match name.split(".")[2:]:

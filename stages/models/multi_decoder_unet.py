@@ -685,24 +685,81 @@ def selected(parameter: nn.Parameter, kept: torch.Tensor, dimension: int) -> nn.
 
 
 class Decoder(nn.Module):
-    """The up path and the output head of one stage."""
+    """The up path and the output head of one interval, some of them those of earlier intervals.
 
-    def __init__(self, unet: UNet2DModel, specs: list[dict[str, Any]]) -> None:
+    Args:
+        unet: whose up blocks are rebuilt.
+        specs: one for each up block.
+        lenders: for each up block the decoder that it is shared with, None for a block of its own. The head goes with the last.
+
+    Its state holds what is its own; `blocks` and `head` are all that it runs.
+    """
+
+    blocks: tuple[Module, ...]
+    head: tuple[Module, ...]
+
+    def __init__(self, unet: UNet2DModel, specs: list[dict[str, Any]], lenders: "list[Decoder | None]") -> None:
         super().__init__()
         usual = list(reversed(unet.config["block_out_channels"]))
         unet = with_channels(unet, [spec.get("channels", width) for spec, width in zip(specs, usual, strict=True)])
-        self.up_blocks = nn.ModuleList(
-            apply_spec(block, spec) for block, spec in zip(unet.up_blocks, specs, strict=True)
-        )
-        self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
+        self.up_blocks = nn.ModuleDict()
+        blocks = []
+        for index, (block, spec, lender) in enumerate(zip(unet.up_blocks, specs, lenders, strict=True)):
+            if lender is None:
+                self.up_blocks[str(index)] = apply_spec(block, spec)
+            blocks.append(self.up_blocks[str(index)] if lender is None else lender.blocks[index])
+        # Tuples, so that what is shared is a part of the state once, in the decoder that it is from.
+        self.blocks = tuple(blocks)
+        if lenders[-1] is None:
+            self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
+            self.head = (self.conv_norm_out, self.conv_act, self.conv_out)
+        else:
+            self.head = lenders[-1].head
 
     def forward(self, hidden: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor) -> torch.Tensor:
-        block: Module
-        for block in self.up_blocks:
+        for block in self.blocks:
             count = len(block.resnets)
             hidden = block(hidden, skips[-count:], emb)
             skips = skips[:-count]
-        return self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        for layer in self.head:
+            hidden = layer(hidden)
+        return hidden
+
+
+def own_ranges(blocks: int, intervals: int) -> list[list[list[int]]]:
+    """The `ranges` of an architecture that shares no block."""
+    return [[[interval] for interval in range(intervals)] for _ in range(blocks)]
+
+
+def ranges_of(architecture: dict[str, Any]) -> list[list[list[int]]]:
+    """For each up block the ranges, lists of contiguous intervals, that share one.
+
+    Raises:
+        ValueError: the ranges do not tile the intervals, or a range has blocks of several specs.
+    """
+    decoders = architecture["decoders"]
+    blocks, intervals = len(decoders[0]), len(decoders)
+    ranges: list[list[list[int]]] = architecture.get("ranges") or own_ranges(blocks, intervals)
+    if len(ranges) != blocks:
+        raise ValueError(f"architecture: ranges of {len(ranges)} up blocks for {blocks}")
+    for index, tiles in enumerate(ranges):
+        if [interval for tile in tiles for interval in tile] != list(range(intervals)) or not all(tiles):
+            raise ValueError(f"architecture: ranges {tiles} of up block {index} do not tile {intervals} intervals")
+        for tile in tiles:
+            if any(decoders[interval][index] != decoders[tile[0]][index] for interval in tile):
+                raise ValueError(f"architecture: up block {index} has several specs in the range {tile}")
+    return ranges
+
+
+def first_intervals(ranges: list[list[list[int]]]) -> list[list[int]]:
+    """For each up block and interval the first interval of its range."""
+    return [[tile[0] for tile in tiles for _ in tile] for tiles in ranges]
+
+
+def paths_of(firsts: list[list[int]]) -> list[int]:
+    """For each interval the first one that runs the very same up blocks."""
+    columns = list(zip(*firsts, strict=True))
+    return [columns.index(column) for column in columns]
 
 
 class SelfContainedModel(ModelMixin, ConfigMixin):
@@ -734,7 +791,8 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
     Args:
         unet: config of the UNet2DModel whose blocks are rebuilt.
         architecture: {"down_blocks": [spec, ...], "mid_block": spec or null, "decoders": [[spec per up block] per stage]}, and,
-            where not all are kept, "stream": for every level the channels of `unet` that are (see `narrow_stream`).
+            where not all are kept, "stream": for every level the channels of `unet` that are (see `narrow_stream`); where stages
+            share blocks, "ranges": for each up block the lists of contiguous stages that have one in common, all of one spec.
         boundaries: K-1 ascending timesteps; the stage of t is the number of boundaries <= t.
         sample_size, in_channels, out_channels, num_class_embeds: as in `unet`; repeated where pipelines look for them.
         calibration: the table of a Calibration of the output, whose mean image is a part of the weights; None for none.
@@ -764,7 +822,13 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         self.base_config = base.config
         self.conv_in, self.time_proj, self.time_embedding = base.conv_in, base.time_proj, base.time_embedding
         self.class_embedding = base.class_embedding
-        self.decoders = nn.ModuleList(Decoder(copy.deepcopy(base), specs) for specs in architecture["decoders"])
+        firsts = first_intervals(ranges_of(architecture))
+        decoders: list[Decoder] = []
+        for interval, specs in enumerate(architecture["decoders"]):
+            lenders = [None if at[interval] == interval else decoders[at[interval]] for at in firsts]
+            decoders.append(Decoder(copy.deepcopy(base), specs, lenders))
+        self.decoders = nn.ModuleList(decoders)
+        self.paths = paths_of(firsts)
         self.down_blocks = nn.ModuleList(
             apply_spec(block, spec) for block, spec in zip(base.down_blocks, architecture["down_blocks"], strict=True)
         )
@@ -782,14 +846,16 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
 
     def embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """Time embedding (N, D), plus the class embedding of a class-conditional model."""
-        emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+        # Not `self.dtype`, which looks through all modules: a twentieth of the time of a small model.
+        dtype = self.conv_in.weight.dtype
+        emb = self.time_embedding(self.time_proj(timesteps).to(dtype))
         if (self.class_embedding is None) != (class_labels is None):
             raise ValueError("class_labels must be given to a class-conditional model, and to no other")
         if self.class_embedding is None:
             return emb
         if self.base_config.class_embed_type == "timestep":
             class_labels = self.time_proj(class_labels)
-        return emb + self.class_embedding(class_labels).to(self.dtype)
+        return emb + self.class_embedding(class_labels).to(dtype)
 
     def encode(self, sample: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The shared part: x_t (N,C,H,W) to the mid block's output and all skip tensors."""
@@ -804,6 +870,7 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         self, hidden: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor, stage: torch.Tensor
     ) -> torch.Tensor:
         """Each sample through the decoder of its own stage; `stage` is (N,) or holds the one stage of all samples."""
+        stage = torch.tensor(self.paths, device=stage.device)[stage]
         present = stage.unique().tolist()
         if len(present) == 1:
             return self.decoders[present[0]](hidden, skips, emb)

@@ -3,12 +3,14 @@
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from diffusers import UNet2DModel
 
 from stages.models.borders import borders_of
 from stages.models.multi_decoder_unet import Decoder
+from stages.models.ranges import range_of_name
 from stages.models.specs import (
     block_macs,
     identity_architecture,
@@ -18,36 +20,69 @@ from stages.models.specs import (
     shared_params,
     unet_macs,
 )
-from stages.models.stream import Stream, narrowed_teacher
+from stages.models.stream import narrowed_teacher
 from stages.search.controls import select_largest, select_uniform, select_uniform_rank
-from stages.search.selection import Block, Budget, Costs, select_budget, select_local, select_random, totals
+from stages.search.latency import LatencyTable, LayersOf
+from stages.search.results import AGAIN, stream_of
+from stages.search.selection import (
+    Block,
+    Budget,
+    Costs,
+    by_place,
+    fewest_blocks,
+    select_budget,
+    select_local,
+    select_random,
+    tilings,
+    totals,
+)
 
-AGAIN = "run search_block again (snakemake --forcerun search_block)"
 
-
-def costs_of(unet: UNet2DModel, steps: Sequence[int], narrowed: UNet2DModel | None = None) -> Costs:
+def costs_of(
+    unet: UNet2DModel, steps: Sequence[int], narrowed: UNet2DModel | None = None, latency: LatencyTable | None = None
+) -> Costs:
     """The teacher's costs and the shared ones.
 
     Args:
         steps: the sampler's steps in each stage.
         narrowed: the teacher with the student's residual stream, where that is another.
+        latency: measured times of layers, where time is budgeted.
     """
     student = unet if narrowed is None else narrowed
     fixed_macs = sum(shared_macs(student))
-    entrance, head = shared_params(student)
     weights = tuple(count / sum(steps) for count in steps)
-    fixed_params = entrance + head * len(steps)
-    return Costs(unet_macs(unet), parameter_count(unet), fixed_macs, fixed_params, entrance + head, weights)
+    costs = Costs(unet_macs(unet), parameter_count(unet), fixed_macs, shared_params(student)[0], weights)
+    if latency is None:
+        return costs
+    teacher = LayersOf(unet)
+    fixed_time = latency.milliseconds(LayersOf(student).fixed()) + latency.between(teacher)
+    return replace(costs, teacher_time=latency.milliseconds([teacher.together()]), fixed_time=fixed_time)
 
 
-def block_of(name: str, result: dict[str, Any]) -> Block:
-    """A search result (results/search/<name>.json) as selection takes it."""
+def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
+    """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
-    return Block(name, result["stage"], identity, tuple(result["candidates"]), result["order"])
+    stages = None if result["stages"] is None else tuple(result["stages"])
+    head = shared_params(unet)[1] if result["block"] == borders_of(unet)[-1].block else 0
+    return Block(name, stages, identity, tuple(result["candidates"]), result["order"], head)
+
+
+def with_times(result: dict[str, Any], layers: LayersOf, latency: LatencyTable) -> dict[str, Any]:
+    """A search result whose candidates have a `time`, the sum of their layers."""
+    candidates = [
+        candidate | {"time": latency.milliseconds(layers.block(result["block"], candidate["spec"]))}
+        for candidate in result["candidates"]
+    ]
+    return result | {"candidates": candidates}
 
 
 def assemble_architecture(
-    unet: UNet2DModel, results: dict[str, dict[str, Any]], steps: Sequence[int], settings: dict[str, Any], seed: int
+    unet: UNet2DModel,
+    results: dict[str, dict[str, Any]],
+    steps: Sequence[int],
+    settings: dict[str, Any],
+    seed: int,
+    latency: LatencyTable | None = None,
 ) -> dict[str, Any]:
     """Choose a spec per block and stage.
 
@@ -55,6 +90,7 @@ def assemble_architecture(
         results: contents of results/search/*.json by job name.
         settings: the `assemble` section of the params.
         seed: of the rule `random`.
+        latency: measured times of layers, where time is budgeted.
 
     Returns:
         rule, score, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
@@ -64,35 +100,40 @@ def assemble_architecture(
         ValueError: the budget cannot be met, or the results are those of other blocks or stages.
     """
     check_results(unet, results, len(steps))
-    blocks, stream = [block_of(name, result) for name, result in sorted(results.items())], stream_of(results)
+    stream = stream_of(results)
     narrowed = narrowed_teacher(unet, stream)
-    costs = costs_of(unet, steps, narrowed)
-    budget, tau = Budget(settings["macs"], settings["params"], settings["params_active"]), None
+    if latency is not None:
+        layers = LayersOf(narrowed)
+        results = {name: with_times(result, layers, latency) for name, result in results.items()}
+    blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
+    costs = costs_of(unet, steps, narrowed, latency)
+    few = fewest_blocks(blocks, len(steps))
+    budget, tau = Budget.of(settings), None
     match settings["rule"]:
         case "local":
-            chosen, tau = select_local(blocks, costs, budget, settings["tau"], settings["tau_rel"])
+            chosen, tau = select_local(few, costs, budget, settings["tau"], settings["tau_rel"])
         case "random":
             chosen = select_random(blocks, costs, budget, seed)
         case "uniform":
-            chosen = select_uniform(narrowed, blocks, costs, budget)
+            chosen = select_uniform(narrowed, few, costs, budget)
         case "uniform_rank":
-            chosen = select_uniform_rank(narrowed, blocks, costs, budget)
+            chosen = select_uniform_rank(narrowed, few, costs, budget)
         case "largest":
-            chosen = select_largest(blocks)
+            chosen = select_largest(few)
         case _:
             chosen = select_budget(blocks, costs, budget, settings["score"])
     return {
         "rule": settings["rule"],
         "score": settings["score"] if settings["rule"] == "budget" else None,
         "tau": tau,
-        "budget": {key: settings[key] for key in ("macs", "params", "params_active")},
+        "budget": asdict(budget),
         "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps))
         | ({} if stream is None else {"stream": stream}),
         "identity": identity_architecture(unet),
         "chosen": chosen,
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
-        "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+        "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params, "time": costs.teacher_time},
     }
 
 
@@ -152,8 +193,8 @@ def given_costs(unet: UNet2DModel, specs: dict[str, Any], costs: Costs, shared_e
     entrance = costs.teacher_params - up - shared_params(unet)[1]
     macs, params = [], []
     for blocks in specs["decoders"]:
-        decoder = Decoder(copy.deepcopy(unet).to("meta"), blocks)
-        inside = sum(block_macs(block, side >> (deepest - i)) for i, block in enumerate(decoder.up_blocks))
+        decoder = Decoder(copy.deepcopy(unet).to("meta"), blocks, [None] * len(blocks))
+        inside = sum(block_macs(block, side >> (deepest - i)) for i, block in enumerate(decoder.blocks))
         macs.append(shared + inside + decoder.conv_out.weight.numel() * side**2)
         params.append(parameter_count(decoder))
     mean = sum(weight * value for weight, value in zip(costs.stage_weights, macs, strict=True))
@@ -170,32 +211,31 @@ def given_costs(unet: UNet2DModel, specs: dict[str, Any], costs: Costs, shared_e
 
 def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages: int) -> None:
     """Raise ValueError unless there is one result per block of the teacher, and per stage in the decoder."""
-    identities: dict[str, Any] = {}
-    for border in borders_of(unet):
-        spec = identity_spec(unet.get_submodule(border.block))
-        suffixes = [f".stage_{s}" for s in range(stages)] if border.kind == "up" else [""]
-        identities |= {f"{border.block}{suffix}": spec for suffix in suffixes}
-    if results.keys() != identities.keys():
-        name = min(results.keys() ^ identities.keys())
-        problem = "missing" if name in identities else "names no block"
-        raise ValueError(f"{name}.json: {problem}, as the teacher and {stages} stage(s) go; {AGAIN}")
-    for name, spec in identities.items():
-        if results[name]["identity"] != spec:
+    missing = f"as the teacher and {stages} stage(s) go; {AGAIN}"
+    identities = {b.block: identity_spec(unet.get_submodule(b.block)) for b in borders_of(unet)}
+    places = by_place([block_of(unet, name, result) for name, result in results.items()])
+    if places.keys() != identities.keys():
+        place = min(places.keys() ^ identities.keys())
+        problem = "missing" if place in identities else "names no block"
+        raise ValueError(f"{place}: {problem}, {missing}")
+    for place, blocks in places.items():
+        if place.startswith("up_") == (blocks[0].stages is None) or not tilings(blocks, stages):
+            raise ValueError(f"{place}: a search is missing or superfluous, {missing}")
+    for name, result in results.items():
+        if result["identity"] != identities[name.partition(".stage_")[0]]:
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
-
-
-def stream_of(results: dict[str, dict[str, Any]]) -> Stream | None:
-    """The channels of the residual stream that the blocks were searched with; ValueError where they differ."""
-    name, first = next(iter(sorted(results.items())))
-    for other, result in results.items():
-        if result["stream"] != first["stream"]:
-            raise ValueError(f"{other}.json: has other channels of the residual stream than {name}.json; {AGAIN}")
-    stream: Stream | None = first["stream"]
-    return stream
 
 
 def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:
     """Specs by job name to the form that MultiDecoderUNet2DModel takes."""
-    decoders = [[chosen[f"up_blocks.{i}.stage_{s}"] for i in range(len(unet.up_blocks))] for s in range(stages)]
     down = [chosen[f"down_blocks.{i}"] for i in range(len(unet.down_blocks))]
-    return {"down_blocks": down, "mid_block": chosen.get("mid_block"), "decoders": decoders}
+    found = {name: range_of_name(name.partition(".stage_")[2]) for name in chosen if name.startswith("up_blocks.")}
+    ranges, decoders = [], [list[Any]() for _ in range(stages)]
+    for index in range(len(unet.up_blocks)):
+        here = sorted((tile, name) for name, tile in found.items() if name.startswith(f"up_blocks.{index}."))
+        ranges.append([tile for tile, _ in here])
+        for tile, name in here:
+            for stage in tile:
+                decoders[stage].append(chosen[name])
+    specs = {"down_blocks": down, "mid_block": chosen.get("mid_block"), "decoders": decoders}
+    return specs if all(len(tile) == 1 for tiles in ranges for tile in tiles) else specs | {"ranges": ranges}

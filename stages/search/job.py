@@ -1,14 +1,16 @@
 """One search job: the supernet of one block (and, in the decoder, of one stage) trained, and its sub-blocks scored."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file
 
-from stages.files import read_checked_json, sha256_file
+from stages.files import check_file, read_checked_json, sha256_file
 from stages.models.borders import border_of_job
-from stages.models.elastic import ElasticBlock
+from stages.models.elastic import ChannelOrder, ElasticBlock
 from stages.models.specs import Spec, block_macs, parameter_count, unet_macs
 from stages.models.stream import kept_channels, narrowed_teacher
 from stages.pieces import Pieces
@@ -21,6 +23,22 @@ from stages.training.loop import TrainSettings, train
 PATHS = 4  # of a step: the smallest, the largest, two random ones
 
 
+@dataclass(frozen=True)
+class Start:
+    """A trained supernet to start from: its state, the order of its channels, the hash of its file."""
+
+    weights: dict[str, torch.Tensor]
+    order: ChannelOrder
+    sha256: str
+
+    @classmethod
+    def read(cls, report: Path, weights: Path) -> Self:
+        """The supernet of a finished search job; ValueError when a file is not as it was written."""
+        found = read_checked_json(report, "search_block")
+        check_file(weights, found["weights_sha256"], report, "search_block")
+        return cls(load_file(weights), found["order"], found["weights_sha256"])
+
+
 class SearchJob:
     """A search job on the features of one teacher.
 
@@ -29,10 +47,12 @@ class SearchJob:
 
     Args:
         params: the params of the stage `search_block`.
-        name: `down_blocks.0`, `mid_block`, or `up_blocks.0.stage_2`.
+        name: `down_blocks.0`, `mid_block`, or, for a range of stages, `up_blocks.0.stage_2` or `up_blocks.0.stage_0-1`.
         folder: the feature cache.
         checkpoint: where training keeps its state, and scoring, in a folder of the same name, its pieces.
         importance: how important the channels of the residual stream are, as `rank_channels` writes it.
+        start: the supernet of a search over all stages, weights and `order` of its report, that this one is fine-tuned from; None
+            starts from the teacher's block.
 
     Raises:
         ValueError: the teacher has no such block, or the cache is not as it was written.
@@ -47,10 +67,11 @@ class SearchJob:
         device: torch.device,
         checkpoint: Path,
         importance: Path,
+        start: Start | None = None,
     ) -> None:
         self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
         self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
-        self.border, self.stage = border_of_job(teacher, name)
+        self.border, self.stages = border_of_job(teacher, name)
         ranked = read_checked_json(importance, "rank_channels")
         self.stream_triples = ranked["stream_triples"]
         self.stream = choose_stream(
@@ -63,13 +84,21 @@ class SearchJob:
         kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
         ranks = largest_ranks(self.settings, self.block)
         self.supernet = ElasticBlock(self.block, self.border.kind, *kernels, ranks).to(device)
-        order = sort_channels(self.supernet, self.features, len(self.border.inputs))
-        self.space = BlockSpace(self.block, self.settings, order)
+        self.steps = self.settings["steps" if start is None else "refine_steps"]
+        self.space = BlockSpace(self.block, self.settings, self._prepare(start))
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
+        self.fingerprint |= {} if start is None else {"start": start.sha256}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
 
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
-        return Features(self.folder, names, None if self.stage is None else [self.stage], kept)
+        return Features(self.folder, names, self.stages, kept)
+
+    def _prepare(self, start: Start | None) -> ChannelOrder:
+        """Give the supernet its first weights; returns the order of its channels and heads."""
+        if start is None:
+            return sort_channels(self.supernet, self.features, len(self.border.inputs))
+        self.supernet.load_state_dict(start.weights)
+        return start.order
 
     def train(self) -> list[dict[str, float]]:
         """Train the supernet; returns the loss history."""
@@ -80,7 +109,7 @@ class SearchJob:
         return train(
             self.supernet,
             loss,
-            TrainSettings.of(settings, self.params["seed"]),
+            replace(TrainSettings.of(settings, self.params["seed"]), steps=self.steps),
             checkpoint=self.checkpoint,
             fingerprint=self.fingerprint,
             label=f"search_block {self.name}",
@@ -115,7 +144,7 @@ class SearchJob:
         whole = self.teacher.get_submodule(self.border.block)
         return {
             "block": self.border.block,
-            "stage": self.stage,
+            "stages": self.stages,
             "kind": self.border.kind,
             "identity": self.space.identity,
             "stream": self.stream,
@@ -138,7 +167,7 @@ class SearchJob:
         measured = sum(candidate["output"] is not None for candidate in candidates)
         local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))
         return {
-            "training": 3.0 * self.settings["steps"] * self.settings["batch_size"] * step,
+            "training": 3.0 * self.steps * self.settings["batch_size"] * step,
             "scoring": float(local * sum(macs) + measured * output * whole),
         }
 

@@ -1,83 +1,154 @@
 """Selection: one candidate per block, by the local rule of DiffNAS or by an integer programme under budgets.
 
-A candidate is a dict with `spec`, `macs`, `params`, and two scores: `nmse` of the block's own outputs, and `output`, the error of
-the teacher's denoised image for every stage in which the block runs (None when it was not measured).
+A candidate is a dict with `spec`, `macs`, `params`, `time` (milliseconds an image, where that was measured), and two scores:
+`nmse` of the block's own outputs, and `output`, the error of the teacher's denoised image for every stage in which the block runs
+(None when it was not measured).
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 
 Candidate = dict[str, Any]
-BUDGETS = ("macs", "params", "params_active")
-MACS_TOLERANCE = 0.02  # how far below the budget a control may stay
+TOLERANCE = 0.02  # how far below the budget a control may stay
+COSTS_OF_CANDIDATES = ("macs", "time", "params")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Shares of the teacher's costs: NFE-weighted MACs, parameters in total, parameters active at any one step."""
+    """Shares of the teacher's costs, None for no limit: MACs and time by the sampler's steps, parameters in all and active."""
 
-    macs: float
-    params: float
-    params_active: float
+    macs: float | None = None
+    params: float | None = None
+    params_active: float | None = None
+    time: float | None = None
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Self:
+        """The budgets among the keys of the `assemble` section of the params."""
+        return cls(**{item.name: settings[item.name] for item in fields(cls)})
+
+    def limits(self) -> dict[str, float]:
+        """The budgets that are given, by name."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Costs:
     """What is not searched, and the teacher's totals that budgets are shares of.
 
-    `stage_weights` are the shares of the sampler's steps in each stage; `fixed_*` are costs that every student has, the output
-    heads of all stages in `fixed_params` and of one in `fixed_params_active`.
+    `stage_weights` are the shares of the sampler's steps in each stage; `fixed_*` are costs that every student has, without the
+    parameters of output heads, which go with the blocks before them. Times are in milliseconds an image, None where
+    latencies were not measured.
     """
 
     teacher_macs: int
     teacher_params: int
     fixed_macs: int
     fixed_params: int
-    fixed_params_active: int
     stage_weights: tuple[float, ...]
+    teacher_time: float | None = None
+    fixed_time: float | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether candidates have a `time`."""
+        return self.teacher_time is not None
 
 
 @dataclass(frozen=True)
 class Block:
-    """One search job's result: `stage` is None for blocks of all stages; `order` is that of `ElasticBlock.sort_channels`."""
+    """One search job's result.
+
+    Args:
+        stages: those in which it runs, None for all.
+        order: that of `ElasticBlock.sort_channels`.
+        head_params: parameters of the output head that stands behind it.
+    """
 
     name: str
-    stage: int | None
+    stages: tuple[int, ...] | None
     identity: Candidate
     candidates: tuple[Candidate, ...]
     order: dict[str, list[list[int]]] = field(default_factory=dict)
+    head_params: int = 0
+
+    @property
+    def place(self) -> str:
+        """The teacher's block that this one stands for."""
+        return self.name.partition(".stage_")[0]
+
+    def params_of(self, candidate: Candidate) -> int:
+        """Parameters of a candidate, with those of the head behind it."""
+        return int(candidate["params"]) + self.head_params
+
+    def runs_in(self, stage: int) -> bool:
+        """Whether it runs in a stage."""
+        return self.stages is None or stage in self.stages
 
 
 def pareto(candidates: Sequence[Candidate], values: Sequence[float] | None = None) -> list[Candidate]:
-    """Candidates that no other beats in value, MACs and parameters at once, by ascending value; values default to NMSE."""
+    """Candidates that no other beats in value and in every cost at once, by ascending value; values default to NMSE."""
     front: list[Candidate] = []
     values = [c["nmse"] for c in candidates] if values is None else values
-    pairs = sorted(zip(values, candidates, strict=True), key=lambda p: (p[0], p[1]["macs"], p[1]["params"]))
+    costs = [key for key in COSTS_OF_CANDIDATES if all(key in c for c in candidates)]
+    pairs = sorted(zip(values, candidates, strict=True), key=lambda p: (p[0], *(p[1][key] for key in costs)))
     for _, one in pairs:
-        if not any(other["macs"] <= one["macs"] and other["params"] <= one["params"] for other in front):
+        if not any(all(other[key] <= one[key] for key in costs) for other in front):
             front.append(one)
     return front
 
 
 def weight_of(block: Block, costs: Costs) -> float:
     """Share of the sampler's steps in which a block runs."""
-    return 1.0 if block.stage is None else costs.stage_weights[block.stage]
+    return 1.0 if block.stages is None else sum(costs.stage_weights[stage] for stage in block.stages)
+
+
+def by_place(blocks: Sequence[Block]) -> dict[str, list[Block]]:
+    """The blocks that stand for each of the teacher's, of which those chosen have to tile the stages."""
+    found: dict[str, list[Block]] = {}
+    for block in blocks:
+        found.setdefault(block.place, []).append(block)
+    return found
+
+
+def tilings(blocks: Sequence[Block], stages: int) -> list[list[Block]]:
+    """All choices of blocks of one place that run in every stage once."""
+    if blocks[0].stages is None:
+        return [list(blocks)]
+
+    def from_stage(first: int) -> list[list[Block]]:
+        if first == stages:
+            return [[]]
+        starting = [block for block in blocks if block.stages and block.stages[0] == first]
+        return [[block, *rest] for block in starting for rest in from_stage(first + len(block.stages or ()))]
+
+    return from_stage(0)
+
+
+def fewest_blocks(blocks: Sequence[Block], stages: int) -> list[Block]:
+    """Of every place the tiling with the fewest blocks, for rules that choose none: an ordinary UNet where that was searched."""
+    return [block for some in by_place(blocks).values() for block in min(tilings(some, stages), key=len)]
 
 
 def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) -> dict[str, float]:
-    """Costs of a whole student and their ratios to the teacher's; `params_active` is that of the largest stage."""
-    macs = costs.fixed_macs + sum(weight_of(block, costs) * chosen[block.name]["macs"] for block in blocks)
-    params = costs.fixed_params + sum(chosen[block.name]["params"] for block in blocks)
+    """Costs of a whole student and their ratios to the teacher's; `params_active` is that of the largest stage.
+
+    Args:
+        chosen: candidates by name of those blocks that the student has.
+    """
+    blocks = [block for block in blocks if block.name in chosen]
+    macs = costs.fixed_macs + weighted_sum(blocks, chosen, costs, "macs")
+    params = costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks)
     active = [
-        costs.fixed_params_active + sum(chosen[b.name]["params"] for b in blocks if b.stage in (None, stage))
+        costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks if block.runs_in(stage))
         for stage in range(len(costs.stage_weights))
     ]
-    return {
+    found = {
         "macs": macs,
         "params": params,
         "params_active": max(active),
@@ -85,15 +156,20 @@ def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) 
         "params_ratio": params / costs.teacher_params,
         "params_active_ratio": max(active) / costs.teacher_params,
     }
+    if costs.teacher_time is None or costs.fixed_time is None:
+        return found
+    time = costs.fixed_time + weighted_sum(blocks, chosen, costs, "time")
+    return found | {"time": time, "time_ratio": time / costs.teacher_time}
+
+
+def weighted_sum(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs, key: str) -> float:
+    """Sum of one cost of the chosen candidates, each by the share of the sampler's steps in which it runs."""
+    return sum(weight_of(block, costs) * chosen[block.name][key] for block in blocks)
 
 
 def fits(total: dict[str, float], budget: Budget) -> bool:
-    """Whether a student's ratios keep to the budget."""
-    return (
-        total["macs_ratio"] <= budget.macs
-        and total["params_ratio"] <= budget.params
-        and total["params_active_ratio"] <= budget.params_active
-    )
+    """Whether a student's ratios keep to every budget that is given."""
+    return all(total[f"{key}_ratio"] <= limit for key, limit in budget.limits().items())
 
 
 def select_local(
@@ -118,7 +194,7 @@ def select_local(
         total = totals(blocks, chosen, costs)
         if fits(total, budget):
             return chosen, value
-        least = {key: min(total[f"{key}_ratio"], least.get(key, math.inf)) for key in BUDGETS}
+        least = {key: min(total[f"{key}_ratio"], least.get(key, math.inf)) for key in budget.limits()}
     raise ValueError(infeasible(blocks, costs, budget, least))
 
 
@@ -147,7 +223,9 @@ def _changes(block: Block, tau_rel: float) -> list[tuple[float, Candidate]]:
 
 
 def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: str = "local") -> dict[str, Candidate]:
-    """Minimise the sum of the blocks' scores, one candidate per block, under the budgets, exactly (integer programme).
+    """Minimise the sum of the blocks' scores under the budgets, exactly (integer programme).
+
+    For each of the teacher's blocks some of those searched are chosen that tile the stages, and one candidate for each.
 
     Args:
         score: `local`, `output` or `combined`, as `value_of` takes them.
@@ -162,22 +240,24 @@ def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: 
     picked = _Programme(options, blocks, costs, budget).solve(kept)
     if picked is None:
         raise ValueError(infeasible(blocks, costs, budget))
-    return {block.name: candidate for block, candidate in zip(blocks, picked, strict=True)}
+    return picked
 
 
 def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: int) -> dict[str, Candidate]:
-    """A random choice that spends the MACs budget to within 2 %: every candidate gets a random value, the least sum wins.
+    """A random choice that spends the budget of MACs, or else of time, to within 2 %: the least sum of random values.
 
     Raises:
         ValueError: no choice meets the budgets.
     """
     rng = np.random.default_rng(seed)
+    choices = [tilings(some, len(costs.stage_weights)) for some in by_place(blocks).values()]
+    blocks = [block for some in choices for block in some[int(rng.integers(len(some))) if len(some) > 1 else 0]]
     options = [list(block.candidates) for block in blocks]
     values = [rng.random(len(column)).tolist() for column in options]
-    picked = _Programme(options, blocks, costs, budget, least_macs=1 - MACS_TOLERANCE).solve(values)
+    picked = _Programme(options, blocks, costs, budget, least_spent=1 - TOLERANCE).solve(values)
     if picked is None:
         raise ValueError(infeasible(blocks, costs, budget))
-    return {block.name: candidate for block, candidate in zip(blocks, picked, strict=True)}
+    return picked
 
 
 def measured(blocks: Sequence[Block], score: str) -> list[Block]:
@@ -201,7 +281,7 @@ def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> fl
     """
     if score == "local":
         return weight_of(block, costs) * float(candidate["nmse"])
-    weights = costs.stage_weights if block.stage is None else [costs.stage_weights[block.stage]]
+    weights = costs.stage_weights if block.stages is None else [costs.stage_weights[stage] for stage in block.stages]
     values = candidate["output"]
     if score == "combined":
         values = [math.sqrt(candidate["nmse"] * value) for value in values]
@@ -214,12 +294,13 @@ def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget, least: dic
     Args:
         least: the least ratios that a rule reaches; None for those of the cheapest candidates.
     """
+    asked = budget.limits()
     if least is None:
-        cheapest = [totals(blocks, _cheapest(blocks, cost), costs) for cost in ("macs", "params")]
-        least = {key: min(total[f"{key}_ratio"] for total in cheapest) for key in BUDGETS}
-    asked = {key: getattr(budget, key) for key in BUDGETS}
-    parts = [f"assemble.{key} {asked[key]:g} (least that can be met: {round_up(least[key]):.4f})" for key in BUDGETS]
-    below = any(asked[key] < least[key] for key in BUDGETS)
+        least = {key: totals(blocks, _cheapest(blocks, costs, key), costs)[f"{key}_ratio"] for key in asked}
+    parts = [
+        f"assemble.{key} {limit:g} (least that can be met: {round_up(least[key]):.4f})" for key, limit in asked.items()
+    ]
+    below = any(limit < least[key] for key, limit in asked.items())
     advice = "raise what is below its least" if below else "each can be met, but not all at once; raise one"
     return f"params.yaml: the budget cannot be met: {', '.join(parts)}; {advice}, or widen the space of search_block"
 
@@ -229,15 +310,28 @@ def round_up(value: float, digits: int = 4) -> float:
     return float(np.ceil(value * 10**digits) / 10**digits)
 
 
-def _cheapest(blocks: Sequence[Block], cost: str) -> dict[str, Candidate]:
-    return {block.name: min(block.candidates, key=lambda c: c[cost]) for block in blocks}
+def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Candidate]:
+    """The choice that costs least by `macs`, `time`, `params` or `params_active`."""
+    cost = "params" if key == "params_active" else key
+    least = {block.name: min(block.candidates, key=lambda candidate: candidate[cost]) for block in blocks}
+
+    def cost_of(tiling: list[Block]) -> float:
+        if key == "params_active":
+            return max(block.params_of(least[block.name]) for block in tiling)
+        if key == "params":
+            return sum(block.params_of(least[block.name]) for block in tiling)
+        return weighted_sum(tiling, least, costs, key)
+
+    stages = len(costs.stage_weights)
+    best = [min(tilings(some, stages), key=cost_of) for some in by_place(blocks).values()]
+    return {block.name: least[block.name] for tiling in best for block in tiling}
 
 
 class _Programme:
     """The integer programme: a 0/1 variable per block and candidate.
 
     Args:
-        least_macs: the share of the MACs budget that must be spent.
+        least_spent: the share that must be spent of the budget of MACs, or of time where there is none of MACs.
     """
 
     def __init__(
@@ -246,51 +340,77 @@ class _Programme:
         blocks: Sequence[Block],
         costs: Costs,
         budget: Budget,
-        least_macs: float | None = None,
+        least_spent: float | None = None,
     ) -> None:
         self.options, self.blocks = options, blocks
-        weights = [weight_of(block, costs) for block in blocks]
-        rows = [(self.row("macs", weights), budget.macs * costs.teacher_macs - costs.fixed_macs)]
-        rows.append(
-            (self.row("params", [1.0] * len(blocks)), budget.params * costs.teacher_params - costs.fixed_params)
-        )
-        for stage in range(len(costs.stage_weights)):
-            present = [float(block.stage in (None, stage)) for block in blocks]
-            rows.append(
-                (self.row("params", present), budget.params_active * costs.teacher_params - costs.fixed_params_active)
+        weighted = [*self.weighted_rows(costs, budget.limits())]
+        self.rows = [(row, limit - fixed) for row, limit, fixed in weighted]
+        self.rows += self.params_rows(costs, budget.limits())
+        if least_spent is not None and weighted:
+            row, limit, fixed = weighted[0]
+            self.rows.append((-row, fixed - least_spent * limit))
+
+    def weighted_rows(self, costs: Costs, limits: dict[str, float]) -> Iterator[tuple[np.ndarray, float, float]]:
+        """Coefficients, limit and fixed part of the costs that count by the sampler's steps."""
+        weights = [weight_of(block, costs) for block in self.blocks]
+        if "macs" in limits:
+            yield self.row("macs", weights), limits["macs"] * costs.teacher_macs, costs.fixed_macs
+        if "time" in limits and costs.teacher_time is not None and costs.fixed_time is not None:
+            yield self.row("time", weights), limits["time"] * costs.teacher_time, costs.fixed_time
+
+    def params_rows(self, costs: Costs, limits: dict[str, float]) -> Iterator[tuple[np.ndarray, float]]:
+        """Coefficients and limits of the parameters, in all and in every stage."""
+        if "params" in limits:
+            yield (
+                self.params_row([True] * len(self.blocks)),
+                limits["params"] * costs.teacher_params - costs.fixed_params,
             )
-        if least_macs is not None:
-            rows.append((-rows[0][0], costs.fixed_macs - least_macs * budget.macs * costs.teacher_macs))
-        self.rows = rows
+        if "params_active" in limits:
+            limit = limits["params_active"] * costs.teacher_params - costs.fixed_params
+            for stage in range(len(costs.stage_weights)):
+                yield self.params_row([block.runs_in(stage) for block in self.blocks]), limit
+
+    def params_row(self, counted: Sequence[bool]) -> np.ndarray:
+        """Coefficients of the parameters of some blocks."""
+        blocks = zip(self.blocks, counted, self.options, strict=True)
+        return np.array([counts * block.params_of(c) for block, counts, options in blocks for c in options], float)
 
     def row(self, key: str, weights: Sequence[float]) -> np.ndarray:
         """Coefficients of one linear form over all variables."""
         return np.array([w * c[key] for w, options in zip(weights, self.options, strict=True) for c in options])
 
-    def solve(self, values: Sequence[Sequence[float]]) -> list[Candidate] | None:
-        """The choice with the least sum of values, which are given per block and option, or None when there is none."""
+    def tiles(self) -> np.ndarray:
+        """Rows that are 1 where an option runs at a place in a stage, of which one is chosen."""
+        rows = []
+        for some in by_place(self.blocks).values():
+            stages = sorted({stage for block in some for stage in block.stages or ()}) or [0]
+            for stage in stages:
+                here = [float(block in some and block.runs_in(stage)) for block in self.blocks]
+                rows.append(np.repeat(here, [len(options) for options in self.options]))
+        return np.array(rows)
+
+    def solve(self, values: Sequence[Sequence[float]]) -> dict[str, Candidate] | None:
+        """The choice with the least sum of values, which are given per block and option, by block; None when there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
-        sizes = [len(options) for options in self.options]
-        one_each = np.zeros((len(sizes), sum(sizes)))
-        starts = np.cumsum([0, *sizes])
-        for i, (start, stop) in enumerate(itertools.pairwise(starts)):
-            one_each[i, start:stop] = 1
         # Rows are scaled to a right-hand side of one, since the solver's tolerances are absolute.
         scaled = [(row / abs(limit), np.sign(limit)) for row, limit in self.rows if limit]
         if len(scaled) < len(self.rows):
             return None
-        limits = LinearConstraint(np.array([row for row, _ in scaled]), ub=np.array([limit for _, limit in scaled]))
+        limits = [LinearConstraint(row, ub=limit) for row, limit in scaled]
+        sizes = [len(options) for options in self.options]
         choice = milp(
             np.concatenate([np.asarray(column, dtype=float) for column in values]),
-            constraints=[LinearConstraint(one_each, 1, 1), limits],
+            constraints=[LinearConstraint(self.tiles(), 1, 1), *limits],
             integrality=np.ones(sum(sizes)),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 1e-6},
         )
         if choice.x is None:
             return None
-        return [
-            options[int(np.argmax(choice.x[start:][: len(options)]))]
-            for options, start in zip(self.options, starts, strict=False)
-        ]
+        picked = np.split(choice.x, np.cumsum(sizes)[:-1])
+        return {
+            block.name: options[int(np.argmax(taken))]
+            for block, options, taken in zip(self.blocks, self.options, picked, strict=True)
+            if taken.max() > 0.5
+        }

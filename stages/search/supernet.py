@@ -97,7 +97,8 @@ class BlockScore:
         self.supernet, self.inputs, self.resolution = supernet, inputs, resolution
         device = next(supernet.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
-        self.batches = [features.take(part, device) for part in rows.split(SCORING_BATCH)]
+        # No batch holds triples of two stages, so that each stage's error is measured by its own variance.
+        self.batches = [features.take(part, device) for part in rows.split(min(SCORING_BATCH, triples))]
         self.sizes = torch.tensor([float(len(batch[0])) for batch in self.batches])
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """The dynamic joint loss of DiffNAS (arXiv 2311.04950, section 3.3) on a multi-decoder student."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,12 @@ from stages.processes import count, own_rows
 from stages.training.schedule import end_to_end_share
 from stages.training.student import student_blocks
 
-Spread = dict[tuple[str, int | None], torch.Tensor]
+Spread = dict[tuple[str, int], torch.Tensor]  # by tensor and, for a block of the decoder, its range among the block's
+
+
+def rows_of(stage: torch.Tensor, stages: Sequence[int]) -> torch.Tensor:
+    """The rows of a batch, whose stages are given (N,), that fall into some of them."""
+    return torch.isin(stage, torch.tensor(stages, device=stage.device)).nonzero().flatten()
 
 
 class JointLoss:
@@ -51,7 +56,7 @@ class JointLoss:
             seen = self.teach(own, share)
             if share < 1:
                 stage = self.student.stage_of(batch.t)
-                spread = self.spread(seen, stage[rows], stage.unique().tolist()) if count() > 1 else None
+                spread = self.spread(seen, stage[rows], {*stage.tolist()}) if count() > 1 else None
                 losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
@@ -68,15 +73,14 @@ class JointLoss:
             return {}
         return {"output": predict(self.teacher, batch.x_t, batch.t, batch.labels)}
 
-    def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: list[int]) -> Spread:
+    def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: set[int]) -> Spread:
         """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
-        parts: dict[tuple[str, int | None], torch.Tensor] = {}
+        parts: dict[tuple[str, int], torch.Tensor] = {}
         for border in self.borders:
-            for name in border.outputs:
-                if border.kind == "up":
-                    parts.update({(name, index): seen[name][stage == index] for index in present})
-                else:
-                    parts[name, None] = seen[name]
+            for index, block in enumerate(student_blocks(self.student, border)):
+                if present & {*block.stages}:
+                    rows = rows_of(stage, block.stages)
+                    parts.update({(name, index): seen[name][rows] for name in border.outputs})
         return dict(zip(parts, joint_variances([*parts.values()]), strict=True))
 
     def block_loss(
@@ -93,21 +97,14 @@ class JointLoss:
             total, spread: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
         """
         total = total or len(stage)
-        inputs, outputs = [seen[name] for name in border.inputs], [seen[name] for name in border.outputs]
-        blocks = student_blocks(self.student, border)
-
-        def variances(index: int | None) -> list[torch.Tensor] | None:
-            return None if spread is None else [spread[name, index] for name in border.outputs]
-
-        if border.kind != "up":
-            loss = nmse(run_block(border.kind, blocks[0][1], inputs), outputs, variances(None))
-            return loss * (len(stage) / total)
         loss = torch.zeros((), device=stage.device)
-        for index in stage.unique().tolist():
-            rows = (stage == index).nonzero().flatten()
-            predicted = run_block("up", blocks[index][1], [tensor[rows] for tensor in inputs])
-            taught = [tensor[rows] for tensor in outputs]
-            loss = loss + nmse(predicted, taught, variances(index)) * len(rows) / total
+        for index, block in enumerate(student_blocks(self.student, border)):
+            rows = rows_of(stage, block.stages)
+            if len(rows):
+                predicted = run_block(border.kind, block.module, [seen[name][rows] for name in border.inputs])
+                taught = [seen[name][rows] for name in border.outputs]
+                variances = None if spread is None else [spread[name, index] for name in border.outputs]
+                loss = loss + nmse(predicted, taught, variances) * len(rows) / total
         return loss
 
     def output_loss(self, batch: Batch, taught: torch.Tensor | None) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
@@ -14,8 +14,9 @@ from stages.diffusion.process import Process
 from stages.files import check_file, run_again
 from stages.models.borders import Border, border_of_job, borders_of
 from stages.models.elastic import ElasticBlock, full_ranks, student_state
-from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stages.models.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel, ranges_of
 from stages.models.pipelines import is_class_conditional
+from stages.models.ranges import job_name
 from stages.models.specs import identity_architecture
 from stages.models.stream import narrowed_teacher
 
@@ -131,14 +132,16 @@ def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Su
     with torch.no_grad():
         for name, value in teacher.state_dict().items():
             if name.startswith(("conv_norm_out", "conv_out")):
-                for decoder in range(student.num_stages):
-                    own[f"decoders.{decoder}.{name}"].copy_(value)
+                for copy in (f"decoders.{decoder}.{name}" for decoder in range(student.num_stages)):
+                    if copy in own:  # else the head is another decoder's
+                        own[copy].copy_(value)
             elif not name.startswith(("down_blocks", "mid_block", "up_blocks")):
                 own[name].copy_(value)
     for border in borders_of(teacher):
-        for job, module, spec in student_blocks(student, border):
+        for own_block in student_blocks(student, border):
             block = teacher.get_submodule(border.block)
-            module.load_state_dict(student_state(supernet(job), block, border.kind, spec))
+            state = student_state(supernet(own_block.job), block, border.kind, own_block.spec)
+            own_block.module.load_state_dict(state)
 
 
 def stage_probabilities(setting: str | list[float], stages: Sequence[Sequence[float]]) -> list[float] | None:
@@ -178,15 +181,29 @@ def warm_start(student: Module, teacher: UNet2DModel) -> None:
                         own[copy][common].copy_(value[common])
 
 
-def student_blocks(student: Module, border: Border) -> list[tuple[str, Module, dict[str, Any]]]:
-    """(job name, module, spec) of the student blocks that stand for one teacher block: one per stage in the decoder."""
-    index = border.block.rpartition(".")[2]
-    specs = student.config["architecture"]
+class StudentBlock(NamedTuple):
+    """A block of a student: the search job that it is from, the module, its spec, and the stages in which it runs."""
+
+    job: str
+    module: Module
+    spec: dict[str, Any]
+    stages: list[int]
+
+
+def student_blocks(student: Module, border: Border) -> list[StudentBlock]:
+    """The student's blocks that stand for one of the teacher's: one, and in the decoder one for each range of stages."""
+    specs, everywhere = student.config["architecture"], list(range(student.num_stages))
     if border.kind == "mid":
-        return [("mid_block", student.mid_block, specs["mid_block"])]
+        return [StudentBlock("mid_block", student.mid_block, specs["mid_block"], everywhere)]
+    index = int(border.block.rpartition(".")[2])
     if border.kind == "down":
-        return [(border.block, student.down_blocks[int(index)], specs["down_blocks"][int(index)])]
+        return [StudentBlock(border.block, student.down_blocks[index], specs["down_blocks"][index], everywhere)]
     return [
-        (f"{border.block}.stage_{s}", decoder.up_blocks[int(index)], specs["decoders"][s][int(index)])
-        for s, decoder in enumerate(student.decoders)
+        StudentBlock(
+            job_name(border.block, tile),
+            student.decoders[tile[0]].blocks[index],
+            specs["decoders"][tile[0]][index],
+            tile,
+        )
+        for tile in ranges_of(specs)[index]
     ]

@@ -27,6 +27,7 @@ class Rule:
 
 def read_rule(raw: Any) -> Rule:
     def plain(paths: Any) -> set[str]:
+        # A function gives files of the same stage, by wildcard, or only looks.
         return {re.sub(r"{(\w+),[^}]*}", r"{\1}", str(path)) for path in paths if not callable(path)}
 
     code = plain(getattr(raw.input, "code", []))

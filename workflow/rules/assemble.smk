@@ -3,6 +3,7 @@ rule assemble:
         teacher=rules.train_teacher.output.model,
         clusters=rules.cluster_timesteps.output.clusters,
         search=[rules.collect_search.output.index, rules.collect_search.input.reports],
+        latency=rules.measure_latency.output.table,
         code=find_code("assemble"),
     output:
         architecture="results/architecture.json",
@@ -18,5 +19,5 @@ rule assemble:
         config=select_params("assemble"),
     shell:
         "python -m stages.assemble --params {params.config:q} --threads {threads} "
-        "--teacher results/teacher --clusters {input.clusters:q} --search results/search --output {output.architecture:q} "
+        "--teacher results/teacher --clusters {input.clusters:q} --search results/search --latency {input.latency:q} --output {output.architecture:q} "
         "2>&1 | tee {log:q}"

@@ -123,6 +123,16 @@ def needs_gradients():
     return config["cluster_timesteps"]["method"] == "gradient"
 
 
+def measures_latency():
+    """Whether layers are timed on this machine."""
+    return config["measure_latency"]["source"] == "measure"
+
+
+def find_latency_table():
+    """The table of latencies given in the params; none when layers are timed here, or not at all."""
+    return check(settings.latency_files, config["measure_latency"])
+
+
 def find_extractor():
     """The TorchScript file given in the params; none for the other extractors."""
     return check(settings.extractor_files, config["evaluate"])
@@ -142,6 +152,12 @@ def fingerprint_source():
 def name_blocks():
     """Names of the block searches."""
     return check(settings.block_names, config)
+
+
+def find_start(wildcards):
+    """Report and weights of the search that a block search is fine-tuned from; none for one that starts from the teacher."""
+    start = check(settings.refined_from, config).get(wildcards.block)
+    return [f"results/search/{start}.{kind}" for kind in ("json", "safetensors")] if start else []
 
 
 def name_model(folder):

@@ -1,0 +1,144 @@
+"""How near the predicted time of whole networks, the sum of their layers' latencies, comes to the measured one.
+
+python benchmarks/latency.py --presets digits fashion-mnist --output benchmarks/results/latency.json
+
+Draws random architectures of a preset's space with random weights, measures the latency of their layers one by one as the stage
+measure_latency does, then each network as a whole, in turn with the teacher. Nothing else should run meanwhile.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import torch
+from shared_inputs import cpu_params, preset_file, write
+
+from stages.command import keep_freed_memory
+from stages.device import pick_device
+from stages.evaluation.cost import stage_timesteps
+from stages.evaluation.speed import time_evaluation
+from stages.models.elastic import natural_order
+from stages.models.multi_decoder_unet import Module
+from stages.models.pipelines import load_given_teacher
+from stages.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_to_measure
+from stages.search.space import BlockSpace
+from stages.training.student import build_student
+from stages.training.teacher import build_teacher
+
+ROOT = Path(__file__).parents[1]
+CHANNELS = {"digits": 1, "fashion-mnist": 1}
+WARM_UP = 3
+
+
+def teacher_of(preset: str, params: dict[str, Any]) -> Module:
+    """The committed teacher of a preset, or one of its params with random weights."""
+    committed = ROOT / "benchmarks" / "teachers" / preset
+    if committed.is_dir():
+        return load_given_teacher(committed)
+    return build_teacher(params["train_teacher"], params["prepare_data"]["resolution"] or 8, 1, 0).eval()
+
+
+def draw_architecture(unet: Module, settings: dict[str, Any], stages: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A random spec for every block, and for each stage in the decoder."""
+
+    def draw(block: Module) -> Any:
+        return BlockSpace(block, settings, natural_order(block)).draw(rng)
+
+    return {
+        "down_blocks": [draw(block) for block in unet.down_blocks],
+        "mid_block": None if unet.mid_block is None else draw(unet.mid_block),
+        "decoders": [[draw(block) for block in unet.up_blocks] for _ in range(stages)],
+    }
+
+
+def blocks_of(architecture: dict[str, Any], decoder: int) -> list[tuple[str, Any]]:
+    """Name and spec of the blocks that run in one stage."""
+    blocks = [(f"down_blocks.{i}", spec) for i, spec in enumerate(architecture["down_blocks"])]
+    blocks += [("mid_block", architecture["mid_block"])] if architecture["mid_block"] else []
+    return blocks + [(f"up_blocks.{i}", spec) for i, spec in enumerate(architecture["decoders"][decoder])]
+
+
+def measure_whole(models: list[Module], shape: tuple[int, ...], times: list[float], repeats: int) -> list[list[float]]:
+    """Milliseconds an image of each model at each time, all in turn; medians."""
+    x_NCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    taken: dict[tuple[int, int], list[float]] = {(m, t): [] for m in range(len(models)) for t in range(len(times))}
+    with torch.no_grad():
+        for repeat in range(WARM_UP + repeats):
+            for (m, t), found in taken.items():
+                seconds = time_evaluation(models[m], x_NCHW, times[t])
+                found += [seconds] if repeat >= WARM_UP else []
+    scale = 1000 / shape[0]
+    return [[scale * median(taken[m, t]) for t in range(len(times))] for m in range(len(models))]
+
+
+def compare(preset: str, count: int, threads: int, batch: int, repeats: int, seed: int) -> dict[str, Any]:
+    """Predicted and measured times of random architectures of a preset, every stage alike."""
+    params = cpu_params(preset_file(preset))
+    device = pick_device("cpu", threads)
+    unet = teacher_of(preset, params)
+    rng = np.random.default_rng(seed)
+    stages = params["cluster_timesteps"]["stages"]
+    boundaries = [round(1000 * (i + 1) / stages) for i in range(stages - 1)]
+    drawn = [draw_architecture(unet, params["search_block"], stages, rng) for _ in range(count)]
+    layers = LayersOf(unet)
+    specs = [pair for one in drawn for stage in range(stages) for pair in blocks_of(one, stage)]
+    stopwatch = Stopwatch(device, batch, repeats, "fp32")
+    begun = time.monotonic()
+    table = LatencyTable({"layers": stopwatch.measure(pairs_to_measure(layers, layers, specs))}, preset)
+    seconds = time.monotonic() - begun
+    fixed = table.milliseconds(layers.fixed()) + table.between(layers)
+    whole = table.milliseconds([layers.together()])
+    config = unet.config
+    shape = (batch, config["in_channels"], config["sample_size"], config["sample_size"])
+    found = []
+    for architecture in drawn:
+        student = build_student(unet, architecture, boundaries, 0).eval()
+        measured = measure_whole([unet, student], shape, stage_timesteps(boundaries), repeats)
+        teacher, ours = (sum(times) / stages for times in measured)
+        blocks = [layers.block(*pair) for stage in range(stages) for pair in blocks_of(architecture, stage)]
+        predicted = fixed + sum(map(table.milliseconds, blocks)) / stages
+        found.append({"predicted": predicted / whole, "measured": ours / teacher, "milliseconds": [predicted, ours]})
+    errors = [abs(one["predicted"] / one["measured"] - 1) for one in found]
+    return {
+        "preset": preset,
+        "seed": seed,
+        "layers": len(table.layers),
+        "seconds_to_measure_layers": round(seconds, 1),
+        "teacher_milliseconds": [whole, teacher],
+        "architectures": found,
+        "median_error": median(errors),
+        "worst_error": max(errors),
+    } | stopwatch.describe()
+
+
+def main() -> None:
+    """Compare and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["digits", "fashion-mnist"])
+    parser.add_argument("--architectures", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    how = (arguments.architectures, arguments.threads, arguments.batch, arguments.repeats, arguments.seed)
+    results = [compare(preset, *how) for preset in arguments.presets]
+    for result in results:
+        print(f"{result['preset']}: median {result['median_error']:.3f}, worst {result['worst_error']:.3f}")
+    if arguments.output:
+        write(arguments.output, {"results": results})
+    else:
+        print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

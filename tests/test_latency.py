@@ -1,0 +1,136 @@
+"""Latencies of layers: every layer of a network is counted once, and a stored table gives the same times again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import space_of, tiny_unet
+
+from stages.models.borders import borders_of
+from stages.models.multi_decoder_unet import narrow_stream
+from stages.models.specs import identity_spec
+from stages.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_to_measure
+
+SPACE = {
+    "widths": [0.5, 1.0],
+    "heads": [0.5, 1.0],
+    "stream": [0.5, 1.0],
+    "channel_multiple": 1,
+    "kernels": [1, 3],
+    "ranks": [0.5, 1.0],
+    "drop_layers": True,
+    "drop_attention": True,
+    "upsampler_kernels": [1, 2],
+}
+
+
+def specs_of(unet):
+    """Names of blocks, and specs with every option of each layer."""
+    for border in borders_of(unet):
+        block = unet.get_submodule(border.block)
+        space = space_of(block, SPACE)
+        yield border.block, space.identity
+        rng = np.random.default_rng(0)
+        for spec in [*space.plain(), *(space.draw(rng) for _ in range(20))]:
+            yield border.block, spec
+
+
+def parameters(layers):
+    return sum(p.numel() for layer in layers for p in layer.module.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layers_per_block": 2},
+        {"num_class_embeds": 3},
+        {
+            "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        },
+        {"mid_block_type": None},
+    ],
+)
+def test_the_layers_of_a_unet_are_all_that_it_computes(changes):
+    unet = tiny_unet(**changes)
+    embedding = 0 if unet.class_embedding is None else sum(p.numel() for p in unet.class_embedding.parameters())
+    assert parameters(LayersOf(unet).whole()) == sum(p.numel() for p in unet.parameters()) - embedding
+
+
+def test_a_layer_reads_what_the_network_gives_it():
+    unet = tiny_unet()
+    layers = LayersOf(unet)
+    reads = {
+        name: layers.reads[name]
+        for name in ("down_blocks.1.resnets.0", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1")
+    }
+    assert list(reads.values()) == [(16, 4, 4), (64, 4, 4), (48, 4, 4)]
+
+
+@pytest.mark.parametrize("stream", [None, [list(range(0, 16, 2)), list(range(0, 32, 2))]])
+def test_every_option_of_a_space_runs_by_itself(stream):
+    unet = tiny_unet()
+    student = unet if stream is None else narrow_stream(tiny_unet(), stream)
+    pairs = pairs_to_measure(LayersOf(unet), LayersOf(student), specs_of(student))
+    with torch.no_grad():
+        for layer, own in pairs.values():
+            for one in (layer, own):
+                one.call(2, torch.device("cpu"))()
+    assert len(pairs) > 60
+
+
+def test_layers_of_one_shape_have_one_key_and_others_another():
+    layers = LayersOf(tiny_unet())
+    spec = identity_spec(layers.unet.up_blocks[1])
+    narrow = {**spec, "layers": [{**spec["layers"][0], "width": 4}, *spec["layers"][1:]]}
+    half = {**spec, "layers": [{**spec["layers"][0], "reads": [0, 1]}, *spec["layers"][1:]]}
+    keys = [[layer.key for layer in layers.block("up_blocks.1", one)] for one in (spec, narrow, half)]
+    assert len({key[0] for key in keys}) == 3 and len({key[1] for key in keys}) == 1
+    first, second = ([layer.key for layer in LayersOf(tiny_unet()).whole()] for _ in range(2))
+    assert first == second
+
+
+def test_a_dropped_attention_takes_no_time_and_a_dropped_layer_that_of_its_shortcut():
+    layers = LayersOf(tiny_unet())
+    name = "down_blocks.1"
+    spec = identity_spec(layers.unet.get_submodule(name))
+    dropped = {"layers": [None], "attentions": [False]}
+    whole, left = layers.block(name, spec), layers.block(name, dropped)
+    assert len(whole) == 2 and [layer.key.split(" ")[0] for layer in left] == ["ShortcutLayer"]
+
+
+def measured(unet):
+    pairs = pairs_to_measure(LayersOf(unet), LayersOf(unet), specs_of(unet))
+    return Stopwatch(torch.device("cpu"), 2, 1, "fp32").measure(pairs)
+
+
+def test_a_table_gives_the_sum_of_its_layers_and_names_what_it_lacks():
+    unet = tiny_unet()
+    times = measured(unet)
+    table, layers = LatencyTable({"layers": times}, "kept.json"), LayersOf(unet).whole()
+    assert table.milliseconds(layers) == pytest.approx(sum(times[layer.key] for layer in layers))
+    assert all(value > 0 for value in times.values())
+    missing = layers[2].key
+    with pytest.raises(
+        ValueError, match=r"kept\.json: lacks the layer ResnetBlock2D.*measure_latency\.source: measure"
+    ):
+        LatencyTable({"layers": {k: v for k, v in times.items() if k != missing}}, "kept.json").milliseconds(layers)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"layers": [1.0]}', '{"layers": {"a": "b"}}', "not JSON"])
+def test_a_file_that_holds_no_table_is_named(tmp_path, text):
+    path = tmp_path / "latency.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"^{path}"):
+        LatencyTable.read(path)
+
+
+def test_a_slow_clock_changes_no_multiple():
+    """A layer that is the teacher's own keeps the teacher's time, however the machine's speed drifts."""
+    unet = tiny_unet()
+    stopwatch = Stopwatch(torch.device("cpu"), 2, 5, "fp32")
+    own = LayersOf(unet).whole()[2]
+    found = stopwatch.measure({"same": (own, own)})
+    assert found["same"] > 0 and json.dumps(found)

@@ -1,0 +1,24 @@
+rule measure_latency:
+    input:
+        teacher=rules.train_teacher.output.model,
+        search=[rules.collect_search.output.index, rules.collect_search.input.reports],
+        given=find_latency_table(),
+        code=find_code("measure_latency"),
+    output:
+        table="results/latency.json",
+    log:
+        "logs/measure_latency/measure_latency.log",
+    conda:
+        "../envs/stagecraft.yaml"
+    # All of the machine, so that nothing else runs while layers are timed.
+    threads: workflow.cores if measures_latency() else 1
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=count_gpus() if measures_latency() else 0,
+    params:
+        config=select_params("measure_latency"),
+    shell:
+        "python -m stages.measure_latency --params {params.config:q} --threads {threads} "
+        "--teacher results/teacher --search results/search --output {output.table:q} "
+        "2>&1 | tee {log:q}"
