@@ -1,0 +1,247 @@
+"""What each kind of choice in the search space saves in MACs and in time, when a whole network is changed so.
+
+python benchmarks/choices.py --output benchmarks/results/choices.json
+
+On four networks: the teachers of the digits, of Fashion-MNIST and of CIFAR-10 in latents, and the config of
+google/ddpm-cifar10-32 with random weights; with one thread and with two. Each changed network takes turns with the unchanged one;
+the share is the median of the turns. Nothing else should run meanwhile. A table for each network is printed.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from diffusers import UNet2DModel
+from latency import teacher_of
+from shared_inputs import cpu_params, preset_file, write
+
+from stages.command import keep_freed_memory
+from stages.evaluation.cost import count_macs
+from stages.evaluation.speed import time_evaluation
+from stages.models.elastic import natural_order
+from stages.models.multi_decoder_unet import Module, group_size
+from stages.models.specs import identity_architecture
+from stages.training.student import build_student
+
+Spec = dict[str, Any]
+WARM_UP = 2
+# config.json of google/ddpm-cifar10-32, as far as it is not the default.
+DDPM_CIFAR10 = {
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+}
+
+
+def half(groups: list[int], share: float = 0.5) -> list[int]:
+    """The first groups of a list, as many as the share says."""
+    return groups[: max(1, round(share * len(groups)))]
+
+
+def narrower(spec: Spec, block: Module) -> Spec:
+    """Inner widths of half the groups."""
+    for layer, resnet in zip(spec["layers"], block.resnets, strict=True):
+        size = group_size(resnet)
+        layer["width"] = size * max(1, layer["width"] // size // 2)
+    return spec
+
+
+def partial(spec: Spec, block: Module) -> Spec:
+    """Layers that read and write half of their channels."""
+    order = natural_order(block)
+    for index, layer in enumerate(spec["layers"]):
+        layer |= {"reads": half(order["reads"][index]), "writes": half(order["writes"][index])}
+    return spec
+
+
+def shortcuts(spec: Spec, block: Module) -> Spec:
+    """Shortcuts that read half of their channels."""
+    for layer, order in zip(spec["layers"], natural_order(block)["shortcuts"], strict=True):
+        layer |= {"shortcut": half(order)} if order else {}
+    return spec
+
+
+def first_layers(spec: Spec, block: Module) -> Spec:
+    """All but the first layer dropped."""
+    return spec | {"layers": [spec["layers"][0], *[None] * (len(spec["layers"]) - 1)]}
+
+
+def kernels(first: int | None, second: int) -> Callable[[Spec, Module], Spec]:
+    """Other kernels of the two convolutions, None for the teacher's."""
+
+    def change(spec: Spec, block: Module) -> Spec:
+        for layer in spec["layers"]:
+            layer["kernels"] = [first or layer["kernels"][0], second]
+        return spec
+
+    return change
+
+
+def ranks(share: float) -> Callable[[Spec, Module], Spec]:
+    """Convolutions of low rank."""
+
+    def change(spec: Spec, block: Module) -> Spec:
+        for layer, resnet in zip(spec["layers"], block.resnets, strict=True):
+            layer["ranks"] = [
+                max(1, round(share * min(conv.weight.shape[:2]))) for conv in (resnet.conv1, resnet.conv2)
+            ]
+        return spec
+
+    return change
+
+
+def attentions(key: str | None) -> Callable[[Spec, Module], Spec]:
+    """Attentions with half of their heads, or that read half of the channels; dropped for None."""
+
+    def change(spec: Spec, block: Module) -> Spec:
+        order = natural_order(block)
+        known = order["heads"] if key == "heads" else order["attention_reads"]
+        for index, present in enumerate(spec["attentions"]):
+            if present:
+                spec["attentions"][index] = (
+                    False if key is None else {key: half(known[index])} if known[index] else True
+                )
+        return spec
+
+    return change
+
+
+def upsampler(kernel: int) -> Callable[[Spec, Module], Spec]:
+    """Folded upsamplers."""
+    return lambda spec, block: spec | ({"upsampler": kernel} if "upsampler" in spec else {})
+
+
+CHOICES: dict[str, Callable[[Spec, Module], Spec]] = {
+    "attentions dropped": attentions(None),
+    "half of the heads": attentions("heads"),
+    "attentions read half": attentions("reads"),
+    "first layer of each block alone": first_layers,
+    "layers read and write half": partial,
+    "shortcuts read half": shortcuts,
+    "inner width 0.5": narrower,
+    "second kernel 1x1": kernels(None, 1),
+    "both kernels 1x1": kernels(1, 1),
+    "rank 0.5": ranks(0.5),
+    "rank 0.375": ranks(0.375),
+    "upsampler folded": upsampler(2),
+    "upsampler 1x1": upsampler(1),
+}
+STREAMS = {"hidden channels 0.75": 0.75, "hidden channels 0.5": 0.5}
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network, and the batch that it is timed with."""
+
+    name: str
+    unet: Module
+    batch: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of what it draws."""
+        config = self.unet.config
+        return config["in_channels"], config["sample_size"], config["sample_size"]
+
+    def changed(self, choice: str) -> Module:
+        """The network with a choice made everywhere."""
+        architecture = identity_architecture(self.unet)
+        if choice in STREAMS:
+            groups = self.unet.config["norm_num_groups"]
+            widths = self.unet.config["block_out_channels"]
+            architecture["stream"] = [kept_channels(width, groups, STREAMS[choice]) for width in widths]
+            return build_student(self.unet, architecture, [], 0).eval()
+        change = CHOICES[choice]
+        down = zip(architecture["down_blocks"], self.unet.down_blocks, strict=True)
+        up = zip(architecture["decoders"][0], self.unet.up_blocks, strict=True)
+        made = {
+            "down_blocks": [change(copy.deepcopy(spec), block) for spec, block in down],
+            "mid_block": change(copy.deepcopy(architecture["mid_block"]), self.unet.mid_block),
+            "decoders": [[change(copy.deepcopy(spec), block) for spec, block in up]],
+        }
+        return build_student(self.unet, made, [], 0).eval()
+
+
+def kept_channels(width: int, groups: int, share: float) -> list[int]:
+    """The first channels of every group, as many as the share says."""
+    size = width // groups
+    kept = max(1, round(share * size))
+    return [group * size + i for group in range(groups) for i in range(kept)]
+
+
+def networks() -> list[Net]:
+    """The four of the table."""
+    found = []
+    for preset in ("digits", "fashion-mnist", "cifar10-latent"):
+        found.append(Net(preset, teacher_of(preset, cpu_params(preset_file(preset))), 32))
+    torch.manual_seed(0)
+    return [*found, Net("google/ddpm-cifar10-32", UNet2DModel(**DDPM_CIFAR10).eval(), 4)]
+
+
+@torch.no_grad()
+def share_of_time(unet: Module, changed: Module, x_NCHW: torch.Tensor, repeats: int) -> float:
+    """Median of the changed network's time over the other's, of evaluations in turn."""
+    ratios = []
+    for repeat in range(WARM_UP + repeats):
+        theirs, ours = (time_evaluation(model, x_NCHW, 500.0) for model in (unet, changed))
+        ratios += [ours / theirs] if repeat >= WARM_UP else []
+    return median(ratios)
+
+
+def measure(net: Net, choice: str, threads: list[int], repeats: int) -> dict[str, Any]:
+    """Shares of the unchanged network's MACs and time."""
+    changed = net.changed(choice)
+    x_NCHW = torch.randn((net.batch, *net.shape), generator=torch.Generator().manual_seed(0))
+    macs = count_macs(changed, net.shape, 500.0) / count_macs(net.unet, net.shape, 500.0)
+    times = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        times[str(count)] = round(share_of_time(net.unet, changed, x_NCHW, repeats), 3)
+    return {"choice": choice, "macs": round(macs, 3), "time": times}
+
+
+def print_table(name: str, rows: list[dict[str, Any]], threads: list[int]) -> None:
+    """A network's rows as Markdown."""
+    print(f"\n{name}\n\n| choice | MACs | " + " | ".join(f"time, {count} thread(s)" for count in threads) + " |")
+    print("| --- | ---: |" + " ---: |" * len(threads))
+    for row in rows:
+        times = " | ".join(f"{row['time'][str(count)]:.2f}" for count in threads)
+        print(f"| {row['choice']} | {row['macs']:.2f} | {times} |")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    results = {}
+    for net in networks():
+        rows = [measure(net, choice, arguments.threads, arguments.repeats) for choice in [*CHOICES, *STREAMS]]
+        results[net.name] = {"batch": net.batch, "rows": rows}
+        print_table(net.name, rows, arguments.threads)
+        if arguments.output:
+            about = {"torch": torch.__version__, "threads": arguments.threads, "repeats": arguments.repeats}
+            write(arguments.output, about | {"networks": results})
+
+
+if __name__ == "__main__":
+    main()
