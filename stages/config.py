@@ -12,8 +12,10 @@ from typing import Any
 import jsonschema
 import yaml
 
+from stages.diffusion.boundaries import check_given
 from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
 from stages.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
+from stages.evaluation.counts import check_features
 from stages.files import pipeline_file
 from stages.models.given import Sides, Space, why_not_halved, why_undivided
 from stages.models.weights import find_weights
@@ -496,13 +498,14 @@ def diffusion_problems(params: Params) -> Iterator[Problem]:
             f"{steps} is more than the {process['num_train_timesteps']} timesteps there are; lower it",
         )
     elif params["train_teacher"]["source"] == "train":
-        yield from step_problems(params)
+        # With the settings of its own that a teacher trained here leaves a sampler.
+        yield from refusals(check_steps, params["sampling"], params["diffusion"], {})
 
 
-def step_problems(params: Params) -> Iterator[Problem]:
-    """Steps that a sampler, with the settings of its own that a teacher trained here leaves it, cannot make."""
+def refusals(check: Callable[..., None], *arguments: Any) -> Iterator[Problem]:
+    """The refusal of a check that stages make as well, `key: what is wrong`."""
     try:
-        check_steps(params["sampling"], params["diffusion"], {})
+        check(*arguments)
     except ValueError as error:
         key, _, problem = str(error).partition(": ")
         yield key, problem
@@ -547,7 +550,7 @@ def resolution_problems(params: Params) -> Iterator[Problem]:
 
 
 def stage_problems(params: Params) -> Iterator[Problem]:
-    """More stages than there is something to divide."""
+    """More stages than there is something to divide, boundaries that do not ascend."""
     settings, timesteps = params["cluster_timesteps"], params["diffusion"].get("num_train_timesteps", math.inf)
     method, count, grid = settings["method"], settings["stages"], settings["grid"]
     low, high = settings["image_range"]
@@ -567,8 +570,15 @@ def stage_problems(params: Params) -> Iterator[Problem]:
             "cluster_timesteps.boundaries",
             f"{show(settings['boundaries'])} for {count} stages; give {count - 1} ascending noise levels",
         )
+    elif method == "given":
+        yield from refusals(check_given, settings, params["diffusion"])
     if method != "given" and settings["boundaries"] is not None:
         yield "cluster_timesteps.boundaries", f"{show(settings['boundaries'])} is unused by method {method}; set null"
+    if params["assemble"]["snap_boundaries"] and count > params["sampling"]["steps"]:
+        yield (
+            "assemble.snap_boundaries",
+            f"true, but {params['sampling']['steps']} sampling.steps give {count} stages no step each; set false or raise them",
+        )
     if low >= high:
         yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
 
@@ -599,7 +609,7 @@ def feature_problems(settings: Params) -> Iterator[Problem]:
 
 
 def search_problems(params: Params) -> Iterator[Problem]:
-    """Shares of the stream for other levels, a score that is not measured, or on more triples than are held out."""
+    """Shares of the stream for other levels, a score or ranks that are not searched, or more triples than are held out."""
     search, cached, teacher = params["search_block"], params["cache_features"], params["train_teacher"]
     shares, levels = search["channels"], len(teacher["block_out_channels"])
     if teacher["source"] == "train" and isinstance(shares, list) and len(shares) != levels:
@@ -613,6 +623,10 @@ def search_problems(params: Params) -> Iterator[Problem]:
             "search_block.output_candidates",
             f"{measured}, but assemble.score is {score}; set 2 or more, or score: local",
         )
+    if (params["architecture"], params["assemble"]["rule"]) == ("searched", "uniform_rank") and min(
+        search["ranks"]
+    ) >= 1:
+        yield "search_block.ranks", f"{show(search['ranks'])}, but assemble.rule is uniform_rank; give shares below 1"
     held_out = round(cached["triples_per_stage"] * cached["held_out"])
     for key in ("local_triples", "output_triples") if measured else ("local_triples",):
         if search[key] > held_out:
@@ -632,8 +646,9 @@ def time_problems(params: Params) -> Iterator[Problem]:
 
 
 def evaluation_problems(params: Params) -> Iterator[Problem]:
-    """Too few samples for the covariance of the features, the subsets of KID, the neighbours, or the report."""
+    """Features that fill no grid; too few samples for their covariance, the subsets of KID, the neighbours, or the report."""
     settings = params["evaluate"]
+    yield from refusals(check_features, params["train_extractor"]["features"])
     features = {"classifier": params["train_extractor"]["features"], "inception-v3-compat": INCEPTION_FEATURES}
     needs = [
         (features.get(settings["extractor"], 0) + 1, f"the extractor's {features.get(settings['extractor'])} features"),

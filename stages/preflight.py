@@ -10,7 +10,7 @@ from typing import Any
 
 from stages import config
 from stages.datasets.survey import explained, survey
-from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, list_needs
+from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, inception_weights, list_needs
 from stages.models.at_start import check_given_autoencoder, check_given_teacher
 
 Params = dict[str, Any]
@@ -24,10 +24,12 @@ def check_inputs(params: Params) -> None:
 
 
 def check_counts(params: Params) -> None:
-    """Raise ValueError when there are too few training images to compare samples with, which only `evaluate` does."""
+    """Raise ValueError for too few training images to compare samples with, or nothing to compare by; only `evaluate` does so."""
     images, settings = survey(params["prepare_data"]), params["evaluate"]
     features = {CLASSIFIER: params["train_extractor"]["features"], INCEPTION: config.INCEPTION_FEATURES}
     extractor = settings["extractor"]
     needs = list_needs(extractor, features.get(extractor), settings["kid_subset_size"], settings["neighbours"])
     with explained(images.notes):
         check_count(images.train, "training images", "prepare_data", needs)
+    if extractor == INCEPTION:
+        inception_weights()

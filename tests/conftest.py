@@ -1,5 +1,6 @@
 """Small models and data that many tests share."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -75,3 +76,26 @@ def folder(tmp_path_factory) -> Path:
     (folder / "stages").symlink_to(ROOT / "stages")
     prepare(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def models_from_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a teacher and of an autoencoder; not to be changed."""
+    from refusals import save_models
+
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def scenes(models_from_elsewhere: Path, tmp_path: Path):
+    """A function that makes a new scene of a refusal, in a folder of its own."""
+    from refusals import Scene
+
+    numbers = itertools.count()
+
+    def make() -> Scene:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        return Scene(models_from_elsewhere, folder)
+
+    return make

@@ -26,7 +26,9 @@ from stages.clustering.partition import (
 from stages.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
 from stages.clustering.stages import cluster
 from stages.datasets.training import TrainingSet
+from stages.diffusion.boundaries import nearest_timesteps
 from stages.diffusion.process import EDMProcess, VPProcess
+from stages.diffusion.stated import BETA_SCHEDULES
 from stages.models.specs import identity_architecture
 from stages.training.student import build_student
 
@@ -348,6 +350,20 @@ def test_given_boundaries_are_taken_in_t_and_in_sigma(y, diffusion_settings, edm
     for process, values in ((vp, [0.3, 0.3]), (vp, [4.0, 0.3]), (vp, [1e-9, 1]), (edm, [4.0, 0.3]), (edm, [1, 80.0])):
         with pytest.raises(ValueError, match=r"cluster_timesteps\.boundaries: .* in sigma are t = .* do not ascend"):
             boundaries(process, values)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"beta_schedule": name} for name in BETA_SCHEDULES),
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+        {"num_train_timesteps": 2},
+    ],
+)
+def test_before_the_first_job_noise_levels_are_at_the_timesteps_of_the_process(diffusion_settings, changes):
+    settings = diffusion_settings | changes
+    sigmas = np.geomspace(1e-3, 1e3, 200)
+    assert nearest_timesteps(sigmas, settings) == VPProcess(settings).t_of(torch.from_numpy(sigmas)).tolist()
 
 
 def test_the_literal_share_is_the_printed_equation(y):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from stages.evaluation import extractor as ex
 from stages.evaluation import fidelity as fi
@@ -159,8 +160,9 @@ def test_torchscript_file_as_extractor_sees_grey_as_rgb(tmp_path: Path) -> None:
 
 
 def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError, match=r"evaluate\.extractor: inception-v3-compat needs the file"):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    with pytest.raises(ValueError, match=rf"evaluate\.extractor: inception-v3-compat needs the file {weights}, part"):
         fi.open_extractor("inception-v3-compat", tmp_path, bars(1, 0)[0][0])
     with pytest.raises(ValueError, match="neither classifier"):
         fi.open_extractor("clasifier", tmp_path, bars(1, 0)[0][0])

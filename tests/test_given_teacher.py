@@ -125,6 +125,10 @@ REFUSED = {
     "a block type": ({"down_block_types": ["DownBlock2D", "AttnSkipDownBlock2D"]}, {}, "AttnSkipDownBlock2D is not"),
     "an embedding": ({"class_embed_type": "timestep"}, {}, "class_embed_type is 'timestep'"),
     "fewer widths": ({"block_out_channels": [16]}, {}, "block_out_channels is [16] for 2 levels"),
+    "odd groups": ({"norm_num_groups": 5}, {}, "block_out_channels [16, 32] are no multiples of norm_num_groups 5"),
+    "no groups": ({"norm_num_groups": 0}, {}, "are no multiples of norm_num_groups 0"),
+    "groups unsaid": ({"norm_num_groups": "absent"}, {}, "are no multiples of norm_num_groups 32"),
+    "widths of text": ({"block_out_channels": ["16", 32]}, {}, "block_out_channels ['16', 32] are no multiples"),
     "no halving": ({"downsample_type": "none"}, {}, "downsample_type is 'none'"),
     "another size": ({"sample_size": 16}, {}, "sample_size is 16 but the images have 8 pixels a side"),
     "sides that differ": ({"sample_size": [32, 16]}, {}, "sample_size is [32, 16], but only square images"),
@@ -307,6 +311,7 @@ def test_in_latents_a_teachers_side_is_that_of_the_latents(folder, tmp_path):
             "set prepare_data.resolution: 12 (resize: pad keeps their pixels) or prepare_data.resolution: 8",
         ),
         ({"block_out_channels": 8}, {}, "block_out_channels is 8, no list"),
+        ({"norm_num_groups": 3}, {}, "block_out_channels [8, 16] are no multiples of norm_num_groups 3"),
     ],
 )
 def test_an_autoencoder_that_cannot_be_used_is_refused_at_the_start(tmp_path, changes, images, reason):

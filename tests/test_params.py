@@ -171,6 +171,12 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("retrain.stage_probabilities", [0.5, 0.5], "retrain.stage_probabilities: [0.5, 0.5] for 3 stages; give one"),
         ("retrain.stage_probabilities", "even", 'retrain.stage_probabilities: "even" is not allowed'),
         ("retrain.stage_probabilities", [1, 1, 0], "retrain.stage_probabilities"),
+        ("train_extractor.features", 62, "train_extractor.features: 62 is not a multiple of 4; choose one"),
+        (
+            "assemble.rule",
+            "uniform_rank",
+            "search_block.ranks: [1.0], but assemble.rule is uniform_rank; give shares below 1",
+        ),
         ("evaluate.kid_subset_size", 2001, "evaluate.samples: 2000 are too few for kid_subset_size 2001"),
     ],
 )
@@ -191,6 +197,7 @@ GIVEN = {
 }
 LATENT = {"train_autoencoder.source": "train", "prepare_data.resolution": 8}
 EDM_PARAMS = {"diffusion": EDM, "sampling.scheduler": "edm_euler"}
+IN_SIGMA = {"cluster_timesteps.boundaries_in": "sigma"}
 
 
 def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -210,6 +217,8 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
         LATENT | EDM_PARAMS | GIVEN,
         {"retrain.stage_probabilities": [1, 2, 3]},
         {"search_block.channels": [0.75, 1]},
+        {"train_extractor.features": 60, "assemble.snap_boundaries": True, "sampling.steps": 3},
+        {"assemble.rule": "uniform_rank", "search_block.ranks": [0.5, 1.0]},
         {
             "cluster_timesteps.method": "given",
             "cluster_timesteps.boundaries": [0.3, 5],
@@ -268,6 +277,30 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         (
             {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [300]},
             "cluster_timesteps.boundaries: [300] for 3 stages; give 2 ascending noise levels",
+        ),
+        *(
+            (
+                {**changes, "cluster_timesteps.method": "given", "cluster_timesteps.boundaries": given},
+                f"cluster_timesteps.boundaries: {given} in ",
+            )
+            for changes, given in (
+                ({}, [500, 250]),
+                ({}, [250, 250.4]),
+                ({}, [0, 500]),
+                ({}, [500, 1000]),
+                (IN_SIGMA, [4.0, 0.3]),
+                (IN_SIGMA, [0.3, 0.3]),
+                (IN_SIGMA, [-1, 1]),
+                (IN_SIGMA, [1e-9, 1]),
+                (EDM_PARAMS, [0.25, -0.5]),
+                (EDM_PARAMS, [0.25, 1.1]),
+                (EDM_PARAMS | IN_SIGMA, [1, 80.0]),
+                (EDM_PARAMS | IN_SIGMA, [0, 1]),
+            )
+        ),
+        (
+            {"assemble.snap_boundaries": True, "sampling.steps": 2},
+            "assemble.snap_boundaries: true, but 2 sampling.steps give 3 stages no step each; set false or raise them",
         ),
         (
             {"search_block.channels": [0.75, 0.5, 0.5]},

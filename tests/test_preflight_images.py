@@ -101,6 +101,18 @@ def test_what_other_extractors_need_is_asked_of_them_alone(params, archive, extr
         assert refused(params).endswith("features of inception-v3-compat: 2048; at least 2049 are needed")
 
 
+def test_the_weights_of_an_extractor_must_be_in_the_cache(params, tmp_path, monkeypatch):
+    params["evaluate"] |= {"extractor": "inception-v3-compat", "kid_subset_size": 64}
+    monkeypatch.setattr(preflight.config, "INCEPTION_FEATURES", 64)
+    for variable, cache in (("XDG_CACHE_HOME", tmp_path / "torch"), ("TORCH_HOME", tmp_path / "home")):
+        monkeypatch.setenv(variable, str(tmp_path if variable == "XDG_CACHE_HOME" else cache))
+        said = refused(params)
+        place = re.search(rf"needs the file ({cache}/hub/checkpoints/\S+\.pth), part of", said)[1]
+        (cache / "hub" / "checkpoints").mkdir(parents=True)
+        shutil.copy(__file__, place)
+        check_inputs(params)
+
+
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_images_that_cannot_be_split_are_refused(params, archive, count):
     archive(count)

@@ -22,6 +22,7 @@ from stages.clustering.partition import (
     uniform_boundaries,
 )
 from stages.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
+from stages.diffusion.boundaries import check_ascending
 from stages.diffusion.process import Process
 from stages.pieces import Pieces, kept_array
 
@@ -228,12 +229,7 @@ def given_boundaries(process: Process, settings: dict[str, Any]) -> list[float]:
     given = settings["boundaries"]
     t = process.t_of(torch.tensor(given, dtype=torch.float64)) if settings["boundaries_in"] == "sigma" else given
     boundaries = [process.as_t(float(value)) for value in t]
-    edges = [process.low, *boundaries, process.high]
-    if edges != sorted({*edges}):
-        raise ValueError(
-            f"cluster_timesteps.boundaries: {given} in {settings['boundaries_in']} are t = {boundaries}, which do not ascend "
-            f"between {process.low} and {process.high}; change them"
-        )
+    check_ascending(settings, boundaries, process.low, process.high)
     return boundaries
 
 

@@ -146,8 +146,8 @@ def can_say(key: str, value: Any) -> bool:
     return 0 < value < (1 if key in ("beta_start", "beta_end") else math.inf)
 
 
-def are_betas(given: Any, settings: Config) -> bool:
-    """Whether a list of betas is that of the beta_schedule (see diffusers' DDPMScheduler), before any rescaling."""
+def betas_of(settings: Config) -> list[float]:
+    """The betas of a beta_schedule (see diffusers' DDPMScheduler), before any rescaling."""
     count, low, high = settings["num_train_timesteps"], settings["beta_start"], settings["beta_end"]
 
     def bar(share: float) -> float:
@@ -163,9 +163,15 @@ def are_betas(given: Any, settings: Config) -> bool:
             return float((high - low) / (1 + math.exp(6 - 12 * share)) + low)
         return float(low + (high - low) * share)
 
-    if not isinstance(given, list) or len(given) != count or not all(isinstance(b, int | float) for b in given):
+    return [beta(i) for i in range(count)]
+
+
+def are_betas(given: Any, settings: Config) -> bool:
+    """Whether a list of betas is that of the beta_schedule."""
+    known = isinstance(given, list) and len(given) == settings["num_train_timesteps"]
+    if not known or not all(isinstance(b, int | float) for b in given):
         return False
-    return all(math.isclose(b, beta(i), rel_tol=NEAR) for i, b in enumerate(given))
+    return all(math.isclose(b, beta, rel_tol=NEAR) for b, beta in zip(given, betas_of(settings), strict=True))
 
 
 def kept_settings(stated: Config | None, process: str) -> dict[str, Any]:

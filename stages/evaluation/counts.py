@@ -1,9 +1,31 @@
-"""How many images the measures of fidelity need. Light: no torch, so that it can be asked before the first job."""
+"""What the measures of fidelity need: images, features, files. Light: no torch, so that it can be asked before the first job."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 FEATURES_MULTIPLE = 4  # the classifier's features fill a 2x2 grid
+
+
+def check_features(features: int) -> None:
+    """Raise ValueError unless the features of the classifier fill its grid evenly."""
+    if features % FEATURES_MULTIPLE:
+        raise ValueError(f"train_extractor.features: {features} is not a multiple of {FEATURES_MULTIPLE}; choose one")
+
+
+def inception_weights() -> Path:
+    """torch-fidelity's Inception weights in torch's hub cache; ValueError without them, as nothing is fetched unasked."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    home = Path(os.environ.get("TORCH_HOME", cache / "torch")).expanduser()
+    path = home / "hub" / "checkpoints" / INCEPTION_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"evaluate.extractor: {INCEPTION} needs the file {path}, part of the torch-fidelity release v0.2.0; "
+            f"put it there or choose {CLASSIFIER}"
+        )
+    return path
 
 
 @dataclass(frozen=True)

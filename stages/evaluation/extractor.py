@@ -20,7 +20,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from stages.device import images_at_once
-from stages.evaluation.counts import CLASSIFIER
+from stages.evaluation.counts import CLASSIFIER, check_features
 from stages.files import (
     CONTENT_HASH,
     atomic_path,
@@ -151,9 +151,10 @@ def train_extractor(
     the section `train_extractor` of params, `fingerprint` what a checkpoint to resume from must have been made with.
     Raises ValueError for `features` that do not fill the 2x2 grid.
     """
+    check_features(settings["features"])
     task = make_task(labels)
     _, resolution, _, channels = images.shape
-    shape = Shape(channels, resolution, len(task.names), checked_features(settings["features"]), settings["width"])
+    shape = Shape(channels, resolution, len(task.names), settings["features"], settings["width"])
     model = build(shape, seed).to(device)
     result = train(
         model,
@@ -188,13 +189,6 @@ def scale_features(model: Classifier, images: np.ndarray, batch_size: int = 1024
     for weight in last.parameters():
         weight.div_(scale)
     model.head.weight.mul_(scale)
-
-
-def checked_features(features: int) -> int:
-    """The number of features, which must fill the grid evenly."""
-    if features % GRID**2:
-        raise ValueError(f"train_extractor.features: {features} is not a multiple of {GRID**2}; choose one")
-    return features
 
 
 def build(shape: Shape, seed: int) -> Classifier:

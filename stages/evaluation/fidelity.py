@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, list_needs
+from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, inception_weights, list_needs
 from stages.evaluation.extractor import read_classifier, to_tensor
 from stages.files import sha256_file
 
@@ -73,17 +72,6 @@ def open_extractor(choice: str, classifier: Path, image: np.ndarray) -> Extracto
     path = Path(choice)
     features = count_torchscript_features(path, image)
     return Extractor("torchscript", path, 3, features, {"kind": "torchscript", "file": path.name, "features": features})
-
-
-def inception_weights() -> Path:
-    """torch-fidelity's Inception weights in torch's hub cache; nothing is fetched behind the user's back."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
-    if not path.is_file():
-        raise ValueError(
-            f"evaluate.extractor: {INCEPTION} needs the file {path}, part of the torch-fidelity release v0.2.0; "
-            f"put it there or choose {CLASSIFIER}"
-        )
-    return path
 
 
 def count_torchscript_features(path: Path, image: np.ndarray) -> int:

@@ -31,6 +31,7 @@ UNSUPPORTED = ("class_embed_type",)
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
 TEACHER, AUTOENCODER = "give another teacher", "give another autoencoder"
 WIDTHS = [224, 448, 672, 896]  # of a UNet2DModel whose config says none
+GROUPS = 32  # of a model whose config says none
 CHANNELS = (1, 3)  # of images
 SIDES = (4, 4096)  # pixels that prepare_data.resolution may be
 
@@ -119,6 +120,7 @@ def check_autoencoder_folder(folder: Path) -> Weights:
     widths = config.get("block_out_channels", [64])
     if not isinstance(widths, list) or not widths:
         raise ValueError(f"{path}: block_out_channels is {widths!r}, no list of channels; {AUTOENCODER}")
+    check_groups(path, config, widths, AUTOENCODER)
     weights = find_weights(folder, kind)
     check_weights(weights, kind, AUTOENCODER)
     return weights
@@ -244,6 +246,17 @@ def check_levels(path: Path, config: Config) -> None:
     if config.get("downsample_padding", 1) not in (0, 1):
         raise ValueError(
             f"{path}: downsample_padding is {config['downsample_padding']!r}, with which no level halves the side; {TEACHER}"
+        )
+    check_groups(path, config, config.get("block_out_channels", WIDTHS), TEACHER)
+
+
+def check_groups(path: Path, config: Config, widths: Sequence[Any], remedy: str) -> None:
+    """Raise ValueError unless the groups of GroupNorm divide the channels of every level."""
+    groups = config.get("norm_num_groups", GROUPS)
+    numbers = all(isinstance(number, int) and number > 0 for number in (groups, *widths))
+    if not numbers or any(width % groups for width in widths):
+        raise ValueError(
+            f"{path}: block_out_channels {widths!r} are no multiples of norm_num_groups {groups!r}; {remedy}"
         )
 
 
