@@ -170,6 +170,30 @@ def test_schedulers_that_only_sample_are_no_obstacle(diffusion_settings, name):
         check_stated({"_class_name": name, "beta_end": 0.012}, "file", diffusion_settings)
 
 
+OTHER_SOLVERS = {
+    "deis": {"algorithm_type": "deis", "solver_type": "logrho", "solver_order": 2},
+    "sa": {"algorithm_type": "data_prediction", "predictor_order": 2},
+    "sa_noise": {"algorithm_type": "noise_prediction"},
+    "unipc": {"solver_type": "bh1", "predict_x0": True, "solver_order": 3},
+    "old": {"algorithm_type": "dpmsolver"},
+    "old_sde": {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "zero"},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SOLVERS)
+def test_what_other_solvers_state_does_not_end_dpm_solver(diffusion_settings, name):
+    process = make_process(diffusion_settings, OTHER_SOLVERS[name] | {"timestep_spacing": "trailing"})
+    scheduler = process.scheduler("dpm_solver")
+    assert scheduler.config["timestep_spacing"] == "trailing"
+    known = OTHER_SOLVERS[name].get("algorithm_type", "").endswith("dpmsolver")
+    assert scheduler.config["algorithm_type"] == (OTHER_SOLVERS[name]["algorithm_type"] if known else "dpmsolver++")
+    scheduler.set_timesteps(5)
+    x = torch.ones(1, 1, 4, 4)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x / 2, t, x).prev_sample
+    assert x.isfinite().all()
+
+
 @pytest.mark.parametrize("name", sorted(SILENT))
 def test_schedulers_without_betas_leave_the_process_to_the_params(diffusion_settings, edm_settings, name):
     stated = {"_class_name": name, "prediction_type": "v_prediction", "num_train_timesteps": 40, "sigma_max": 80.0}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stages.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS, SAMPLERS
-from stages.diffusion.stated import check_stated, check_steps, kept_settings, spacing_of
+from stages.diffusion.stated import check_stated, check_steps, fit_solver, kept_settings, spacing_of
 from stages.files import pipeline_file, run_again
 
 VP_KEYS = PROCESS_KEYS["vp"] + OPTIONAL_KEYS["vp"]
@@ -144,7 +144,8 @@ class Process(ABC):
         import diffusers
 
         scheduler, extra = SCHEDULERS[name or SAMPLERS[self.name][0]]
-        return getattr(diffusers, scheduler).from_config(extra | self.kept | self.config)
+        kept = fit_solver(self.kept) if name == "dpm_solver" else self.kept
+        return getattr(diffusers, scheduler).from_config(extra | kept | self.config)
 
     def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:
         """Raise a ValueError when a teacher's own scheduler config, if it has one, states another process than the params do."""

@@ -56,6 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SOLVER_ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 SPACINGS = ("linspace", "leading", "trailing")
 NEAR = 1e-4  # relative difference of betas that float32 explains
 ZERO_SNR_OF_EPSILON = (
@@ -180,6 +181,16 @@ def kept_settings(stated: Config | None, process: str) -> dict[str, Any]:
         return {}
     kept = {key: value for key, value in stated.items() if not key.startswith("_")}
     return kept | ({"variance_type": "fixed_small"} if str(kept.get("variance_type")).startswith("learned") else {})
+
+
+def fit_solver(kept: Config) -> dict[str, Any]:
+    """Settings that DPM-Solver can have: DEIS, SA-Solver and configs from before final_sigmas_type say algorithms it refuses."""
+    algorithm = kept.get("algorithm_type", "dpmsolver++")
+    if algorithm not in SOLVER_ALGORITHMS:
+        return {key: value for key, value in kept.items() if key != "algorithm_type"}
+    if algorithm.endswith("++") or kept.get("final_sigmas_type", "zero") != "zero":
+        return {**kept}
+    return {**kept, "final_sigmas_type": "sigma_min"}
 
 
 def as_yaml(value: Any) -> str:
