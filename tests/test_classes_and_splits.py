@@ -239,6 +239,15 @@ def rows_of(data, names):
         ("train", "val"),
         ("train", "dev"),
         ("TRAIN", "Eval"),
+        ("training_set", "test_set"),
+        ("train2017", "val2017"),
+        ("Train Images", "test-images"),
+        ("train_32x32", "valid_32x32"),
+        ("train", "test1"),
+        ("trainset", "testset"),
+        ("cars_train", "cars_test"),
+        ("seg-training", "seg-development"),
+        ("TrainData", "EvaluationData"),
     ],
 )
 @pytest.mark.parametrize("classes", [["cat", "dog"], ["3", "10"], [""]])
@@ -313,6 +322,13 @@ def test_a_lone_train_folder_holds_the_images(folder):
         (["cat/train", "cat/test", "dog/train", "dog/test"], "splits (test, train) lie inside cat"),
         (["train/train/a", "train/train/b"], "splits (train) lie inside train"),
         (["cat/test", "cat", "dog"], "splits (test) lie inside cat"),
+        (["images/training_set", "images/test_set"], "splits (test_set, training_set) lie inside images"),
+        (["train2014", "train2017", "val2017"], "train2014 and train2017 are both the split train; merge them"),
+        (["trainA", "trainB", "testA", "testB"], "holds splits of several sets (testA, testB, trainA, trainB)"),
+        (
+            ["train", "test_easy", "test_hard"],
+            "splits (train) lie beside other folders with images (test_easy, test_hard)",
+        ),
     ],
 )
 def test_splits_that_can_be_understood_in_two_ways_are_refused(folder, names, message):
@@ -339,6 +355,22 @@ def test_names_of_splits_inside_other_names_are_classes(folder):
         "trainers": 1,
         "vehicles": 2,
     }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["bullet train", "bus"],
+        ["test 1", "test 2"],
+        ["dog/test1", "dog/test2", "cat/1"],
+        ["constrained", "contested"],
+        ["train test", "other"],
+        ["datasets", "images"],
+    ],
+)
+def test_words_of_splits_among_others_are_no_splits(folder, names):
+    images = look(folder(*several(*names)))
+    assert [*images.classes] == sorted({name.split("/")[0] for name in names}) and images.contents.held_out is None
 
 
 def test_images_at_the_top_level_beside_an_empty_split_have_no_labels(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +20,16 @@ OTHER_SUFFIXES = frozenset((*COMMON, *RARE, *CAMERA))
 HIDDEN = (".", "__MACOSX")
 # Folder names of splits in lower case, by what the split is for.
 SPLITS = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trainval"),
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation"),
-    "eval": ("eval",),
-    "dev": ("dev",),
+    "eval": ("eval", "evaluation"),
+    "dev": ("dev", "development"),
 }
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 HELD_OUT = ("test", "val", "eval", "dev")  # the first of these that is there is held out
+# Words beside that of the split, as in training_set, train_images, val2017 and train_32x32; numbers are too.
+FILLERS = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split", "x"))
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,30 @@ def note_left_out(listing: Listing) -> str | None:
     return f"left out: {count_by_suffix(listing.left_out)}; convert them to PNG, JPEG or WebP to have them read"
 
 
+def read_split(name: str) -> tuple[str | None, list[str]]:
+    """The split that one word of a folder's name is, None for none or several, and the words that say something else."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+", name)]
+    splits = [SPLIT_OF.get(word, SPLIT_OF.get(word.removesuffix("set"))) for word in words]
+    rest = [word for word, split in zip(words, splits, strict=True) if not (split or word in FILLERS or word.isdigit())]
+    known = [split for split in splits if split is not None]
+    return (known[0] if len(known) == 1 else None), rest
+
+
+def name_splits(folders: list[str]) -> dict[str, str]:
+    """What each of these folders, which lie beside each other, is for, as far as they are splits.
+
+    Names that are well known are splits. Those that hold such a word among others are when one of them is to train on: with
+    words that say nothing, or where all folders have the other words in common, as in cars_train and cars_test.
+    """
+    exact = {name: SPLIT_OF[name.lower()] for name in folders if name.lower() in SPLIT_OF}
+    read = {name: read_split(name) for name in folders}
+    plain = {name: split for name, (split, rest) in read.items() if split is not None and not rest}
+    alike = {name: split for name, (split, _) in read.items() if split is not None}
+    if len(alike) == len(folders) > 1 and all(rest == read[folders[0]][1] for _, rest in read.values()):
+        plain = alike
+    return exact | plain if "train" in plain.values() and len(plain) > 1 else exact
+
+
 def check_nested_splits(listing: Listing) -> None:
     """Raise ValueError when a folder below the first level holds splits, as test images would be trained on."""
     inside: dict[str, list[str]] = {}
@@ -169,7 +196,7 @@ def check_nested_splits(listing: Listing) -> None:
         inside.setdefault(parent, []).append(name)
     inside.pop("", None)
     for parent, names in inside.items():
-        splits = [name for name in names if name.lower() in SPLIT_OF]
+        splits = [*name_splits(names)]
         if len(splits) > 1 or splits == names:
             raise ValueError(
                 f"{listing.folder}: splits ({brief(splits)}) lie inside {parent}; set prepare_data.path: "
@@ -177,26 +204,44 @@ def check_nested_splits(listing: Listing) -> None:
             )
 
 
+def check_one_set(folder: Path, names: list[str]) -> None:
+    """Raise ValueError when all folders are splits by a word in their names, and by the others of several sets."""
+    splits = [read_split(name)[0] for name in names]
+    if len(names) > 1 and "train" in splits and None not in splits:
+        raise ValueError(
+            f"{folder}: holds splits of several sets ({brief(names)}); name them train and test, with class folders in them, or "
+            "rename them if they are classes"
+        )
+
+
 def find_splits(listing: Listing) -> dict[str, str]:
     """The first-level folders that are splits, by what they are for; none when there are none."""
-    named = [name for name in listing.below("") if name.lower() in SPLIT_OF]
-    if not named or any("/" not in name for name in listing.names):
+    filled = sorted({name.split("/")[0] for name in listing.names})
+    named = {name: SPLIT_OF[name.lower()] for name in listing.below("") if name.lower() in SPLIT_OF} | name_splits(
+        filled
+    )
+    if any("/" not in name for name in listing.names):
         return {}
-    others = sorted({name.split("/")[0] for name in listing.names} - {*named})
+    if not named:
+        check_one_set(listing.folder, filled)
+        return {}
+    others = sorted({*filled} - {*named})
     if others:
         raise ValueError(
             f"{listing.folder}: splits ({brief(named)}) lie beside other folders with images ({brief(others)}); move the others "
             "away, or rename the splits if they are classes"
         )
     splits: dict[str, str] = {}
-    for name in named:
-        other = splits.setdefault(SPLIT_OF[name.lower()], name)
+    for name, split in sorted(named.items()):
+        other = splits.setdefault(split, name)
         if other != name:
-            raise ValueError(f"{listing.folder}: {other} and {name} are both the split {name.lower()}; merge them")
+            raise ValueError(
+                f"{listing.folder}: {other} and {name} are both the split {split}; merge them, or rename them if they are classes"
+            )
     if "train" not in splits:
         raise ValueError(
             f"{listing.folder}: holds splits ({brief(named)}) but none to train on; rename one train, or set "
-            f"prepare_data.path: {listing.folder / named[0]} to use its images alone"
+            f"prepare_data.path: {listing.folder / next(iter(named))} to use its images alone"
         )
     return splits
 
