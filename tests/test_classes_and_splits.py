@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, settings
 from PIL import Image
 
-from stages.datasets.classes import check_known, check_trained
+from stages.datasets.classes import check_known, check_trained, number_classes
 from stages.datasets.prepared import PreparedData
 from stages.datasets.sources import load_source, source_fingerprint
 from stages.datasets.splits import divide
@@ -173,11 +173,21 @@ def test_one_named_class_gives_no_labels_and_says_what_its_folders_would(folder)
 # --- classes of a teacher ---
 
 
+def in_order(names):
+    """Numbers of classes as class folders get them."""
+    return number_classes(names, "folder")
+
+
 NUMBERED, NAMED = {"1": 1, "3": 3, "7": 7}, {"cat": 0, "dog": 1, "fish": 2}
 
 
 @pytest.mark.parametrize(
-    ("classes", "known"), [(NUMBERED, 8), (NUMBERED, 1000), (NAMED, 3), ({"0": 0, "1": 1, "x": 2}, 3), ({"4": 4}, 5)]
+    ("classes", "known"),
+    [(NUMBERED, 8), (NUMBERED, 1000), (NAMED, 3), ({"0": 0, "1": 1, "x": 2}, 3), ({"4": 4}, 5)]
+    + [
+        (in_order(names), 3)
+        for names in (["c_1", "c_2", "c_3"], ["n01440764", "n01443537", "n01484850"], ["B", "a", "é"])
+    ],
 )
 def test_classes_that_a_teacher_knows(classes, known):
     check_known(classes, known, "config.json")
@@ -195,6 +205,9 @@ def test_classes_that_a_teacher_knows(classes, known):
         (NAMED, 2, "the images have 3 named classes"),
         ({"-1": 0, "0": 1}, 2, "the class folder 0 is its class 1"),
         ({"0": 0, "1": 1, "10": 2, "2": 3, "x": 4}, 5, "the class folder 10 is its class 2"),
+        (in_order(f"class_{n}" for n in range(11)), 11, "whether class_10 or class_2 is its class 2 depends on"),
+        (in_order(["a9", "a10"]), 2, "whether a10 or a9 is its class 0 depends on"),
+        (in_order(["1.5 m", "10 m", "2 m"]), 3, "whether 10 m or 2 m is its class 1 depends on"),
         (None, 10, "the images have no labels; give class sub-folders"),
     ],
 )

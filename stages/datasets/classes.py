@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from textwrap import shorten
 
@@ -108,3 +109,14 @@ def check_names(classes: Classes, known: int, says: str) -> None:
     for name, number in classes.items():
         if is_number(name) and int(name) != number:
             raise ValueError(f"{says} the class folder {name} is its class {number} in the order of names; {remedy}")
+    for name, other in zip(classes, sorted(classes, key=split_numbers), strict=True):
+        if name != other:
+            raise ValueError(
+                f"{says} whether {name} or {other} is its class {classes[name]} depends on whether names are sorted as text or "
+                f"by the numbers in them; {remedy}"
+            )
+
+
+def split_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them, class_2 before class_10."""
+    return [(int(part), "") if is_number(part) else (-1, part) for part in re.split(r"([0-9]+)", name)]
