@@ -465,6 +465,21 @@ def test_images_of_other_kinds_are_counted_and_named_once(tmp_path, folder, caps
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a", "b", "c.jpeg2000"], "1 .jpeg2000, 2 without an ending"),
+        (["x.jpg_large", "x.jpg.part", "y.npy"], "1 .jpg_large, 1 .npy, 1 .part"),
+        (["x.zip", "sub/clip.mp4", "sub/X.JP2"], "1 .jp2, 1 .mp4, 1 .zip"),
+        (["Thumbs.db", ".DS_Store", "._0.png", "README", "labels.CSV", "x.sha256"], None),
+    ],
+)
+def test_files_that_may_be_images_are_named_and_others_are_not(folder, names, said):
+    notes = look(folder(*several(".", count=10), *names)).contents.notes
+    ending = "; convert them to PNG, JPEG or WebP to have them read"
+    assert notes == (() if said is None else (f"left out: {said}{ending}",))
+
+
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "JFIF"])
 def test_jpeg_of_other_endings_is_read(tmp_path, suffix):
     for number in range(10):

@@ -12,11 +12,28 @@ from stages.datasets.classes import are_named, brief, describe_missing, number_c
 from stages.datasets.images import Contents
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp")
-# Endings of images that are not read, so that they can be named.
-COMMON = (".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".apng", ".svg")
-RARE = (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".psd", ".exr", ".hdr", ".qoi", ".dds", ".dcm", ".ico")
-CAMERA = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
-OTHER_SUFFIXES = frozenset((*COMMON, *RARE, *CAMERA))
+# Endings of what lies beside images and is none; all other files that are not read are counted and named.
+TEXTS = (
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".md",
+    ".rst",
+    ".html",
+    ".htm",
+    ".pdf",
+    ".tex",
+)
+COMPANIONS = frozenset(
+    (*TEXTS, ".py", ".ipynb", ".sh", ".log", ".ini", ".cfg", ".toml", ".db", ".md5", ".sha256", ".dvc")
+)
+DOCUMENTS = frozenset(("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "MAKEFILE"))
+NO_SUFFIX = "without an ending"
 HIDDEN = (".", "__MACOSX")
 # Folder names of splits in lower case, by what the split is for.
 SPLITS = {
@@ -39,7 +56,7 @@ class Listing:
     Args:
         files: (posix path relative to `folder`, entry) of the images that are read, sorted by the path.
         folders: relative posix paths of all folders, sorted.
-        left_out: number of images of other kinds by their ending.
+        left_out: number of files, perhaps images of other kinds, by their ending.
     """
 
     folder: Path
@@ -97,8 +114,8 @@ def list_folder(folder: Path) -> Listing:
                     pending.append((f"{prefix}{entry.name}/", entry.path, above | {checked_folder(entry.path, above)}))
                 elif suffix in SUFFIXES:
                     files.append((prefix + entry.name, checked_file(entry)))
-                elif suffix in OTHER_SUFFIXES:
-                    left_out[suffix] += 1
+                elif suffix not in COMPANIONS and entry.name.upper() not in DOCUMENTS:
+                    left_out[suffix or NO_SUFFIX] += 1
     if not files:
         raise ValueError(f"{folder}: {without_images(left_out)}")
     return Listing(folder, sorted(files, key=lambda item: item[0]), sorted(folders), dict(sorted(left_out.items())))
@@ -112,8 +129,8 @@ def without_images(left_out: dict[str, int]) -> str:
 
 
 def count_by_suffix(left_out: dict[str, int]) -> str:
-    """Numbers of files by their endings."""
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+    """Numbers of files by their endings, on one line."""
+    return brief(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
 
 
 def checked_folder(path: str, above: set[str]) -> str:
@@ -158,7 +175,7 @@ def add_notes(layout: FolderLayout, *notes: str | None) -> FolderLayout:
 
 
 def note_left_out(listing: Listing) -> str | None:
-    """A line about images of other kinds, if there are any."""
+    """A line about the files that are not read, if there are any."""
     if not listing.left_out:
         return None
     return f"left out: {count_by_suffix(listing.left_out)}; convert them to PNG, JPEG or WebP to have them read"
