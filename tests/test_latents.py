@@ -26,6 +26,7 @@ from stages.models.autoencoder import (
     load_given_autoencoder,
     open_autoencoder,
 )
+from stages.models.given import check_autoencoder_folder
 from stages.models.pipelines import load_teacher, save_student, save_teacher
 from stages.models.specs import identity_architecture
 from stages.training.autoencoder import ReconstructionLoss
@@ -78,6 +79,50 @@ def test_a_shift_is_subtracted_before_scaling():
         raw = vae.encode(images).latent_dist.mode()
         torch.testing.assert_close(encode(vae, images), (raw - 0.25) * 0.5)
         torch.testing.assert_close(decode(vae, encode(vae, images)), vae.decode(raw).sample, atol=1e-5, rtol=1e-4)
+
+
+STATISTICS = {"latents_mean": [0.5, -1.0], "latents_std": [2.0, 0.25]}
+
+
+@pytest.mark.parametrize("shift", [None, 0.7])
+def test_a_mean_and_a_standard_deviation_of_latents_are_taken_off_by_channel(tmp_path, process, shift):
+    vae, images = tiny_vae("kl", scaling_factor=0.5, shift_factor=shift, **STATISTICS), torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        raw = vae.encode(images).latent_dist.mode()
+        z = encode(vae, images)
+        for channel, (mean, std) in enumerate(zip(*STATISTICS.values(), strict=True)):
+            torch.testing.assert_close(z[:, channel], (raw[:, channel] - mean) * 0.5 / std)
+        torch.testing.assert_close(decode(vae, z), vae.decode(raw).sample, atol=1e-5, rtol=1e-4)
+    save_teacher(tmp_path, latent_unet(), process.scheduler(), {}, vae)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    pipeline.vae.decode = lambda x: seen.append(x) or vae.decode(x)
+    pipeline.scheduler.step = lambda output, t, x, generator=None: SimpleNamespace(prev_sample=z)
+    drawn = pipeline(batch_size=2, num_inference_steps=1, output_type="pt").images
+    torch.testing.assert_close(seen[0], raw)
+    with torch.no_grad():
+        torch.testing.assert_close(drawn, (decode(vae, z) / 2 + 0.5).clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents_mean": [0.5, 1.0]}, "latents_std is None, no list of 2 numbers"),
+        ({"latents_std": [1.0, 2.0]}, "latents_mean is None, no list of 2 numbers"),
+        (STATISTICS | {"latents_mean": [0.5]}, r"latents_mean is \[0\.5\], no list of 2 numbers"),
+        (STATISTICS | {"latents_std": [1.0, 0.0]}, "latents_std is .*, not all above 0"),
+        ({"scaling_factor": 0}, "scaling_factor is 0, no number above 0"),
+        ({"scaling_factor": "0.13"}, "scaling_factor is '0.13', no number above 0"),
+        ({"shift_factor": [0.1]}, r"shift_factor is \[0\.1\], no number"),
+    ],
+)
+def test_scales_that_are_no_numbers_are_refused_by_the_folder_alone(tmp_path, changes, message):
+    tiny_vae("kl").save_pretrained(tmp_path)
+    check_autoencoder_folder(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"config\.json: {message}.*; give another autoencoder"):
+        check_autoencoder_folder(tmp_path)
 
 
 def only_pickle(folder):

@@ -11,6 +11,7 @@ from stages.datasets.training import TrainingSet
 from stages.device import images_at_once
 from stages.files import check_file, read_checked_json, read_json
 from stages.models.given import AUTOENCODER, check_autoencoder_fits, check_autoencoder_folder, downscaling_of
+from stages.models.multi_stage_pipeline import latent_scale
 from stages.models.weights import WEIGHTS
 from stages.progress import Progress
 
@@ -85,17 +86,15 @@ def encode(vae: Any, images: torch.Tensor) -> torch.Tensor:
     """Scaled latents, float32 (N,c,h,w), of images in [-1, 1] (N,C,H,W); of an AutoencoderKL the mode."""
     encoded = vae.encode(images)
     z = encoded.latents if isinstance(vae, VQModel) else encoded.latent_dist.mode()
-    return (z.float() - shift_of(vae)) * vae.config.scaling_factor
+    z = z.float()
+    shift, scale = latent_scale(vae, z)
+    return (z - shift) * scale
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Images, about [-1, 1], of scaled latents; a VQModel quantises them first."""
-    return vae.decode(latents / vae.config.scaling_factor + shift_of(vae)).sample
-
-
-def shift_of(vae: Any) -> float:
-    """What is subtracted from latents before they are scaled; few autoencoders have it."""
-    return vae.config.get("shift_factor") or 0.0
+    shift, scale = latent_scale(vae, latents)
+    return vae.decode(latents / scale + shift).sample
 
 
 def downscaling(vae: Any) -> int:

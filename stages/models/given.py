@@ -5,6 +5,7 @@ A run's first moment (stages/models/at_start.py) and the stages that load the mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +122,35 @@ def check_autoencoder_folder(folder: Path) -> Weights:
     if not isinstance(widths, list) or not widths:
         raise ValueError(f"{path}: block_out_channels is {widths!r}, no list of channels; {AUTOENCODER}")
     check_groups(path, config, widths, AUTOENCODER)
+    check_scales(config, path)
     weights = find_weights(folder, kind)
     check_weights(weights, kind, AUTOENCODER)
     return weights
+
+
+def check_scales(config: Config, path: Path) -> None:
+    """Raise ValueError unless what an autoencoder's latents are scaled by are numbers, of each channel where they are lists."""
+    factor, shift = config.get("scaling_factor"), config.get("shift_factor")
+    if not (factor is None or (is_number(factor) and factor > 0)):
+        raise ValueError(f"{path}: scaling_factor is {factor!r}, no number above 0; {AUTOENCODER}")
+    if not (shift is None or is_number(shift)):
+        raise ValueError(f"{path}: shift_factor is {shift!r}, no number; {AUTOENCODER}")
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return
+    channels = latent_channels_of(config)
+    for key, values in (("latents_mean", mean), ("latents_std", std)):
+        if not isinstance(values, list) or len(values) != channels or not all(map(is_number, values)):
+            raise ValueError(
+                f"{path}: {key} is {values!r}, no list of {channels} numbers, one of each channel; {AUTOENCODER}"
+            )
+    if min(config["latents_std"]) <= 0:
+        raise ValueError(f"{path}: latents_std is {std!r}, not all above 0; {AUTOENCODER}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a config is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_autoencoder_fits(

@@ -14,6 +14,19 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
+def latent_scale(vae: Any, z: torch.Tensor) -> tuple[Any, Any]:
+    """(shift, scale) of the latents (z - shift) * scale of an autoencoder, numbers or (1,c,1,1) for each of z's channels.
+
+    An autoencoder that says its latents' mean and standard deviation has them in place of a shift, as in diffusers' SDXL.
+    """
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
+    mean, std = (torch.tensor(values, dtype=z.dtype, device=z.device).reshape(1, -1, 1, 1) for values in (mean, std))
+    return mean, config.scaling_factor / std
+
+
 class MultiStagePipeline(DiffusionPipeline):
     """Draws images: noise, the scheduler's steps, and the autoencoder's decoder if there is one.
 
@@ -69,7 +82,8 @@ class MultiStagePipeline(DiffusionPipeline):
             output = self.unet(self.scheduler.scale_model_input(x, t), t, class_labels=labels).sample
             x = self.scheduler.step(output, t, x, **drawing).prev_sample
         if self.vae is not None:
-            x = self.vae.decode(x / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)).sample
+            shift, scale = latent_scale(self.vae, x)
+            x = self.vae.decode(x / scale + shift).sample
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.float().cpu().permute(0, 2, 3, 1).numpy()
