@@ -10,7 +10,7 @@ from typing import Any
 
 from stages import config
 from stages.datasets.survey import explained, survey
-from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, inception_weights, list_needs
+from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, check_extractor, list_needs
 from stages.models.at_start import check_given_autoencoder, check_given_teacher
 
 Params = dict[str, Any]
@@ -31,5 +31,4 @@ def check_counts(params: Params) -> None:
     needs = list_needs(extractor, features.get(extractor), settings["kid_subset_size"], settings["neighbours"])
     with explained(images.notes):
         check_count(images.train, "training images", "prepare_data", needs)
-    if extractor == INCEPTION:
-        inception_weights()
+    check_extractor(extractor)

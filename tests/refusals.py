@@ -153,6 +153,7 @@ def at_start(params: dict[str, Any]) -> list[str]:
         (config.autoencoder_files, params["train_autoencoder"]),
         (config.teacher_files, params["train_teacher"]),
         (config.extractor_files, params["evaluate"]),
+        (config.latency_files, params["measure_latency"]),
         (source_fingerprint, params["prepare_data"]),
         (config.block_names, params),
         (config.needs_own_pipeline, params),

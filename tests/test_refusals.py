@@ -91,6 +91,10 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         {"assemble.rule": "uniform_rank", "search_block.ranks": [1.0]},
         {"search_block.local_triples": 99},
     ],
+    "time-latency": [
+        {"assemble.time": 0.5},
+        {"assemble.time": 0.5, "assemble.rule": "uniform", "measure_latency.source": "measure"},
+    ],
     "extractor-features": [{"train_extractor.features": 18}],
     "samples-few": [{"evaluate.samples": 16}, {"report.images": 129}],
 }
@@ -197,6 +201,7 @@ START: dict[str, list[Setup]] = {
     "folder-splits": [
         source("train", "test", "more"),
         source("test", "TEST"),
+        source("trainA", "trainB", "testA", "testB"),
         source("test"),
         source("a/train", "a/test", "b"),
         source("train", "test", spoil=lambda raw: [file.unlink() for file in (raw / "test").iterdir()]),
@@ -254,6 +259,12 @@ START: dict[str, list[Setup]] = {
         autoencoder(in_channels=3, out_channels=3),
         both(autoencoder(), param(prepare_data__resolution=9)),
     ],
+    "autoencoder-scales": [
+        autoencoder(scaling_factor=0),
+        autoencoder(shift_factor="a"),
+        autoencoder(latents_mean=[0.0], latents_std=[1.0]),
+        autoencoder(latents_mean=[0.0, 0.0], latents_std=[1.0, 0.0]),
+    ],
     "model-groups": [teacher(norm_num_groups=5), autoencoder(norm_num_groups=3)],
     "teacher-folder": [
         param(train_teacher__source="path", train_teacher__path="no/such"),
@@ -288,6 +299,7 @@ START: dict[str, list[Setup]] = {
         both(archive(labels=np.full(100, 7)), teacher(num_class_embeds=4)),
         both(source("a", "b"), teacher(num_class_embeds=4)),
         both(source("1", "x"), teacher(num_class_embeds=2)),
+        both(source("a9", "a10"), teacher(num_class_embeds=2)),
     ],
     "weights-missing": [
         spoiled(lambda unet: (unet / WEIGHTS).unlink()),
@@ -337,6 +349,7 @@ START: dict[str, list[Setup]] = {
         ),
     ],
     "extractor-file": [param(evaluate__extractor="no/such.pt")],
+    "latency-file": [param(measure_latency__source="path", measure_latency__path="no/such.json")],
 }
 
 
@@ -364,7 +377,17 @@ def no_inception(scene: Scene) -> None:
     scene.archive(count=2500)
 
 
-PLAN: dict[str, list[Setup]] = {"images-compared": [archive(count=40)], "extractor-weights": [no_inception]}
+def no_torchscript(scene: Scene) -> None:
+    """A file of text as the extractor."""
+    scene.put({"evaluate.extractor": __file__})
+    scene.archive(count=200)
+
+
+PLAN: dict[str, list[Setup]] = {
+    "images-compared": [archive(count=40)],
+    "extractor-weights": [no_inception],
+    "extractor-kind": [no_torchscript],
+}
 
 
 @pytest.mark.parametrize("name", PLAN)

@@ -35,6 +35,7 @@ from stages.models.specs import identity_architecture
 from stages.pieces import Pieces, kept_array
 from stages.search.architecture import check_results, stream_of
 from stages.search.features import Features, FeatureWriter
+from stages.search.latency import LatencyTable, LayersOf
 from stages.search.selection import Block, Budget, Costs, select_budget
 from stages.training import loop
 from stages.training.checkpoint import load_checkpoint
@@ -243,7 +244,6 @@ def infeasible(scene: Scene) -> None:
         teacher_params=200,
         fixed_macs=50,
         fixed_params=50,
-        fixed_params_active=50,
         stage_weights=(1.0,),
     )
     select_budget([Block("mid_block", None, candidate, (candidate,))], costs, Budget(0.1, 1.0, 1.0))
@@ -326,6 +326,11 @@ STAGES: dict[str, list[Provocation]] = {
         plain(lambda scene: check_results(tiny_unet(), results_of(tiny_unet()), 2)),
         plain(lambda scene: check_results(tiny_unet(), results_of(tiny_unet(), identity={}), 1)),
         plain(lambda scene: stream_of(results_of(tiny_unet(), stream=[[0]]))),
+        plain(lambda scene: check_results(tiny_unet(), dict([*results_of(tiny_unet()).items()][1:]), 1)),
+    ],
+    "latency-table": [
+        plain(lambda scene: LatencyTable.read(scene.write("a.json", "{}"))),
+        plain(lambda scene: LatencyTable({"layers": {}}, "a.json").milliseconds(LayersOf(tiny_unet()).fixed())),
     ],
     "budget-infeasible": [plain(infeasible)],
     "boundaries-snapped": [plain(lambda scene: snap(vp(scene), "ddim", 3, [300, 310]))],

@@ -1,6 +1,7 @@
 """What the measures of fidelity need: images, features, files. Light: no torch, so that it can be asked before the first job."""
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,36 @@ def inception_weights() -> Path:
             f"put it there or choose {CLASSIFIER}"
         )
     return path
+
+
+def check_extractor(choice: str) -> None:
+    """Raise ValueError when the file that an `evaluate.extractor` needs is missing or of another kind; nothing of it is run."""
+    if choice == INCEPTION:
+        inception_weights()
+    elif choice != CLASSIFIER:
+        check_torchscript(Path(choice))
+
+
+def check_torchscript(path: Path) -> None:
+    """Raise ValueError unless a file is there and is laid out as torch.jit.save does."""
+    if not path.is_file():
+        raise ValueError(
+            f"evaluate.extractor: {str(path)!r} is neither {CLASSIFIER}, {INCEPTION} nor a TorchScript file"
+        )
+    if not zipfile.is_zipfile(path) or not has_constants(path):
+        raise ValueError(
+            f"evaluate.extractor: {path} is no TorchScript file; save the module with torch.jit.script(module).save, "
+            f"or choose {CLASSIFIER}"
+        )
+
+
+def has_constants(path: Path) -> bool:
+    """Whether a zip archive holds what torch.jit.save writes and torch.save does not; False for a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
-from stages.evaluation.counts import CLASSIFIER, INCEPTION, check_count, inception_weights, list_needs
+from stages.evaluation.counts import (
+    CLASSIFIER,
+    INCEPTION,
+    check_count,
+    check_torchscript,
+    inception_weights,
+    list_needs,
+)
 from stages.evaluation.extractor import read_classifier, to_tensor
 from stages.files import sha256_file
 
@@ -76,10 +83,7 @@ def open_extractor(choice: str, classifier: Path, image: np.ndarray) -> Extracto
 
 def count_torchscript_features(path: Path, image: np.ndarray) -> int:
     """Number of features F that a TorchScript file gives for `image` uint8 (H, W, C); ValueError when it cannot."""
-    if not path.is_file():
-        raise ValueError(
-            f"evaluate.extractor: {str(path)!r} is neither {CLASSIFIER}, {INCEPTION} nor a TorchScript file"
-        )
+    check_torchscript(path)
     try:
         with torch.no_grad():
             output = torch.jit.load(path, map_location="cpu")(Images(image[None], 3).images_NCHW)
