@@ -46,9 +46,10 @@ FLAGS = {
     "--clusters results/clusters.json --output results/features",
     "rank_channels": "--data data/prepared --latents data/latents --teacher results/teacher --output results/importance.json",
     "search_block": "--name mid_block --teacher results/teacher --features results/features "
-    "--importance results/importance.json --output results/search/mid_block.json --weights results/search/mid_block.safetensors",
+    "--importance results/importance.json --start "
+    "--output results/search/mid_block.json --weights results/search/mid_block.safetensors",
     "assemble": "--teacher results/teacher --clusters results/clusters.json --search results/search "
-    "--output results/architecture.json",
+    "--latency results/latency.json --output results/architecture.json",
     "retrain": "--data data/prepared --latents data/latents --autoencoder results/autoencoder "
     "--teacher results/teacher --architecture results/architecture.json "
     "--search results/search --output results/student --log results/logs/retrain.json",
@@ -146,7 +147,7 @@ PREPARED = [f"data/prepared/{name}" for name in ("images.npy", "labels.npy", "me
 PIPELINE = ["model_index.json", "params.json", "sha256.json", "scheduler/scheduler_config.json", "unet/config.json"]
 PIPELINE += ["unet/diffusion_pytorch_model.safetensors"]
 TEACHER = [f"results/teacher/{name}" for name in PIPELINE]
-STUDENT = [f"results/student/{name}" for name in [*PIPELINE, "unet/multi_decoder_unet.py"]]
+STUDENT = [f"results/student/{name}" for name in [*PIPELINE, "unet/multi_decoder_unet.py", "multi_stage_pipeline.py"]]
 SHARDS = [f"results/features/stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in (0, 1)]
 REPORTS = [f"results/search/{block}.json" for block in BLOCKS]
 CLUSTERS, ARCHITECTURE = "results/clusters.json", "results/architecture.json"
@@ -161,7 +162,7 @@ READS = {
     "cache_features": [*PREPARED, LATENTS, *TEACHER, CLUSTERS],
     "rank_channels": [*PREPARED, LATENTS, *TEACHER],
     "search_block": [*TEACHER, "results/features/index.json", "results/importance.json", *SHARDS],
-    "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS],
+    "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS, "results/latency.json"],
     "retrain": [
         *(*PREPARED, LATENTS, AUTOENCODER, *TEACHER, ARCHITECTURE),
         *(f"results/search/{block}.safetensors" for block in BLOCKS),
@@ -181,8 +182,11 @@ DAMAGED = [(*pair, damage) for i, pair in enumerate(PAIRS) for damage in (*ALWAY
 ALWAYS_NAMED = [pair for pair in PAIRS if "search/" not in pair[1] and "logs/" not in pair[1]]
 
 
+KEPT = ("latency", "raw", "teacher")
+
+
 def test_the_damaged_files_are_all_that_a_run_leaves_but_the_page(finished_copy):
-    unread = {"results/report.html", "results/record.json", "data/raw/README.md", "data/teacher/README.md"}
+    unread = {"results/report.html", "results/record.json", *(f"data/{name}/README.md" for name in KEPT)}
     assert contents(finished_copy).keys() - {path for _, path in PAIRS} == unread
 
 
