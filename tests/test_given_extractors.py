@@ -53,7 +53,7 @@ def test_what_is_no_torchscript_is_refused_at_the_start_as_by_the_stage(tmp_path
     assert message and message.startswith("evaluate.extractor: ") and choice in message
     assert message == refusal(open_extractor, choice, tmp_path, torch.zeros(4, 4, 1, dtype=torch.uint8).numpy())
     if how != "missing":
-        assert "torch.jit.script(module).save" in message
+        assert "save the module as one (torch.jit)" in message
         check_extractor(write(tmp_path / "remedy.pt", "script"))
 
 

@@ -45,7 +45,7 @@ def check_torchscript(path: Path) -> None:
         )
     if not zipfile.is_zipfile(path) or not has_constants(path):
         raise ValueError(
-            f"evaluate.extractor: {path} is no TorchScript file; save the module with torch.jit.script(module).save, "
+            f"evaluate.extractor: {path} is no TorchScript file; save the module as one (torch.jit), "
             f"or choose {CLASSIFIER}"
         )
 
