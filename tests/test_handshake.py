@@ -47,12 +47,14 @@ def check_pairing(folder: Path) -> None:
     """All results carry the params of params.yaml, and dvc.lock describes them."""
     import yaml
 
+    from stages.config import param_at
+
     params = yaml.safe_load((folder / "params.yaml").read_text())
     results = {*folder.glob("results/**/*.json")} - {folder / "results" / "record.json"}
     for path in [*results, folder / "data" / "prepared" / "meta.json"]:
         content = json.loads(path.read_text())
         carried = content if path.name == "params.json" else content.get("params", {})
-        assert carried == {section: params[section] for section in carried}, path
+        assert carried == {key: param_at(params, key) for key in carried}, path
     assert json.loads(ok(folder, "dvc", "status", "--json").splitlines()[-1]) == {}
 
 
@@ -94,7 +96,7 @@ def test_a_clone_pulls_the_results_and_makes_only_what_depends_on_a_changed_para
     edit(other, "warmup_steps: 2\n  candidates", "warmup_steps: 3\n  candidates")
     printed = ok(other, "dvc", "repro")
     ran = set(re.findall(r"Running stage '(\w+)'", printed))
-    assert ran == {"search_block", "assemble", "retrain", "evaluate", "report"}
+    assert ran == {"search_block", "measure_latency", "assemble", "retrain", "evaluate", "report"}
     assert side_by_side(printed) >= 2
     check_pairing(other)
 

@@ -786,7 +786,7 @@ def test_shell_characters_in_the_name_of_an_extractor_are_only_a_name(real):
     params = yaml.safe_load(SMOKE)
     params["evaluate"]["extractor"] = EVIL
     (real / "params.yaml").write_text(yaml.safe_dump(params))
-    snakemake_refuses(real, f"evaluate.extractor: {EVIL} fails", "evaluate")
+    snakemake_refuses(real, f"evaluate.extractor: {EVIL} is no TorchScript file", "evaluate")
 
 
 def test_a_malformed_teacher_ends_a_real_run(real, whole_teacher):

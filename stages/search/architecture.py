@@ -225,8 +225,9 @@ def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages:
         problem = "missing" if place in identities else "names no block"
         raise ValueError(f"{place}: {problem}, {missing}")
     for place, blocks in places.items():
-        if place.startswith("up_") == (blocks[0].stages is None) or not tilings(blocks, stages):
-            raise ValueError(f"{place}: a search is missing or superfluous, {missing}")
+        beyond = any(stage >= stages for block in blocks for stage in block.stages or ())
+        if place.startswith("up_") == (blocks[0].stages is None) or beyond or not tilings(blocks, stages):
+            raise ValueError(f"index.json: a search of {place} is missing or superfluous, {missing}")
     for name, result in results.items():
         if result["identity"] != identities[name.partition(".stage_")[0]]:
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")

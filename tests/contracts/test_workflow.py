@@ -129,7 +129,7 @@ def test_a_change_of_retrain_reruns_what_follows_only(copied: Path) -> None:
 @pytest.mark.parametrize("channels", ["0.5", "1.0"])
 def test_other_shares_of_channels_leave_the_cached_features_as_they_are(copied: Path, channels: str) -> None:
     edit(copied / "params.yaml", "channels: [1.0, 0.75]", f"channels: {channels}")
-    later = {"collect_search", "assemble"} | AFTER_RETRAIN
+    later = {"collect_search", "measure_latency", "assemble"} | AFTER_RETRAIN
     assert planned(copied) == dict.fromkeys(later | {"rank_channels"}, 1) | {"search_block": 7}
 
 
@@ -161,7 +161,7 @@ def test_dvc_makes_everything_from_nothing(copied: Path) -> None:
     for name in ("results", "data", "logs", ".snakemake"):
         shutil.rmtree(copied / name)
     shutil.copy(ROOT / "dvc.yaml", copied)
-    for name in ("data/raw", "data/teacher"):
+    for name in ("data/latency", "data/raw", "data/teacher"):
         (copied / name).mkdir(parents=True)
     for command in ("git init -q", "dvc init -q", "dvc repro"):
         result = subprocess.run(
@@ -187,7 +187,7 @@ def set_back(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run under DVC and Git whose dvc.lock and metrics were set back, so that a run has something to settle."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("set") / "back"))
     shutil.copy(ROOT / "dvc.yaml", folder)
-    for name in ("data/raw", "data/teacher"):
+    for name in ("data/latency", "data/raw", "data/teacher"):
         (folder / name).mkdir(parents=True)
     identity = "-c user.name=t -c user.email=t@example.org"
     for command in (
@@ -490,7 +490,7 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
 def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_logs(copied: Path) -> None:
     (copied / "fail-up_blocks.1.stage_0").touch()
     shown = on_a_terminal(copied, "--forcerun", "search_block", "--keep-going")
-    assert re.search(r"0 of 14 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
+    assert re.search(r"0 of 15 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
     assert shown.count("error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/") == 2
     # The last line of a running job's log stands behind its name, and nowhere else.
     assert shown.count("stub search_block") == len(re.findall(r"search_block \S+: stub search_block", shown))
