@@ -28,7 +28,6 @@ def retrain(
     from stages.models.pipelines import load_teacher, read_stated, save_student
     from stages.models.weights import WEIGHTS
     from stages.processes import is_main
-    from stages.training.calibration import calibrate_student
     from stages.training.joint import JointLoss
     from stages.training.loop import TrainSettings, train
     from stages.training.student import check_teacher, start_student, student_batches, supernet_reader
@@ -57,12 +56,8 @@ def retrain(
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
-    calibration = None
-    if settings["calibrate"] != "none":
-        restarts = chosen["boundaries"] if chosen["snapped"] else ()
-        calibration = calibrate_student(student, unet, images, params, vae, restarts, stated)
     save_student(output, student.cpu(), process.scheduler(), params, vae, given=stated is not None)
-    record = {"stage": "retrain", "history": result.history, "calibration": calibration, "params": params}
+    record = {"stage": "retrain", "history": result.history, "params": params}
     write_checked_json(log, record)
     checkpoint.unlink(missing_ok=True)
 

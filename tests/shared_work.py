@@ -31,7 +31,7 @@ DIFFUSION = {
 }
 PROCESS = DIFFUSION | {"prediction_type": "epsilon"}
 # Blocks alone, then both, then end to end alone, with a decoder that few samples of a batch reach.
-JOINT = {"joint_loss": "linear", "ramp": 0.6, "steps": 10, "output_weight": 0.5}
+JOINT = {"joint_loss": "linear", "ramp": 0.6, "steps": 10, "output_weight": 0.5, "jacobian_weight": 0.5}
 BOUNDARY = 900
 SETTINGS = TrainSettings(steps=10, learning_rate=1e-3, weight_decay=0.1, ema_decay=0.9, gradient_clip=0.5, seed=3)
 

@@ -53,16 +53,6 @@ def test_the_optimal_denoiser_is_its_definition(y, sigma):
     np.testing.assert_allclose(OptimalDenoiser(y, batch=7)(z, sigma), brute_force(y, z, sigma), atol=2e-5)
 
 
-@pytest.mark.parametrize("sigma", [0.5, 3.0])
-def test_each_draw_may_leave_out_its_own_image_and_all_that_equal_it(y, sigma):
-    z = y[:5] + np.float32(sigma) * np.random.default_rng(0).standard_normal(y[:5].shape, dtype=np.float32)
-    others = [np.delete(y, i, axis=0) for i in range(5)]
-    wanted = np.concatenate([brute_force(left, z[i : i + 1], sigma) for i, left in enumerate(others)])
-    np.testing.assert_allclose(OptimalDenoiser(y, batch=2)(z, sigma, y[:5]), wanted, atol=2e-5)
-    twice = OptimalDenoiser(np.concatenate([y, y[:1]]))
-    np.testing.assert_allclose(twice(z[:1], sigma, y[:1]), wanted[:1], atol=2e-5)
-
-
 def test_each_draw_has_its_own_noise_level(y):
     x0, eps = draw_pairs(y, 5, np.random.default_rng(0))
     sigma = np.array([0.1, 0.5, 1, 5, 50.0])

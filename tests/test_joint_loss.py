@@ -14,7 +14,7 @@ from stages.training.joint import JointLoss
 from stages.training.schedule import end_to_end_share, passes_per_step
 from stages.training.student import build_student, inherit, start_student, student_blocks
 
-SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0}
+SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0, "jacobian_weight": 0.0}
 
 
 @pytest.fixture
@@ -35,8 +35,6 @@ def supernet_state(unet, job):
     ("schedule", "shares"),
     [
         ("linear", [0, 0.5, 1, 1]),
-        ("cosine", [0, 0.5, 1, 1]),
-        ("step", [0, 0, 1, 1]),
         ("constant", [0.5] * 4),
         ("none", [1] * 4),
     ],
@@ -47,17 +45,18 @@ def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "weight", "passes"),
+    ("schedule", "weight", "jacobian", "passes"),
     [
-        ("none", 9.0, (1, 1)),
-        ("none", 0.0, (1, 0)),
-        ("step", 0.0, (1, 0.5)),
-        ("constant", 1.0, (2, 1)),
-        ("linear", 0.0, (1.49, 0.5)),
+        ("none", 9.0, 0, (1, 1)),
+        ("none", 0.0, 0, (1, 0)),
+        ("none", 1.0, 1, (2, 2)),
+        ("constant", 1.0, 0, (2, 1)),
+        ("constant", 1.0, 1, (3, 2)),
+        ("linear", 0.0, 0, (1.49, 0.5)),
     ],
 )
-def test_student_and_teacher_pass_as_often_as_the_loss_asks(schedule, weight, passes):
-    settings = SETTINGS | {"joint_loss": schedule, "ramp": 0.5, "steps": 100, "output_weight": weight}
+def test_student_and_teacher_pass_as_often_as_the_loss_asks(schedule, weight, jacobian, passes):
+    settings = SETTINGS | {"joint_loss": schedule, "output_weight": weight, "jacobian_weight": jacobian}
     assert passes_per_step(settings) == pytest.approx(passes)
 
 
@@ -111,8 +110,34 @@ def test_the_output_weight_is_lambda(parts):
         torch.randn(2, 1, 8, 8),
     )
     with torch.no_grad():
-        both = loss.output_loss(Batch(x, t, target), taught)
+        both = loss.end_to_end_loss(Batch(x, t, target), taught)
         loss.settings = SETTINGS | {"output_weight": 0.0}
-        noise_only = loss.output_loss(Batch(x, t, target), taught)
+        noise_only = loss.end_to_end_loss(Batch(x, t, target), taught)
         prediction = student(x, t).sample
     assert both - noise_only == pytest.approx(float((prediction - taught).square().mean()), rel=1e-4)
+
+
+def test_the_jacobian_weight_is_mu(parts, unet):
+    student, loss = parts
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 800])
+    batch = Batch(x, t, torch.randn(2, 1, 8, 8))
+    direction = torch.randn_like(x)
+    for p in student.parameters():
+        p.data.mul_(0.9)
+    loss.settings = SETTINGS | {"jacobian_weight": 3.0}
+    with torch.no_grad():
+        taught = unet(x, t).sample
+        difference = loss.end_to_end_loss(batch, taught, direction) - loss.end_to_end_loss(batch, taught)
+    step = 1e-4 * direction.double()
+    ours, theirs = ((net.double()(x + step, t).sample - net(x.double(), t).sample) / 1e-4 for net in (student, unet))
+    assert float(difference) == pytest.approx(3 * float((ours - theirs).square().mean()), rel=0.1)
+
+
+def test_the_jacobian_of_the_teacher_itself_costs_nothing(parts, unet):
+    loss = parts[1]
+    loss.settings = SETTINGS | {"jacobian_weight": 1.0, "joint_loss": "constant", "output_weight": 0.0}
+    plain = SETTINGS | {"joint_loss": "constant", "output_weight": 0.0}
+    found = dict(loss(0, generator_for(0, "train", 0)))
+    loss.settings = plain
+    wanted = dict(loss(0, generator_for(0, "train", 0)))
+    assert float(found["end_to_end"]) == pytest.approx(float(wanted["end_to_end"]), rel=1e-4)

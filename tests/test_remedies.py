@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, tiny_unet
+from helpers import ROOT
 
 from stages import device
 from stages.clustering.denoiser import OptimalDenoiser
@@ -89,21 +89,6 @@ def test_passes_without_gradients_are_bounded(monkeypatch, digits):
     sizes = []
     monkeypatch.setattr("stages.models.autoencoder.encode", lambda vae, images: sizes.append(len(images)) or images)
     assert len(encode_all(None, data, torch.device("cpu"))) == 64 and max(sizes) == 5
-
-
-def test_calibration_predicts_a_few_images_at_a_time(monkeypatch, digits, diffusion_settings):
-    from stages.diffusion.process import make_process
-    from stages.training.calibration import Calibrator
-
-    settings = {"calibrate": "data", "calibration_draws": 12, "calibration_samples": 0}
-    process, teacher = make_process(diffusion_settings), tiny_unet()
-    calibrator = Calibrator(teacher, TrainingSet.of_images(digits), process, settings, 0)
-    whole, sizes = calibrator._row(tiny_unet(), 400, 0), []
-    monkeypatch.setattr(device, "PIXELS", 5 * 64)
-    teacher.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    with torch.no_grad():
-        found = calibrator._row(tiny_unet(), 400, 0)
-    assert sizes == [5, 5, 2] and found[1] == pytest.approx(whole[1], rel=1e-4)
 
 
 def test_features_for_the_fid_are_of_no_more_images_than_are_sampled_at_once(monkeypatch):

@@ -14,13 +14,6 @@ TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
 IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
 SMALLER = {"layers": [{"width": 16, "kernels": [3, 1]}, None], "attentions": [True, False]}
-CALIBRATION = {
-    "timesteps": [0, 500, 999],
-    "edges": [0.25],
-    "gains": [[1.0, 1.0, 0.9], [1.1, 1.0, 1.0], [1.3, 1.0, 1.2]],
-    "images_per_stage": 3072,
-    "images_drawn": 400,
-}
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
 
 
@@ -37,7 +30,6 @@ def make_metrics(**changes: float) -> dict[str, Any]:
             "samples": 2000,
             "sampler": "ddim",
             "steps": 50,
-            "student_calibrated": False,
             "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
             "extractor": {"name": "classifier", "kind": "rotation", "training_accuracy": 0.99},
@@ -48,7 +40,14 @@ def make_metrics(**changes: float) -> dict[str, Any]:
 
 
 TRAINED = {"source": "train", "steps": 1000, "batch_size": 64}
-RETRAINED = {"steps": 500, "batch_size": 64, "joint_loss": "none", "ramp": 0.5, "output_weight": 9.0}
+RETRAINED = {
+    "steps": 500,
+    "batch_size": 64,
+    "joint_loss": "none",
+    "ramp": 0.5,
+    "output_weight": 9.0,
+    "jacobian_weight": 0.0,
+}
 
 
 def make_clusters() -> dict[str, Any]:
@@ -99,11 +98,9 @@ def make_search() -> dict[str, Any]:
     return found | spent | {"teacher_macs": 220, "teacher_params": 80}
 
 
-def make_logs(
-    history: list[dict[str, float]] | None = None, calibration: dict[str, Any] | None = CALIBRATION
-) -> dict[str, dict[str, Any]]:
+def make_logs(history: list[dict[str, float]] | None = None) -> dict[str, dict[str, Any]]:
     return {
-        "retrain": {"history": history or [], "calibration": calibration, "params": {"retrain": RETRAINED}},
+        "retrain": {"history": history or [], "params": {"retrain": RETRAINED}},
         "train_teacher": {"history": [], "params": {"train_teacher": TRAINED}},
     }
 
@@ -190,8 +187,8 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
         "steps_per_stage": [50],
         "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
     }
-    page = make_page(clusters=clusters, architecture=architecture, logs=make_logs(calibration=None))
-    assert "Silhouette" not in page and "Calibration" not in page
+    page = make_page(clusters=clusters, architecture=architecture, logs=make_logs())
+    assert "Silhouette" not in page
 
 
 def test_page_says_what_of_the_clustering_could_not_be_computed() -> None:
@@ -211,13 +208,6 @@ def test_page_says_what_of_the_clustering_could_not_be_computed() -> None:
     clusters |= {"silhouette": dict.fromkeys("2345678"), "similarity": None, "curves": None}
     assert "<h3>Silhouette</h3>" not in make_page(clusters=clusters)
     assert "Not computed" not in make_page()
-
-
-def test_page_draws_the_gains_of_every_frequency_band() -> None:
-    said = "Gains by frequency band: mean brightness 1 to 1.3, to 1/4 1 to 1, to the highest 0.9 to 1.2"
-    assert said in make_page()
-    key, chart = report.strength_chart(CALIBRATION, [200, 500]) or ("", "")
-    assert "to the highest" in key and chart.count("<polyline") == 3 and chart.count('class="boundary"') == 2
 
 
 def test_what_is_narrowed_is_named() -> None:
@@ -257,14 +247,12 @@ def test_scales_hold_their_values_and_have_ticks_inside(values: list[float], log
 def test_what_search_and_retraining_took_stands_beside_the_teachers_training() -> None:
     searches, logs = dict.fromkeys(BLOCKS, make_search()), make_logs()
     metrics, trained = make_metrics(), 3 * 1000 * 64 * 1e6
-    calibrated = 3072 * (3e6 + 1.44e6) + 400 * 50 * 4.8e5
     found = {what: (macs, share) for what, macs, share in report.costs(metrics, searches, logs)}
     passes = found["teacher passes for the features and the importance of channels"]
     assert passes == ("3.3e+09", f"{3.3e9 / trained:.1%}")
     assert found["the search in all"][1] == f"{(3.3e9 + 7e9 * len(BLOCKS)) / trained:.1%}"
     assert found["retraining the student"][1] == f"{0.5 * 0.45:.1%}"
     assert found["the teacher's predictions for it"][1] == f"{0.5 / 3:.1%}"
-    assert found["calibrating the student"] == (f"{calibrated:.3g}", f"{calibrated / trained:.1%}")
     given = logs | {"train_teacher": {"params": {"train_teacher": TRAINED | {"source": "path"}}}}
     assert all(share == "" for _, _, share in report.costs(metrics, searches, given))
     assert report.costs(metrics, {}, logs) == []

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 # Weights below this change nothing in float32; as denormal numbers they would make the second product several times slower.
 NEGLIGIBLE = 1e-30
 MOST_WEIGHTS = 2**27  # of all draws handled at once
-NEAR = 1e-4  # squared distance of images that count as the same, as a share of the sum of their squared norms
 
 
 class OptimalDenoiser:
@@ -29,17 +28,15 @@ class OptimalDenoiser:
         self.y = torch.from_numpy(y - self.mean).to(device)
         self.half_norms = 0.5 * torch.linalg.vector_norm(self.y, dim=1, dtype=torch.float64).square().float()
 
-    def __call__(self, z: np.ndarray, sigma: np.ndarray | float, without: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, z: np.ndarray, sigma: np.ndarray | float) -> np.ndarray:
         """m_t at z = x_t / s_t.
 
         Args:
             z: (M, n) float32.
             sigma: noise levels, (M,) or one for all; at infinity, where z says nothing, m_t is the mean.
-            without: images x0 (M, n) that z are made of; each draw leaves its own out of the sum, and all that equal it. So the
-                denoiser does not remember them.
 
         Returns:
-            (M, n) float32; not a number where nothing is left.
+            (M, n) float32.
         """
         sigma = np.broadcast_to(np.asarray(sigma, dtype=np.float64), len(z))
         if np.isinf(sigma).any():
@@ -47,15 +44,11 @@ class OptimalDenoiser:
         out = np.empty_like(z)
         for rows in (slice(start, start + self.batch) for start in range(0, len(z), self.batch)):
             precision = torch.from_numpy(sigma[rows] ** -2.0).to(self.device)
-            own = None if without is None else torch.from_numpy(without[rows] - self.mean).to(self.device)
-            found = self._batch(torch.from_numpy(z[rows] - self.mean).to(self.device), precision, own)
+            found = self._batch(torch.from_numpy(z[rows] - self.mean).to(self.device), precision)
             out[rows] = found.cpu().numpy()
         return out + self.mean
 
-    def _batch(self, z: torch.Tensor, precision: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    def _batch(self, z: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         """Few passes over the B x N numbers between the two products, so that these take most of the time."""
         logits = torch.addmm(self.half_norms, z, self.y.T, beta=-1) * precision[:, None]
-        if own is not None:
-            norms = self.half_norms + 0.5 * own.square().sum(1, keepdim=True)
-            logits = logits.masked_fill(norms - own @ self.y.T <= NEAR * norms, -torch.inf)
         return F.threshold(logits.softmax(dim=1).float(), NEGLIGIBLE, 0.0, inplace=True) @ self.y

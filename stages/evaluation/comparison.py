@@ -92,7 +92,7 @@ class Evaluation:
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
             "ratio": compare(found["teacher"], found["student"]),
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
-            "protocol": self.protocol(steps) | {"student_calibrated": student.config["calibration"] is not None},
+            "protocol": self.protocol(steps),
             "params": self.params,
         }
         return metrics, images | {"real": reference}

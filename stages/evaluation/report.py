@@ -76,7 +76,6 @@ def render_report(
         candidates=candidate_charts(architecture, searches),
         spent=costs(metrics, searches, logs),
         losses=loss_charts(logs, searches),
-        strength=strength_chart(logs["retrain"]["calibration"], architecture["boundaries"]),
         protocol=flat(metrics["protocol"]),
         params=[(section, flat(value)) for section, value in merged_params(made_with).items()],
         own_params=params,
@@ -403,17 +402,10 @@ def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str
     """MACs of the parts of a student's retraining, whose results/logs/retrain.json is `log`."""
     student, teacher, settings = metrics["student"], metrics["teacher"], log["params"]["retrain"]
     images, (own, taught) = settings["steps"] * settings["batch_size"], passes_per_step(settings)
-    spent = {
+    return {
         "retraining the student": 3 * own * images * student["macs_training"],
         "the teacher's predictions for it": taught * images * teacher["macs_training"],
     }
-    if log["calibration"] is not None:
-        stages = student["macs_per_stage"]
-        spent["calibrating the student"] = (
-            log["calibration"]["images_per_stage"] * (sum(stages) + len(stages) * teacher["macs"])
-            + log["calibration"]["images_drawn"] * metrics["protocol"]["steps"] * student["macs"]
-        )
-    return spent
 
 
 def spec_text(spec: dict[str, Any]) -> str:
@@ -448,29 +440,6 @@ def loss_chart(name: str, history: list[dict[str, float]]) -> tuple[Markup, Mark
     series = {key: points for key, points in series.items() if points and (key == "loss" or points != series["loss"])}
     last = ", ".join(f"{key} {points[-1][1]:.4g}" for key, points in series.items())
     chart = charts.line_chart(series, x_label="step", y_label="loss", alt=f"{name}: {last} at the end", log=True)
-    return charts.key(list(series)), chart
-
-
-def strength_chart(calibration: dict[str, Any] | None, boundaries: list[float]) -> tuple[Markup, Markup] | None:
-    """Key and chart of the gains of a student's calibration over timesteps, a line per frequency band; None without one."""
-    if calibration is None:
-        return None
-    names = ["mean brightness", *(f"to 1/{1 / edge:g}" for edge in calibration["edges"]), "to the highest"]
-    series = {
-        name: list(zip(calibration["timesteps"], column, strict=True))
-        for name, column in zip(names, zip(*calibration["gains"], strict=True), strict=True)
-    }
-    ranges = ", ".join(
-        f"{name} {min(y for _, y in line):.3g} to {max(y for _, y in line):.3g}" for name, line in series.items()
-    )
-    chart = charts.line_chart(
-        series,
-        x_label="timestep t",
-        y_label="gain",
-        alt=f"Gains by frequency band: {ranges}",
-        zero=False,
-        marks=boundaries,
-    )
     return charts.key(list(series)), chart
 
 

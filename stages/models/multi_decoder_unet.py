@@ -469,89 +469,6 @@ def _known(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in known}
 
 
-class Calibration(nn.Module):
-    """Gives the image in a prediction the strength that the teacher's has, frequency by frequency and noise level by noise level.
-
-    A small network predicts images that are too near to the mean, the more so the finer the detail and the stronger the noise.
-    The prediction y implies the image x0 = p y + q x at x_t = x; its difference to the mean image is multiplied by a gain for
-    each band of a discrete cosine transform, and y becomes what implies that image. Between the given timesteps everything is
-    linear in t.
-
-    Args:
-        table: {"timesteps": n ascending ones, twice where something changes abruptly, "prediction", "sample": n values of p and
-            of q, "edges": ascending frequencies, as shares of the highest, up to which bands go after the one of frequency 0, the
-            last band having no end, "gains": n lists of a gain per band, two more than edges}.
-        shape: C, H, W of the images.
-    """
-
-    mean: torch.Tensor
-    rows: torch.Tensor
-    timesteps: torch.Tensor
-    band: torch.Tensor
-    vertical: torch.Tensor
-    horizontal: torch.Tensor
-
-    def __init__(self, table: dict[str, Any], shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        rows = [
-            [p, q, *gains] for p, q, gains in zip(table["prediction"], table["sample"], table["gains"], strict=True)
-        ]
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self.register_buffer("timesteps", torch.tensor(table["timesteps"], dtype=torch.float32), persistent=False)
-        self.register_buffer("band", bands(shape[1], shape[2], table["edges"]), persistent=False)
-        for name, size in (("vertical", shape[1]), ("horizontal", shape[2])):
-            self.register_buffer(name, cosine_basis(size), persistent=False)
-
-    def forward(self, prediction: torch.Tensor, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The calibrated prediction at x_t `sample` (both N,C,H,W); timesteps are (N,)."""
-        p, q, *gains = self.at(timesteps).unbind(1)
-        p, q = p[:, None, None, None], q[:, None, None, None]
-        vertical, horizontal = self.vertical.float(), self.horizontal.float()
-        difference = p * prediction.float() + q * sample.float() - self.mean.float()
-        missing = (torch.stack(gains, 1) - 1)[:, self.band][:, None]
-        change = vertical.T @ (vertical @ difference @ horizontal.T * missing) @ horizontal
-        return prediction + (change / p).to(prediction.dtype)
-
-    def at(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Rows of the table between its timesteps, float32 (N, 2 + bands)."""
-        given, rows, t = self.timesteps.float(), self.rows.float(), timesteps.float().contiguous()
-        last = torch.bucketize(t, given, right=True).clamp(1, len(given) - 1)
-        length = given[last] - given[last - 1]
-        share = torch.where(length > 0, (t - given[last - 1]) / length, 1.0).clamp(0, 1)
-        return torch.lerp(rows[last - 1], rows[last], share[:, None])
-
-
-def calibration_of(unet: dict[str, Any], table: dict[str, Any] | None) -> Calibration | None:
-    """The Calibration with this table for the images of a UNet2DModel's config."""
-    side = unet["sample_size"]
-    return None if table is None else Calibration(table, (unet["out_channels"], side, side))
-
-
-def calibrate(model: Any, table: dict[str, Any], mean: torch.Tensor) -> None:
-    """Give a multi-decoder UNet, or separate ones, a Calibration, in place; `mean` is the mean image C,H,W."""
-    model.register_to_config(calibration=table)
-    model.output_calibration = calibration_of(model.config["unet"], table)
-    model.output_calibration.mean.copy_(mean)
-    model.output_calibration.to(model.device)
-
-
-def cosine_basis(size: int) -> torch.Tensor:
-    """The orthonormal discrete cosine transform (type II) as a matrix (frequency, pixel)."""
-    pixel, frequency = torch.arange(size) + 0.5, torch.arange(size)[:, None]
-    basis = torch.cos(math.pi / size * frequency * pixel) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis
-
-
-def bands(height: int, width: int, edges: list[float]) -> torch.Tensor:
-    """The band of every coefficient of the transform, by the larger of its two frequencies, int64 (H, W); 0 for the constant."""
-    frequency = torch.maximum(torch.arange(height)[:, None] / height, torch.arange(width) / width)
-    found = 1 + torch.bucketize(frequency, torch.tensor(edges), right=False)
-    found[0, 0] = 0
-    return found
-
-
 def stream_levels(unet: UNet2DModel) -> list[int]:
     """Which levels of a UNet2DModel have the channels of their residual stream in common, as a number for each level.
 
@@ -795,7 +712,6 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
             share blocks, "ranges": for each up block the lists of contiguous stages that have one in common, all of one spec.
         boundaries: K-1 ascending timesteps; the stage of t is the number of boundaries <= t.
         sample_size, in_channels, out_channels, num_class_embeds: as in `unet`; repeated where pipelines look for them.
-        calibration: the table of a Calibration of the output, whose mean image is a part of the weights; None for none.
 
     Raises:
         ValueError: the spec does not fit the blocks, or there is not one decoder per stage.
@@ -811,7 +727,6 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         in_channels: int = 3,
         out_channels: int = 3,
         num_class_embeds: int | None = None,
-        calibration: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if len(architecture["decoders"]) != len(boundaries) + 1:
@@ -833,7 +748,6 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
             apply_spec(block, spec) for block, spec in zip(base.down_blocks, architecture["down_blocks"], strict=True)
         )
         self.mid_block = None if base.mid_block is None else apply_spec(base.mid_block, architecture["mid_block"])
-        self.output_calibration = calibration_of(unet, calibration)
 
     @property
     def num_stages(self) -> int:
@@ -896,8 +810,6 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         output = self.decode(*self.encode(sample, emb), emb, stage)
         if self.base_config.time_embedding_type == "fourier":
             output = output / timesteps.reshape(-1, 1, 1, 1)
-        if self.output_calibration is not None:
-            output = self.output_calibration(output, sample, timesteps)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
 
@@ -917,7 +829,6 @@ class SeparateUNet2DModel(SelfContainedModel):
         in_channels: int = 3,
         out_channels: int = 3,
         num_class_embeds: int | None = None,
-        calibration: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if len(architecture["decoders"]) != len(boundaries) + 1:
@@ -926,7 +837,6 @@ class SeparateUNet2DModel(SelfContainedModel):
             MultiDecoderUNet2DModel(unet=unet, architecture=architecture | {"decoders": [specs]}, boundaries=[])
             for specs in architecture["decoders"]
         )
-        self.output_calibration = calibration_of(unet, calibration)
 
     @property
     def num_stages(self) -> int:
@@ -958,6 +868,4 @@ class SeparateUNet2DModel(SelfContainedModel):
             part = self.nets[index](sample[rows], timesteps[rows], labels).sample
             output = part.new_empty(len(sample), *part.shape[1:]) if output is None else output
             output = output.index_copy(0, rows, part)
-        if self.output_calibration is not None:
-            output = self.output_calibration(output, sample, timesteps)
         return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -16,6 +16,9 @@ from stages.processes import count, own_rows
 from stages.training.schedule import end_to_end_share
 from stages.training.student import student_blocks
 
+JACOBIAN_STEP = (
+    0.1  # along a direction of unit variance a pixel; x_t has about as much. Smaller ones drown in bfloat16.
+)
 Spread = dict[tuple[str, int], torch.Tensor]  # by tensor and, for a block of the decoder, its range among the block's
 
 
@@ -25,13 +28,15 @@ def rows_of(stage: torch.Tensor, stages: Sequence[int]) -> torch.Tensor:
 
 
 class JointLoss:
-    """L = (1-a) sum_b NMSE_b + a (L_noise + lambda L_output), for the training loop.
+    """L = (1-a) sum_b NMSE_b + a (L_noise + lambda L_output + mu L_jacobian), for the training loop.
 
     In the first part every block gets the teacher's inputs and skips, so gradients stay inside a block; in the second the student
-    runs end to end, L_noise against the process's target and L_output against the teacher's prediction (both MSE).
+    runs end to end, L_noise against the process's target and L_output against the teacher's prediction (both MSE). L_jacobian is
+    the MSE of the student's and the teacher's Jacobian-vector products along a random direction (2ndMatch, CVPR 2026), as
+    difference quotients.
 
     Args:
-        settings: the `retrain` section of the params; `output_weight` is lambda.
+        settings: the `retrain` section of the params; `output_weight` is lambda, `jacobian_weight` mu.
     """
 
     def __init__(
@@ -60,7 +65,8 @@ class JointLoss:
                 losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
-                loss = share * self.output_loss(own, seen.get("output"))
+                direction = self.draw_direction(batch, generator, rows)
+                loss = share * self.end_to_end_loss(own, seen.get("output"), direction)
                 yield "end_to_end", loss * (len(own.t) / total)
 
     @torch.no_grad()
@@ -69,7 +75,7 @@ class JointLoss:
         if share < 1:
             seen = trace(self.teacher, batch.x_t, batch.t, batch.labels)
             return {name: kept_part(name, tensor, self.kept) for name, tensor in seen.items()}
-        if not self.settings["output_weight"]:
+        if not (self.settings["output_weight"] or self.settings["jacobian_weight"]):
             return {}
         return {"output": predict(self.teacher, batch.x_t, batch.t, batch.labels)}
 
@@ -107,8 +113,31 @@ class JointLoss:
                 loss = loss + nmse(predicted, taught, variances) * len(rows) / total
         return loss
 
-    def output_loss(self, batch: Batch, taught: torch.Tensor | None) -> torch.Tensor:
-        """L_noise + lambda L_output; `taught` is the teacher's prediction, not needed when lambda is 0."""
+    def draw_direction(self, batch: Batch, generator: torch.Generator, rows: slice) -> torch.Tensor | None:
+        """This process's rows of a random direction for every sample, of the shape of x_t; None where nothing asks for one."""
+        if not self.settings["jacobian_weight"]:
+            return None
+        return torch.randn(batch.x_t.shape, generator=generator)[rows].to(batch.x_t.device)
+
+    def end_to_end_loss(
+        self, batch: Batch, taught: torch.Tensor | None, direction: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """L_noise + lambda L_output + mu L_jacobian; `taught` is the teacher's prediction, needed where lambda or mu is not 0."""
         prediction = predict(self.student, batch.x_t, batch.t, batch.labels).float()
-        loss, weight = F.mse_loss(prediction, batch.target), self.settings["output_weight"]
-        return loss + weight * F.mse_loss(prediction, taught.float()) if weight and taught is not None else loss
+        loss = F.mse_loss(prediction, batch.target)
+        if taught is not None and self.settings["output_weight"]:
+            loss = loss + self.settings["output_weight"] * F.mse_loss(prediction, taught.float())
+        if taught is not None and direction is not None:
+            jacobian = self.jacobian_loss(batch, prediction, taught.float(), direction)
+            loss = loss + self.settings["jacobian_weight"] * jacobian
+        return loss
+
+    def jacobian_loss(
+        self, batch: Batch, prediction: torch.Tensor, taught: torch.Tensor, direction: torch.Tensor
+    ) -> torch.Tensor:
+        """MSE of the two networks' Jacobian-vector products at x_t, where they predict `prediction` and `taught`."""
+        moved = batch.x_t + JACOBIAN_STEP * direction
+        with torch.no_grad():
+            wanted = predict(self.teacher, moved, batch.t, batch.labels).float() - taught
+        change = predict(self.student, moved, batch.t, batch.labels).float() - prediction
+        return F.mse_loss(change / JACOBIAN_STEP, wanted / JACOBIAN_STEP)
