@@ -75,7 +75,14 @@ def searched_params(preset: Path, seed: int, steps: int | None) -> dict[str, Any
         "cluster_timesteps": {"stages": 1},
         "search_block": SPACE | ({} if steps is None else {"steps": steps}),
         "measure_latency": {"source": "measure", "threads": 1},
-        "assemble": {"rule": "budget", "score": "output", "macs": None, "time": 1.0, "params": None, "params_active": None},
+        "assemble": {
+            "rule": "budget",
+            "score": "output",
+            "macs": None,
+            "time": 1.0,
+            "params": None,
+            "params_active": None,
+        },
     }
     return changed(cpu_params(preset) | {"seed": seed}, sections)
 
