@@ -3,9 +3,9 @@
 python benchmarks/recipes.py --preset digits --steps 1200 --recipes linear constant none --seeds 10 11 12
 
 A student is searched once, under a budget of time (--time), and retrained by every recipe from the same weights, with the same
-batches in a seed. `error` is the mean square difference of its predictions from the teacher's over 4,096 noised training images, FID
-is by the preset's extractor, and seconds are those of the training, on one thread. A file for each run is written into --output, and
-runs that are there are not repeated.
+batches in a seed. `error` is the mean square difference of its predictions from the teacher's over 4,096 noised training images,
+FID is by --extractors, and seconds are those of the training, on one thread. A file for each run is written into --output, and runs
+that are there are not repeated.
 """
 
 import argparse
@@ -44,6 +44,7 @@ class Recipes:
 
     def __init__(self, preset: Path, shared: Shared, share: float, steps: int, rate: float | None) -> None:
         import torch
+
         from stages.datasets.prepared import PreparedData
         from stages.datasets.training import TrainingSet
         from stages.diffusion.process import make_process
@@ -74,6 +75,7 @@ class Recipes:
     def retrain(self, plan: dict[str, Any], recipe: str, seed: int, work: Path) -> tuple[Any, float]:
         """The retrained student and the seconds that it took."""
         from remembered import RememberedJointLoss
+
         from stages.training.loop import TrainSettings, train
         from stages.training.student import start_student, student_batches, supernet_reader
 
@@ -99,6 +101,7 @@ class Recipes:
     def error(self, net: Any) -> float:
         """Mean square difference from the teacher's predictions."""
         import torch
+
         from stages.diffusion.losses import NoisyBatches, predict
         from stages.diffusion.seeds import generator_for
 
