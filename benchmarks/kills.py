@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-MEASURED = {"images_per_second", "peak_memory_mib"}
+MEASURED = {"images_per_second", "milliseconds", "time", "peak_memory_mib"}
 UNCOMPARED = {"results/report.html"}
 
 

@@ -4,8 +4,8 @@ python benchmarks/recipes.py --preset digits --steps 1200 --recipes linear const
 
 A student is searched once, under a budget of time (--time), and retrained by every recipe from the same weights, with the same
 batches in a seed. `error` is the mean square difference of its predictions from the teacher's over 4,096 noised training images,
-FID is by --extractors, and seconds are those of the training, on one thread. A file for each run is written into --output, and runs
-that are there are not repeated.
+FID is by --extractors, and seconds are those of the training, on one thread. A file for each run is written into --output, and
+runs that are there are not repeated.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 python benchmarks/space.py --preset digits --seed 10 --output benchmarks/results/space.json
 
-Searches SPACE, which has all kinds, with one decoder (K = 1), measures the latency of all layers, and solves the integer programme
-at every budget: once with all candidates, then with those alone that make no use of a kind. A kind without which the error rises at
-no budget is on no front of error against time. The file of results gathers the presets that were run.
+Searches SPACE, which has all kinds, with one decoder (K = 1), measures the latency of all layers, and solves the integer
+programme at every budget: once with all candidates, then with those alone that make no use of a kind. A kind without which the
+error rises at no budget is on no front of error against time. The file of results gathers the presets that were run.
 """
 
 import argparse

@@ -49,7 +49,17 @@ def evaluate(
     shares = stage_probabilities(drawn, plan["stages"]) or plan["density"]
     large, stated = load_teacher(teacher), read_stated(teacher)
     evaluation = Evaluation(
-        params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces, stated
+        params,
+        prepared,
+        features,
+        plan["boundaries"],
+        shares,
+        device,
+        plan["snapped"],
+        vae,
+        pieces,
+        stated,
+        plan["expected"].get("time_ratio"),
     )
     found = evaluation.compare(large, small)
     if found is None or pieces is None:

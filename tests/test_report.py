@@ -9,7 +9,13 @@ import pytest
 from stages.evaluation import charts, report, table
 
 TEACHER = {"fid": 0.05, "kid": 0.001, "precision": 0.9, "recall": 0.8, "macs": 1e6, "macs_with_attention": 1.1e6}
-TEACHER |= {"params": 4e5, "params_active": 4e5, "images_per_second": 100.0, "peak_memory_mib": None}
+TEACHER |= {
+    "params": 4e5,
+    "params_active": 4e5,
+    "images_per_second": 100.0,
+    "milliseconds": 0.2,
+    "peak_memory_mib": None,
+}
 TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
 IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
@@ -18,7 +24,13 @@ BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stag
 
 
 def make_metrics(**changes: float) -> dict[str, Any]:
-    student = TEACHER | {"macs": 4.8e5, "macs_with_attention": 5e5, "params": 3.8e5, "params_active": 1.9e5}
+    student = TEACHER | {
+        "macs": 4.8e5,
+        "macs_with_attention": 5e5,
+        "params": 3.8e5,
+        "params_active": 1.9e5,
+        "milliseconds": 0.1,
+    }
     student |= {"macs_training": 4.5e5, "macs_of_samplers": {"ddim": 4.8e5, "ddpm": 4.7e5}} | changes
     return {
         "teacher": TEACHER,
@@ -158,10 +170,27 @@ def test_page_is_the_same_for_the_same_files() -> None:
 
 def test_page_says_the_figures_and_every_picture_in_words() -> None:
     page = make_page()
-    assert "0.48 of the teacher&#39;s MACs" in page
+    assert "0.50 of the teacher&#39;s time and 0.48 of its MACs" in page
     assert "no worse than the teacher&#39;s 0.05" in page
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
     assert all(re.search(r'aria-label="[^"]+"', chart) for chart in re.findall(r"<svg[^>]*>", page))
+
+
+def test_predicted_time_stands_beside_measured_time() -> None:
+    metrics = make_metrics()
+    assert "x 0.500" in table.format_table(metrics) and "predicted" not in table.format_table(metrics)
+    metrics["ratio"]["time_predicted"] = 0.47
+    assert "x 0.500 (predicted 0.470)" in table.format_table(metrics)
+    assert "predicted × 0.47" in make_page(metrics=metrics)
+
+
+def test_page_says_which_stages_share_blocks() -> None:
+    decoders = [[SMALLER, SMALLER]] * 3
+    shared = {"decoders": decoders, "ranges": [[[0, 1, 2]], [[0], [1, 2]]]}
+    said = "Stages 0 and 1 and 2 share up_blocks.0, stages 1 and 2 share up_blocks.1."
+    assert report.shared_text(shared) == said
+    assert report.shared_text({"decoders": decoders}) == "Every stage has up blocks of its own."
+    assert report.shared_text({"decoders": decoders[:1]}) == ""
 
 
 def test_verdict_admits_a_worse_student() -> None:

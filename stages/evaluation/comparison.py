@@ -38,6 +38,7 @@ class Evaluation:
         vae: the autoencoder of latent diffusion; None in pixels.
         pieces: samples and scores of a run that was killed, and where to keep those of this one.
         stated: the scheduler config of a given teacher, as in `Process`.
+        predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
     """
 
     params: dict[str, Any]
@@ -50,11 +51,17 @@ class Evaluation:
     vae: Any = None
     pieces: Pieces | None = None
     stated: dict[str, Any] | None = None
+    predicted_time: float | None = None
 
     @property
     def process(self) -> Process:
         """The noise process of both models."""
         return make_process(self.params["diffusion"], self.stated)
+
+    @property
+    def prediction(self) -> dict[str, float]:
+        """`time_predicted`, or nothing."""
+        return {} if self.predicted_time is None else {"time_predicted": self.predicted_time}
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -90,7 +97,7 @@ class Evaluation:
         metrics = {
             **found,
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
-            "ratio": compare(found["teacher"], found["student"]),
+            "ratio": compare(found["teacher"], found["student"]) | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
             "params": self.params,

@@ -68,6 +68,7 @@ def render_report(
         autoencoder=metrics["autoencoder"],
         clusters=cluster_charts(clusters),
         architecture=architecture_rows(architecture, searches),
+        shared=shared_text(architecture["unet"]),
         expected=architecture["expected"],
         stream=[len(level) for level in architecture["unet"].get("stream", [])],
         rule=architecture["rule"],
@@ -109,8 +110,8 @@ def verdict(metrics: dict[str, Any]) -> str:
     difference = ratio["fid_difference"]
     quality = "no worse than" if difference <= 0 else f"{difference:.4g} worse than"
     return (
-        f"The student needs {ratio['macs']:.2f} of the teacher's MACs per sampling step and {ratio['params']:.2f} of its "
-        f"parameters, {ratio['params_active']:.2f} active at any one step. "
+        f"The student takes {ratio['time']:.2f} of the teacher's time and {ratio['macs']:.2f} of its MACs per sampling step, and "
+        f"has {ratio['params']:.2f} of its parameters, {ratio['params_active']:.2f} active at any one step. "
         f"Its FID ({feature_name(metrics)}) is {student['fid']:.4g}, {quality} the "
         f"teacher's {teacher['fid']:.4g} from the same seeds."
     )
@@ -123,7 +124,9 @@ def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     def against(key: str) -> str:
         return f"{charts.number(student[key])} against {charts.number(teacher[key])}"
 
+    predicted = f"; predicted × {ratio['time_predicted']:.2f}" if "time_predicted" in ratio else ""
     return [
+        ("Time per step", f"× {ratio['time']:.2f}", f"{against('milliseconds')} ms an image{predicted}"),
         ("MACs per step", f"× {ratio['macs']:.2f}", against("macs")),
         ("Parameters", f"× {ratio['params']:.2f}", against("params")),
         ("Active parameters", f"× {ratio['params_active']:.2f}", against("params_active")),
@@ -132,7 +135,6 @@ def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"{ratio['fid_difference']:+.3g}",
             f"{student['fid']:.3g} against {teacher['fid']:.3g}",
         ),
-        ("Images per second", f"× {ratio['images_per_second']:.2f}", against("images_per_second")),
     ]
 
 
@@ -242,6 +244,17 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
         )
         found["curves_key"] = charts.key(list(series))
     return found
+
+
+def shared_text(unet: dict[str, Any]) -> str:
+    """Which stages share which up blocks, in a sentence; empty where there is one stage."""
+    if len(unet["decoders"]) == 1:
+        return ""
+    found = []
+    for index in range(len(unet["decoders"][0])):
+        tiles = [tile for tile in ranges_in(unet, index) if len(tile) > 1]
+        found += [f"stages {' and '.join(map(str, tile))} share up_blocks.{index}" for tile in tiles]
+    return f"{', '.join(found).capitalize()}." if found else "Every stage has up blocks of its own."
 
 
 def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

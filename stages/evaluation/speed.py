@@ -49,9 +49,10 @@ def measure_speed(
         boundaries, steps: as in `cost.model_cost`.
 
     Returns:
-        name -> `images_per_second`; `peak_memory_mib`, the model's own weights and what one evaluation of `batch` images
-        allocates beside its input, None on the CPU, where the allocator keeps no such count; and `time_by_operation`, the share
-        of the time that each kind of operation takes, which sum to 1.
+        name -> `images_per_second`; `milliseconds` an image of one evaluation, the mean over the sampler's; `peak_memory_mib`,
+        the model's own weights and what one evaluation of `batch` images allocates beside its input, None on the CPU, where the
+        allocator keeps no such count; and `time_by_operation`, the share of the time that each kind of operation takes, which
+        sum to 1.
     """
     x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     times = stage_timesteps(boundaries)
@@ -67,6 +68,7 @@ def measure_speed(
     return {
         name: {
             "images_per_second": batch / totals[name],
+            "milliseconds": 1000 * totals[name] / batch / sum(steps),
             "peak_memory_mib": memory[name],
             "time_by_operation": kinds[name],
         }

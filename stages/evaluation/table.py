@@ -14,6 +14,7 @@ ROWS = (
     ("macs_with_attention", "MACs per step with attention", "{:,.0f}"),
     ("params", "parameters", "{:,.0f}"),
     ("params_active", "parameters active in one step", "{:,.0f}"),
+    ("milliseconds", "milliseconds an image and step", "{:.4g}"),
     ("images_per_second", "images per second", "{:.4g}"),
     ("peak_memory_mib", "peak memory, MiB", "{:.4g}"),
 )
@@ -22,6 +23,7 @@ ROWS = (
 def compare(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
     """Student over teacher for cost and speed, and the student's FID minus the teacher's."""
     ratio = {key: student[key] / teacher[key] for key in RATIOS}
+    ratio["time"] = student["milliseconds"] / teacher["milliseconds"]
     return ratio | {"fid_difference": student["fid"] - teacher["fid"]}
 
 
@@ -51,9 +53,12 @@ def write(form: str, value: float | None) -> str:
 
 
 def compared(key: str, ratio: dict[str, float]) -> str:
-    """The ratio of one row, for FID the difference."""
+    """The ratio of one row, for FID the difference; the measured time with the predicted one behind it, where there is one."""
     if key == "fid":
         return f"{ratio['fid_difference']:+.4g}"
+    if key == "milliseconds":
+        predicted = f" (predicted {ratio['time_predicted']:.3f})" if "time_predicted" in ratio else ""
+        return f"x {ratio['time']:.3f}{predicted}"
     return f"x {ratio[key]:.3f}" if key in ratio else "-"
 
 
