@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from helpers import tiny_unet
 
 from stages.config import cross_problems, load_params
@@ -110,6 +117,18 @@ def test_old_configs_state_little_and_that_is_kept(diffusion_settings):
     assert process.scheduler("ddpm").config.timestep_spacing == "leading"
     assert process.scheduler("ddpm").config.variance_type == "fixed_large"
     assert process.scheduler("ddim").config.clip_sample
+
+
+def test_a_pipeline_saved_here_is_sampled_with_the_same_timesteps_when_it_is_given(diffusion_settings):
+    for changes in ({}, {"rescale_betas_zero_snr": True}):
+        process = make_process(diffusion_settings | changes)
+        given = make_process(diffusion_settings | changes, said(process.scheduler()))
+        for steps in (10, 25):
+            nodes = nodes_of(given, "dpm_solver", steps)
+            assert nodes.tolist() == nodes_of(process, "dpm_solver", steps).tolist() and nodes[0] == 999
+        loaded = UniPCMultistepScheduler.from_config(process.scheduler().config)
+        loaded.set_timesteps(10)
+        assert loaded.timesteps[0] == 999
 
 
 def test_latents_stay_unclipped_and_a_learned_variance_is_a_fixed_one(diffusion_settings):

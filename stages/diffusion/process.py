@@ -26,6 +26,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "edm_euler": ("EDMEulerScheduler", {}),
     "edm_dpm_solver": ("EDMDPMSolverMultistepScheduler", {}),
 }
+# What the scheduler of a pipeline folder has beside, unless the teacher was given with a scheduler of its own.
+SAVED: dict[str, dict[str, Any]] = {"vp": {"timestep_spacing": "linspace"}, "edm": {}}
 
 
 def unclipped(scheduler: Any) -> Any:
@@ -62,6 +64,7 @@ class Process(ABC):
     def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
         self.settings, self.kept = settings, kept_settings(stated, self.name)
         self.config = {key: settings[key] for key in self.keys if key in settings}
+        self.saved = SAVED[self.name] if stated is None else {}
 
     @abstractmethod
     def draw(
@@ -140,12 +143,17 @@ class Process(ABC):
         return b * eps + a * x0
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A diffusers scheduler of this process, by the name that `sampling.scheduler` uses; the process's first when None."""
+        """A diffusers scheduler of this process, by the name that `sampling.scheduler` uses.
+
+        With None the one that a pipeline folder holds: the process's first, from whose config other solvers of diffusers start at
+        the noisiest timestep. Its own `leading` would keep them from it.
+        """
         import diffusers
 
         scheduler, extra = SCHEDULERS[name or SAMPLERS[self.name][0]]
         kept = fit_solver(self.kept) if name == "dpm_solver" else self.kept
-        return getattr(diffusers, scheduler).from_config(extra | kept | self.config)
+        saved = self.saved if name is None else {}
+        return getattr(diffusers, scheduler).from_config(extra | saved | kept | self.config)
 
     def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:
         """Raise a ValueError when a teacher's own scheduler config, if it has one, states another process than the params do."""
