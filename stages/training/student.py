@@ -21,7 +21,7 @@ from stages.models.specs import identity_architecture
 from stages.models.stream import narrowed_teacher
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
-KERNELS, UPSAMPLER_KERNELS = [1, 3, 5], [1, 2]  # all that a search space may have
+KERNELS, UPSAMPLER_KERNELS = [1, 3, 5], [1, 3]  # all that a search space may have
 
 
 def build_student(
