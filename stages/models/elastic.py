@@ -38,8 +38,8 @@ class ElasticBlock(nn.Module):
     Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
     the k most important. The channels that a layer reads and writes keep their places, and so do the heads of an attention; a
     spec says which it takes. A convolution has separate weights for every kernel size; a size that the teacher has not starts
-    from the centre of the teacher's kernel (or from that kernel with a border of zeros), that of an upsampler from its sum. For
-    low ranks it has the factors of the teacher's kernel, of which the first r are taken.
+    from the centre of the teacher's kernel, that of an upsampler from its sum. For low ranks it has the factors of the teacher's
+    kernel, of which the first r are taken.
 
     Args:
         block: a diffusers down, mid or up block; copied.
@@ -277,7 +277,7 @@ def _descending(importance: torch.Tensor) -> list[int]:
 
 
 def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """The centre of a kernel (out, in, k, k), or the kernel in a border of zeros, as (out, in, size, size)."""
+    """The centre of a kernel (out, in, k, k), as (out, in, size, size)."""
     margin = (size - weight.shape[-1]) // 2
     return F.pad(weight, (margin,) * 4).clone()
 
