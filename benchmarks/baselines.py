@@ -2,7 +2,7 @@
 
 Channels are pruned with torch-pruning, whole dependency groups at a time and the same share of every layer, as in Diff-Pruning
 (arXiv 2305.10924), until the MACs, counted as thop does, are at the target. GroupNorms keep their number of groups, attention
-its inner width. Upsamplers may be folded as the search's are, with the same output at 4/9 of their MACs.
+its inner width.
 """
 
 import copy
@@ -25,8 +25,7 @@ from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import Batch, NoisyBatches, predict
 from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
-from stages.models.elastic import folded_kernels
-from stages.models.multi_decoder_unet import Calibration, fold_upsampler, upsampler_kernel
+from stages.models.multi_decoder_unet import Calibration
 from stages.models.specs import unet_macs
 
 STEPS = 100  # in which the share of pruned channels rises
@@ -54,14 +53,13 @@ class Calibrated(nn.Module):
         return UNet2DOutput(self.calibration(predict(self.net, sample, timestep, *args), sample, timesteps))
 
 
-def pruned(teacher: UNet2DModel, ratio: float, importance: Any, fold: bool = False) -> UNet2DModel:
+def pruned(teacher: UNet2DModel, ratio: float, importance: Any) -> UNet2DModel:
     """A copy of the teacher whose MACs are at most `ratio` of its own and at least 98 % of that.
 
     A step that would overshoot by more is left out, and those after it are tried.
 
     Args:
         importance: an importance of torch-pruning; those of gradients read `teacher`'s, which are copied.
-        fold: whether the upsamplers of the copy are folded.
 
     Raises:
         ValueError: no sequence of steps ends within the tolerance.
@@ -76,30 +74,16 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any, fold: bool = Fal
                 continue
             group.prune()
             mend(net)
-            made = folded(net) if fold else net
-            macs = unet_macs(made)
+            macs = unet_macs(net)
             if macs < (1 - TOLERANCE) * target:
                 overshot = name
                 break
             if macs <= target:
-                made.zero_grad()
-                return made
+                net.zero_grad()
+                return net
         if overshot is None:
             raise ValueError(f"no pruning of this teacher has {ratio} of its MACs to within {TOLERANCE:.0%}")
         left_out.add(overshot)
-
-
-def folded(net: UNet2DModel) -> UNet2DModel:
-    """A copy with the same output whose upsamplers run at the low resolution."""
-    net = copy.deepcopy(net)
-    for block in net.up_blocks:
-        if not upsampler_kernel(block):
-            continue
-        conv = block.upsamplers[0].conv
-        fold_upsampler(block, 2)
-        for phase, weight in zip(block.upsamplers[0].phases, folded_kernels(conv.weight), strict=True):
-            phase.load_state_dict({"weight": weight, "bias": conv.bias})
-    return net
 
 
 def copied(teacher: UNet2DModel) -> UNet2DModel:

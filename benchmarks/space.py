@@ -30,7 +30,7 @@ SPACE = {
     "ranks": [0.25, 0.5, 1.0],
     "drop_layers": True,
     "drop_attention": True,
-    "upsampler_kernels": [1, 2, 3],
+    "upsampler_kernels": [1, 3],
 }
 
 
@@ -44,28 +44,19 @@ def of_layers(uses: Callable[[Spec, Spec], bool]) -> Callable[[Spec, Spec], bool
     return anywhere
 
 
-def of_attentions(key: str) -> Callable[[Spec, Spec], bool]:
-    """Whether any attention is narrowed so."""
-    return lambda spec, _: any(isinstance(kept, dict) and key in kept for kept in spec["attentions"])
-
-
 # Whether a spec makes use of a kind of choice, beside the teacher's.
 KINDS: dict[str, Callable[[Spec, Spec], bool]] = {
     "layers dropped": lambda spec, _: None in spec["layers"],
     "attentions dropped": lambda spec, identity: any(
         was and not kept for kept, was in zip(spec["attentions"], identity["attentions"], strict=True)
     ),
-    "attentions with fewer heads": of_attentions("heads"),
-    "attentions that read less": of_attentions("reads"),
+    "attentions with fewer heads": lambda spec, _: any(isinstance(kept, dict) for kept in spec["attentions"]),
     "inner widths": of_layers(lambda layer, whole: layer["width"] < whole["width"]),
     "kernels 1x1": of_layers(lambda layer, _: 1 in layer["kernels"]),
     "low ranks": of_layers(lambda layer, _: "ranks" in layer),
     "layers that read less": of_layers(lambda layer, _: "reads" in layer),
     "layers that write less": of_layers(lambda layer, _: "writes" in layer),
-    "shortcuts that read less": of_layers(lambda layer, _: "shortcut" in layer),
-    "upsampler 2x2": lambda spec, _: spec.get("upsampler") == 2,
     "upsampler 1x1": lambda spec, _: spec.get("upsampler") == 1,
-    "upsamplers that read less": lambda spec, _: "upsampler_reads" in spec,
 }
 
 

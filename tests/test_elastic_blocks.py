@@ -5,18 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import space_of, tiny_unet
 from thop import profile
 
 from stages.models.borders import border_of_job, borders_of, run_block, trace
 from stages.models.elastic import ElasticBlock, full_ranks, student_state, tucker_factors
-from stages.models.multi_decoder_unet import FoldedUpsample, Interleaved, LowRankConvolution, apply_spec
+from stages.models.multi_decoder_unet import LowRankConvolution, PointwiseUpsample, apply_spec
 from stages.models.specs import block_macs, identity_spec
 from stages.search.space import BlockSpace, key_of, largest_ranks
 
-SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3, 5], "drop_layers": True, "drop_attention": True}
-SETTINGS |= {"heads": [0.25, 0.5, 1.0], "upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1}
+SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
+SETTINGS |= {"heads": [0.25, 0.5, 1.0], "upsampler_kernels": [1, 3], "stream": [0.5, 1.0], "channel_multiple": 1}
 SETTINGS |= {"ranks": [0.25, 0.5, 1.0]}
 
 
@@ -44,11 +43,9 @@ def test_the_largest_path_of_a_fresh_supernet_is_the_teacher_before_and_after_so
     for border, inputs, outputs in borders_with_tensors(net):
         block = net.get_submodule(border.block)
         supernet, spec = ElasticBlock(block, border.kind, SETTINGS["kernels"]), identity_spec(block)
-        folded = spec | {"upsampler": 2} if "upsampler" in spec else spec
         for _ in range(2):
-            for path in (spec, folded):
-                for got, want in zip(supernet(path, inputs), outputs, strict=True):
-                    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+            for got, want in zip(supernet(spec, inputs), outputs, strict=True):
+                torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
             supernet.sort_channels(inputs)
 
 
@@ -164,31 +161,59 @@ def test_a_layer_reads_and_writes_its_most_important_groups_only(net):
 
 
 @torch.no_grad()
-def test_attention_shortcut_and_upsampler_leave_out_what_adds_least(net):
+def test_an_attention_leaves_out_the_head_that_adds_least(net):
     border, inputs, _ = next(found for found in borders_with_tensors(net) if found[0].block == "up_blocks.0")
     block = copy.deepcopy(net.up_blocks[0])
-    for resnet, attention in zip(block.resnets, block.attentions, strict=True):
-        resnet.conv_shortcut.weight[:, : 2 * resnet.norm1.num_channels // 4] = 0
+    for attention in block.attentions:
         attention.to_out[0].weight[:, 8:16] = 0
-        for linear in (attention.to_q, attention.to_k, attention.to_v):
-            linear.weight[:, 24:] = 0
-    block.upsamplers[0].conv.weight[:, 16:24] = 0
-    supernet = ElasticBlock(block, border.kind, [3], [2])
+    supernet = ElasticBlock(block, border.kind, [3])
     order = supernet.sort_channels(inputs)
-    assert [set(groups[:2]) for groups in order["shortcuts"]] == [{2, 3}] * 3
     assert [heads[-1] for heads in order["heads"]] == [1] * 3
-    assert [groups[-1] for groups in order["attention_reads"]] == [3] * 3
-    assert order["upsampler_reads"][0][-1] == 2
     spec = identity_spec(block)
-    less = {
-        "layers": [layer | {"shortcut": [2, 3]} for layer in spec["layers"]],
-        "attentions": [{"heads": [0, 2, 3], "reads": [0, 1, 2]}] * 3,
-        "upsampler": 2,
-        "upsampler_reads": [0, 1, 3],
-    }
+    less = spec | {"attentions": [{"heads": [0, 2, 3]}] * 3}
     for got, want in zip(supernet(less, inputs), supernet(spec, inputs), strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    assert block_macs(block, 4) > block_macs(supernet.skeleton(less), 4)
     assert block_macs(supernet.skeleton(less), 4) == thop_macs(apply_spec(block, less), inputs)
+
+
+@torch.no_grad()
+def test_heads_that_are_kept_keep_their_weights(net):
+    whole = net.up_blocks[0].attentions[0]
+    spec = identity_spec(net.up_blocks[0]) | {"attentions": [{"heads": [1, 3]}, True, True]}
+    part = apply_spec(copy.deepcopy(net.up_blocks[0]), spec).attentions[0]
+    kept = [*range(8, 16), *range(24, 32)]
+    assert part.heads == 2 and torch.equal(part.to_k.weight, whole.to_k.weight[kept])
+    whole.to_out[0].weight[:, [i for i in range(32) if i not in kept]] = 0
+    x = torch.randn(2, 32, 4, 4)
+    torch.testing.assert_close(part(x), whole(x), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_pointwise_upsampler_does_what_the_teachers_does_inside_a_constant_image(net):
+    border, inputs, _ = next(found for found in borders_with_tensors(net) if found[0].block == "up_blocks.0")
+    supernet = ElasticBlock(net.up_blocks[0], border.kind, [3], [1, 3])
+    spec = identity_spec(net.up_blocks[0])
+    skeleton = supernet.skeleton(spec | {"upsampler": 1})
+    weights = supernet.weights(spec | {"upsampler": 1})
+    upsampler = PointwiseUpsample(net.up_blocks[0].upsamplers[0].conv)
+    upsampler.load_state_dict({name: weights[f"upsamplers.0.{name}"] for name in ("conv.weight", "conv.bias")})
+    constant = torch.randn(1, 32, 1, 1).expand(1, 32, 4, 4)
+    inside = net.up_blocks[0].upsamplers[0](constant.contiguous())[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(upsampler(constant)[:, :, 1:-1, 1:-1], inside, atol=1e-5, rtol=1e-5)
+    pointwise = apply_spec(copy.deepcopy(net.up_blocks[0]), spec | {"upsampler": 1})
+    assert block_macs(skeleton, 4) == thop_macs(pointwise, inputs)
+
+
+@torch.no_grad()
+def test_a_pointwise_upsampler_repeats_each_pixel():
+    upsampler = PointwiseUpsample(torch.nn.Conv2d(3, 2, 3, padding=1))
+    hidden = torch.randn(2, 3, 4, 5)
+    found = upsampler(hidden)
+    assert found.shape == (2, 2, 8, 10)
+    for y, x in ((0, 0), (3, 6), (7, 9)):
+        want = upsampler.conv(hidden)[:, :, y // 2, x // 2]
+        assert torch.equal(found[:, :, y, x], want)
 
 
 def thop_macs(block, inputs):
@@ -201,21 +226,22 @@ def thop_macs(block, inputs):
     ("change", "message"),
     [
         ({"attentions": [{"heads": [4]}, True, True]}, r"heads \[4\] are no ascending groups of 0 to 3"),
-        ({"attentions": [{"reads": []}, True, True]}, r"reads \[\] are no ascending groups"),
-        ({"upsampler": 2, "upsampler_reads": [1, 0]}, r"upsampler_reads \[1, 0\] are no ascending groups"),
-        ({"upsampler_reads": [0]}, r"upsampler_reads \[0\] for an upsampler that is not folded"),
+        ({"attentions": [{"heads": []}, True, True]}, r"heads \[\] are no ascending groups"),
+        ({"attentions": [{"heads": [1, 0]}, True, True]}, r"heads \[1, 0\] are no ascending groups"),
+        ({"upsampler": 2}, "upsampler 2 is unknown; use 1 or 3"),
     ],
 )
-def test_a_spec_names_heads_and_groups_that_there_are(net, change, message):
+def test_a_spec_names_heads_and_kernels_that_there_are(net, change, message):
     with pytest.raises(ValueError, match=message):
         apply_spec(copy.deepcopy(net.up_blocks[0]), identity_spec(net.up_blocks[0]) | change)
 
 
-def test_a_shortcut_without_a_convolution_reads_everything(net):
-    spec = identity_spec(net.down_blocks[0])
-    spec["layers"][0] |= {"shortcut": [0]}
-    with pytest.raises(ValueError, match="whose shortcut has no convolution"):
-        apply_spec(copy.deepcopy(net.down_blocks[0]), spec)
+def test_an_attention_of_another_kind_keeps_its_heads(net):
+    block = copy.deepcopy(net.up_blocks[0])
+    block.attentions[0].residual_connection = False
+    assert space_of(block, SETTINGS).attentions[0] == [True, False]
+    with pytest.raises(ValueError, match=r"heads \[0\] for an attention of another kind"):
+        apply_spec(block, identity_spec(block) | {"attentions": [{"heads": [0]}, True, True]})
 
 
 def test_channels_that_are_not_written_pass_a_layer_by(net):
@@ -239,7 +265,7 @@ def test_the_space_holds_the_teacher_and_its_sample_is_seeded_and_without_repeti
         net.down_blocks[0], SETTINGS | {"kernels": [3], "drop_layers": False, "stream": [1.0], "ranks": [1.0]}
     )
     assert len(small.first(100, np.random.default_rng(0))) == len(small) == len(small.all()) == 9
-    assert len(space) == ((3 * 25 * 8 + 1) ** 3) * (3 * 2 + 1) ** 3 * 4
+    assert len(space) == ((3 * 16 * 4 + 1) ** 3) * 4**3 * 2
 
 
 def test_children_are_new_members_of_the_space_near_their_parents(net):
@@ -299,28 +325,3 @@ def test_jobs_name_blocks_and_stages(net):
     for wrong in ("up_blocks.0", "mid_block.stage_1", "down_blocks.9"):
         with pytest.raises(ValueError, match=r"the teacher has down_blocks\.0"):
             border_of_job(net, wrong)
-
-
-def test_interleaving_is_a_pixel_shuffle_of_the_stack_and_so_is_its_gradient():
-    phases = [torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(4)]
-    wanted = F.pixel_shuffle(torch.stack(phases, 2).flatten(1, 2), 2)
-    weights = torch.randn_like(wanted)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        found = Interleaved.apply(*(phase.contiguous(memory_format=memory_format) for phase in phases))
-        assert found.is_contiguous(memory_format=memory_format)
-        assert torch.equal(found, wanted)
-        gradients = (torch.autograd.grad((out * weights).sum(), phases, retain_graph=True) for out in (found, wanted))
-        assert all(map(torch.equal, *gradients))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_folded_upsampler_sees_the_right_pixels_and_keeps_the_memory_format(memory_format):
-    upsampler = FoldedUpsample(torch.nn.Conv2d(3, 2, 3, padding=1), 2)
-    hidden = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format)
-    with torch.no_grad():
-        found = upsampler(hidden)
-        assert found.is_contiguous(memory_format=memory_format)
-        for y, x in ((0, 0), (3, 6), (7, 9)):
-            patch = F.pad(hidden, (1, 1, 1, 1))[:, :, (y + 1) // 2 :, (x + 1) // 2 :][:, :, :2, :2]
-            phase = upsampler.phases[2 * (y % 2) + x % 2]
-            torch.testing.assert_close(found[:, :, y, x], phase(patch)[:, :, 0, 0])

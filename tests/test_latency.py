@@ -21,7 +21,7 @@ SPACE = {
     "ranks": [0.5, 1.0],
     "drop_layers": True,
     "drop_attention": True,
-    "upsampler_kernels": [1, 2],
+    "upsampler_kernels": [1, 3],
 }
 
 

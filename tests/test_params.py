@@ -142,7 +142,7 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_stage leaves none"),
         ("search_block.local_triples", 257, "search_block.local_triples: 257 of the 256 held-out triples per stage"),
         ("search_block.output_triples", 257, "search_block.output_triples: 257 of the 256 held-out triples per stage"),
-        ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3, 5"),
+        ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3"),
         ("search_block.widths", [0.5, 0.5], "search_block.widths: [0.5, 0.5] holds a value twice"),
         ("assemble.tau", "much", 'assemble.tau: "much" is not allowed: Error allowed'),
         ("evaluate.samples", 64, "evaluate.samples: 64 are too few for the extractor's 64 features; the least is 65"),

@@ -20,7 +20,7 @@ from stages.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
-SPACE |= {"heads": [0.5, 1.0], "upsampler_kernels": [1, 2], "stream": [0.5, 1.0], "channel_multiple": 1, "ranks": [1.0]}
+SPACE |= {"heads": [0.5, 1.0], "upsampler_kernels": [1, 3], "stream": [0.5, 1.0], "channel_multiple": 1, "ranks": [1.0]}
 STAGES = [[0, 400], [400, 1000]]
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
     """Against the denoised images of a whole student that differs from the teacher in this block only, on the cached x_t."""
     for border in borders_of(unet):
         block = unet.get_submodule(border.block)
-        supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE).smallest()
+        supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 3]), space_of(block, SPACE).smallest()
         whole = identity_architecture(unet)
         place = int(border.block.rpartition(".")[2]) if border.kind != "mid" else None
         if border.kind == "mid":
@@ -129,7 +129,7 @@ def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(un
 def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 3]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4, 8), 30, 0, None)
     found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
@@ -172,7 +172,7 @@ def test_exploring_finds_a_better_front_than_drawing(unet):
 def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, tmp_path):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 2]), space_of(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 3]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     measure, calls = BlockScore(supernet, features, len(border.inputs), 4, 8), []
 

@@ -40,7 +40,7 @@ SEARCH = {
     "kernels": [3],
     "drop_layers": False,
     "drop_attention": False,
-    "upsampler_kernels": [2],
+    "upsampler_kernels": [3],
     "ranks": [1.0],
     "steps": 1,
     "batch_size": 8,

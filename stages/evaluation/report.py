@@ -334,8 +334,7 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
             }
         )
     if kernel := spec.get("upsampler"):
-        parts = [f"upsampler · {kernel}×{kernel}", *parts_text({"reads": spec.get("upsampler_reads")})]
-        layers.append({"share": kernel / 3, "text": " · ".join(parts), "attention": None})
+        layers.append({"share": kernel / 3, "text": f"upsampler · {kernel}×{kernel}", "attention": None})
     return layers
 
 
@@ -346,13 +345,8 @@ def ranks_text(layer: dict[str, Any]) -> list[str]:
 
 
 def parts_text(part: dict[str, Any]) -> list[str]:
-    """What a layer, an attention or an upsampler has of its heads, reads and writes, where that is not all."""
-    texts = {
-        "heads": "{} heads",
-        "reads": "reads {} groups",
-        "writes": "writes {} groups",
-        "shortcut": "shortcut reads {} groups",
-    }
+    """What a layer or an attention has of its heads, reads and writes, where that is not all."""
+    texts = {"heads": "{} heads", "reads": "reads {} groups", "writes": "writes {} groups"}
     return [text.format(len(part[key])) for key, text in texts.items() if part.get(key)]
 
 
@@ -432,8 +426,7 @@ def spec_text(spec: dict[str, Any]) -> str:
         for layer in spec["layers"]
     ]
     attentions = [attention_text(kept) for kept in spec["attentions"]]
-    parts = parts_text({"reads": spec.get("upsampler_reads")})
-    upsamplers = [", ".join([f"upsampler {spec['upsampler']}", *parts])] if "upsampler" in spec else []
+    upsamplers = [f"upsampler {spec['upsampler']}"] if "upsampler" in spec else []
     return "; ".join([", ".join(layers), *attentions, *upsamplers])
 
 

@@ -15,14 +15,12 @@ from torch import nn
 
 from stages.models.borders import run_block
 from stages.models.multi_decoder_unet import (
-    FoldedUpsample,
     Module,
-    PartialAttention,
     PartialLayer,
     apply_spec,
-    attention_group_size,
+    can_drop_heads,
     group_size,
-    narrows,
+    head_channels,
     output_group_size,
     upsampler_kernel,
 )
@@ -30,19 +28,18 @@ from stages.models.specs import Spec
 
 ChannelOrder = dict[str, list[list[int]]]
 FACTORS = ("reduce", "core", "expand")
-ORDERED = ("reads", "writes", "shortcuts", "heads", "attention_reads", "upsampler_reads")
 SKELETONS_KEPT = 512
 UPSAMPLER = "upsamplers.0.conv.weight"
 
 
 class ElasticBlock(nn.Module):
-    """A teacher's block of which a spec says per call what is left: widths, kernels, layers, attentions, what each reads, writes.
+    """A teacher's block of which a spec says per call what is left: widths, kernels, layers, heads, channels read and written.
 
     Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
     the k most important. The channels that a layer reads and writes keep their places, and so do the heads of an attention; a
     spec says which it takes. A convolution has separate weights for every kernel size; a size that the teacher has not starts
-    from the centre of the teacher's kernel (or from that kernel with a border of zeros). For low ranks it has the factors of the
-    teacher's kernel, of which the first r are taken.
+    from the centre of the teacher's kernel, that of an upsampler from its sum. For low ranks it has the factors of the teacher's
+    kernel, of which the first r are taken.
 
     Args:
         block: a diffusers down, mid or up block; copied.
@@ -91,7 +88,7 @@ class ElasticBlock(nn.Module):
                 self._skeletons.clear()
             skeleton = apply_spec(copy.deepcopy(self._template[0]), spec).eval()
             for layer in skeleton.modules():
-                if isinstance(layer, (PartialLayer, PartialAttention, FoldedUpsample)):
+                if isinstance(layer, PartialLayer):
                     for name, places in layer.named_buffers(recurse=False):
                         setattr(layer, name, places.to(device))
             self._skeletons[key] = skeleton
@@ -100,16 +97,24 @@ class ElasticBlock(nn.Module):
     def weights(self, spec: Spec) -> dict[str, torch.Tensor]:
         """Slices of the elastic weights for a sub-block, by the names of its state dict."""
         skeleton = self.skeleton(spec)
-        return {name: self._slice(name, parameter.shape, skeleton) for name, parameter in skeleton.named_parameters()}
+        heads = self._heads(spec)
+        return {name: self._slice(name, p.shape, skeleton, heads) for name, p in skeleton.named_parameters()}
 
-    def _slice(self, name: str, shape: torch.Size, skeleton: Module) -> torch.Tensor:
-        if name.startswith("upsamplers.0.phases."):
-            return self._phase(name, shape, skeleton.upsamplers[0].read)
-        layer = skeleton.get_submodule(".".join(name.split(".")[:2]))
-        if isinstance(layer, PartialAttention):
-            name = name.replace(".attention.", ".")
-            return _part_of_attention(self.block.get_parameter(name), name, layer)
+    def _heads(self, spec: Spec) -> dict[str, torch.Tensor]:
+        """The inner channels of the heads that are kept, by the name of an attention that has fewer."""
+        device = next(self.block.parameters()).device
+        return {
+            f"attentions.{i}": head_channels(self.block.attentions[i], kept["heads"]).to(device)
+            for i, kept in enumerate(spec["attentions"])
+            if isinstance(kept, dict)
+        }
+
+    def _slice(self, name: str, shape: torch.Size, skeleton: nn.Module, heads: dict[str, torch.Tensor]) -> torch.Tensor:
+        place = ".".join(name.split(".")[:2])
         full = self._whole(name, shape)
+        if place in heads:
+            return _part_of_attention(full, name, heads[place])
+        layer = skeleton.get_submodule(place)
         if isinstance(layer, PartialLayer):
             full = _part_of_layer(full, name, layer)
         if full.shape == shape:
@@ -131,14 +136,6 @@ class ElasticBlock(nn.Module):
             return self.other_kernels[_key(name, shape[-1])]
         return full
 
-    def _phase(self, name: str, shape: torch.Size, read: torch.Tensor | None) -> torch.Tensor:
-        if name.endswith("bias"):
-            return self.block.upsamplers[0].conv.bias
-        if shape[-1] == 1:
-            return _columns(self.other_kernels[_key(UPSAMPLER, 1)], read)
-        weight = _columns(self.block.get_parameter(UPSAMPLER), read)
-        return folded_kernels(weight)[int(name.split(".")[3])]
-
     def _scale_and_shift(self, name: str) -> bool:
         layer = self.block.get_submodule(name.rsplit(".", 2)[0])
         return layer.time_embedding_norm == "scale_shift"
@@ -155,37 +152,24 @@ class ElasticBlock(nn.Module):
 
         The importance of a group is the mean square of what it alone adds: ||conv2[:, g] * a_g||^2, where a is the input of
         the second convolution on the given border inputs; that of a group that is read is ||conv1[:, g] * a_g||^2, likewise for
-        what shortcuts, upsamplers and attentions (its queries, keys and values in all) read, and for heads; that of a group
-        that is written is the mean square of conv2's output in it.
+        heads; that of a group that is written is the mean square of conv2's output in it.
 
         Returns:
-            {"reads", "writes", "shortcuts"}: the groups of each layer, the most important first; {"heads", "attention_reads"}:
-            the heads, and the groups, of each attention; {"upsampler_reads"}: one list of groups. Empty lists for what the block
-            has not.
+            {"reads", "writes"}: the groups of each layer, the most important first; {"heads"}: the heads of each attention, an
+            empty list for one whose heads cannot be dropped.
         """
         seen = self._inputs_and_outputs(tensors)
-        order: ChannelOrder = {key: [] for key in ORDERED}
+        order: ChannelOrder = {"reads": [], "writes": [], "heads": []}
         for i, resnet in enumerate(self.block.resnets):
             inner, written = seen[f"resnets.{i}.conv2"]
-            groups, bypass = resnet.norm1.num_groups, f"resnets.{i}.conv_shortcut"
-            order["reads"].append(_by_group(resnet.conv1, seen[f"resnets.{i}.conv1"][0], groups))
+            order["reads"].append(_by_group(resnet.conv1, seen[f"resnets.{i}.conv1"][0], resnet.norm1.num_groups))
             order["writes"].append(
                 _descending(written.unflatten(1, (-1, output_group_size(resnet))).square().mean((0, 2, 3, 4)))
             )
-            order["shortcuts"].append(
-                _by_group(resnet.conv_shortcut, seen[bypass][0], groups) if bypass in seen else []
-            )
             self._permute(i, _by_group(resnet.conv2, inner, resnet.norm2.num_groups))
         for i, attention in enumerate(getattr(self.block, "attentions", None) or []):
-            known = narrows(attention)
+            known = can_drop_heads(attention)
             order["heads"].append(_by_head(attention, seen[f"attentions.{i}.to_out.0"][0]) if known else [])
-            size = attention_group_size(self.block, i) if known else 0
-            order["attention_reads"].append(
-                _by_pixels(attention, seen[f"attentions.{i}.to_q"][0], size) if known else []
-            )
-        if upsampler_kernel(self.block):
-            conv, size = self.block.upsamplers[0].conv, output_group_size(self.block.resnets[-1])
-            order["upsampler_reads"].append(_by_group(conv, seen["upsamplers.0.conv"][0], conv.in_channels // size))
         return order
 
     def _inputs_and_outputs(self, tensors: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -227,23 +211,10 @@ class ElasticBlock(nn.Module):
 
 def natural_order(block: Module) -> ChannelOrder:
     """What `ElasticBlock.sort_channels` gives where all groups and heads of a block matter alike: their numbers, ascending."""
-    attentions = [(i, attention) for i, attention in enumerate(getattr(block, "attentions", None) or [])]
-    known = [(i, attention) for i, attention in attentions if narrows(attention)]
-    order: ChannelOrder = {key: [] for key in ORDERED}
-    for resnet in block.resnets:
-        groups = list(range(resnet.norm1.num_groups))
-        order["reads"].append(groups)
-        order["writes"].append(groups)
-        order["shortcuts"].append([] if resnet.conv_shortcut is None else groups)
-    order["heads"] = [[] for _ in attentions]
-    order["attention_reads"] = [[] for _ in attentions]
-    for i, attention in known:
-        order["heads"][i] = list(range(attention.heads))
-        order["attention_reads"][i] = list(range(attention.to_q.in_features // attention_group_size(block, i)))
-    if upsampler_kernel(block):
-        size = output_group_size(block.resnets[-1])
-        order["upsampler_reads"].append(list(range(block.upsamplers[0].conv.in_channels // size)))
-    return order
+    groups = [list(range(resnet.norm1.num_groups)) for resnet in block.resnets]
+    attentions = getattr(block, "attentions", None) or []
+    heads = [list(range(attention.heads)) if can_drop_heads(attention) else [] for attention in attentions]
+    return {"reads": groups, "writes": groups, "heads": heads}
 
 
 def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
@@ -252,31 +223,20 @@ def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.
         case ["norm1", _]:
             return full.index_select(0, layer.read)
         case ["conv1", "weight"] | ["conv1", "reduce", "weight"]:
-            return _columns(full, layer.read)
+            return full.index_select(1, layer.read)
         case ["conv2", _] | ["conv2", "expand", _]:
             return full.index_select(0, layer.written)
-        case ["conv_shortcut", "weight"]:
-            return _columns(full, layer.shortcut_read)
     return full
 
 
-def _part_of_attention(full: torch.Tensor, name: str, layer: PartialAttention) -> torch.Tensor:
-    """A parameter of a whole attention with the heads that a partial one has and the channels that it reads."""
+def _part_of_attention(full: torch.Tensor, name: str, inner: torch.Tensor) -> torch.Tensor:
+    """A parameter of a whole attention with some of its inner channels."""
     match name.split(".")[2:]:
-        case ["group_norm", _]:
-            return full.index_select(0, layer.read)
-        case ["to_q" | "to_k" | "to_v", "weight"]:
-            return _columns(full.index_select(0, layer.inner), layer.read)
-        case ["to_q" | "to_k" | "to_v", "bias"]:
-            return full.index_select(0, layer.inner)
+        case ["to_q" | "to_k" | "to_v", _]:
+            return full.index_select(0, inner)
         case ["to_out", _, "weight"]:
-            return _columns(full, layer.inner)
+            return full.index_select(1, inner)
     return full
-
-
-def _columns(weight: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
-    """A weight (out, in, ...) for some of its inputs; for all where that is None."""
-    return weight if read is None else weight.index_select(1, read)
 
 
 class _Call(nn.Module):
@@ -308,11 +268,6 @@ def _by_head(attention: Module, mixed: torch.Tensor) -> list[int]:
     return _descending(added_by_part(attention.to_out[0].weight, mixed, attention.heads))
 
 
-def _by_pixels(attention: Module, pixels: torch.Tensor, size: int) -> list[int]:
-    weight = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
-    return _descending(added_by_part(weight, pixels, pixels.shape[-1] // size))
-
-
 def _by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> list[int]:
     return _descending(added_by_group(conv, inputs, groups))
 
@@ -322,20 +277,9 @@ def _descending(importance: torch.Tensor) -> list[int]:
 
 
 def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """The centre of a kernel (out, in, k, k), or the kernel in a border of zeros, as (out, in, size, size)."""
+    """The centre of a kernel (out, in, k, k), as (out, in, size, size)."""
     margin = (size - weight.shape[-1]) // 2
     return F.pad(weight, (margin,) * 4).clone()
-
-
-def folded_kernels(weight: torch.Tensor) -> list[torch.Tensor]:
-    """The four kernels (out, in, 2, 2) that do at half the resolution what `weight` (out, in, 3, 3) does after upsampling.
-
-    For the even rows of the output, which the first two are for, the second and third row of the kernel meet the same row of the
-    input, for the odd rows the first and the second; likewise the columns.
-    """
-    even, odd = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    sums = weight.new_tensor([even, odd])
-    return [torch.einsum("pr,qs,oirs->oipq", rows, columns, weight) for rows in sums for columns in sums]
 
 
 def full_ranks(block: Module) -> dict[str, int]:

@@ -3,14 +3,13 @@
 Self-contained (torch and diffusers only): this file travels with the weights, so that
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
 
-A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...], "upsampler": 2}.
+A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...], "upsampler": 1}.
 `width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
-(its shortcut stays), false drops the attention. A layer may have "ranks": [8, null], the channels that each convolution works in,
-null for one that is whole (see LowRankConvolution). `upsampler`, where a block has one with a convolution, is its kernel: 3 as in
-diffusers, or 2 or 1 (see FoldedUpsample). An up block may also have "channels", those of its output, more or fewer than those of
-the encoder's level. A layer may have "reads" and "writes", the groups of channels that its residual branch reads and writes, and
-"shortcut", those that the convolution of its shortcut reads (see PartialLayer); an attention may be {"heads": [0, 2], "reads":
-[0, 1]} (see PartialAttention), and beside "upsampler" 2 or 1 there may be "upsampler_reads"; all of them where it has not.
+(its shortcut stays), false drops the attention, {"heads": [0, 2]} keeps these of its heads. A layer may have "ranks": [8, null],
+the channels that each convolution works in, null for one that is whole (see LowRankConvolution), and "reads" and "writes", the
+groups of channels that its residual branch reads and writes (see PartialLayer); all of them where it has not. `upsampler`, where
+a block has one with a convolution, is its kernel: 3 as in diffusers, or 1 (see PointwiseUpsample). An up block may also have
+"channels", those of its output, more or fewer than those of the encoder's level.
 """
 
 import copy
@@ -126,7 +125,6 @@ class PartialLayer(nn.Module):
         resnet: the layer, its inner width and kernels as they are to be.
         reads: numbers of the groups of `norm1` that are read, ascending.
         writes: numbers of the groups of the output that are written, ascending; there are as many as in `norm1`.
-        shortcut: numbers of the groups of the input that the convolution of the shortcut reads, ascending; None for all.
 
     Raises:
         ValueError: there is no such group, or none, or one twice.
@@ -134,19 +132,16 @@ class PartialLayer(nn.Module):
 
     read: torch.Tensor
     written: torch.Tensor
-    shortcut_read: torch.Tensor | None
 
-    def __init__(self, resnet: Module, reads: list[int], writes: list[int], shortcut: list[int] | None = None) -> None:
+    def __init__(self, resnet: Module, reads: list[int], writes: list[int]) -> None:
         super().__init__()
         inner, outer = resnet.conv1, resnet.conv2
         factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
-        size = norm_size(resnet.norm1)
-        read = channels_of("reads", reads, inner.in_channels, size)
+        read = channels_of("reads", reads, inner.in_channels, norm_size(resnet.norm1))
         write = channels_of("writes", writes, outer.out_channels, output_group_size(resnet))
         # Buffers that are no part of the state: the spec says all that they hold.
         self.register_buffer("read", torch.tensor(read), persistent=False)
         self.register_buffer("written", torch.tensor(write), persistent=False)
-        self.register_buffer("shortcut_read", None, persistent=False)
         self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
         first, second = ((conv.kernel_size[0], getattr(conv, "rank", None)) for conv in (inner, outer))
         self.conv1 = convolution(len(read), inner.out_channels, *first, **factory)
@@ -155,12 +150,6 @@ class PartialLayer(nn.Module):
         self.nonlinearity, self.conv_shortcut = resnet.nonlinearity, resnet.conv_shortcut
         self.output_scale_factor = resnet.output_scale_factor
         self.scale_shift = resnet.time_embedding_norm == "scale_shift"
-        if shortcut is not None:
-            if self.conv_shortcut is None:
-                raise ValueError(f"architecture: shortcut {shortcut} for a layer whose shortcut has no convolution")
-            bypass = channels_of("shortcut", shortcut, inner.in_channels, size)
-            self.shortcut_read = torch.tensor(bypass)
-            self.conv_shortcut = nn.Conv2d(len(bypass), outer.out_channels, self.conv_shortcut.kernel_size, **factory)
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = self.conv1(self.nonlinearity(self.norm1(input_tensor.index_select(1, self.read))))
@@ -174,61 +163,12 @@ class PartialLayer(nn.Module):
             else:
                 hidden = self.norm2(hidden + shift)
         hidden = self.conv2(self.dropout(self.nonlinearity(hidden)))
-        shortcut = input_tensor if self.shortcut_read is None else input_tensor.index_select(1, self.shortcut_read)
-        if self.conv_shortcut is not None:
-            shortcut = self.conv_shortcut(shortcut)
+        shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return divided(shortcut.index_add(1, self.written, hidden.to(shortcut.dtype)), self.output_scale_factor)
 
 
-class PartialAttention(nn.Module):
-    """A self-attention with some of its heads that reads some of the channels, N,C,H,W to N,C,H,W.
-
-    Args:
-        attention: the whole one, as a diffusers block has it.
-        heads: numbers of its heads that are kept, ascending.
-        reads: numbers of the groups of channels that are read, ascending.
-        size: channels in a group.
-
-    Raises:
-        ValueError: there is no such head or group, or none, or one twice; or the attention is not one over pixels alone.
-    """
-
-    read: torch.Tensor
-    inner: torch.Tensor
-
-    def __init__(self, attention: Module, heads: list[int], reads: list[int], size: int) -> None:
-        super().__init__()
-        if not narrows(attention):
-            raise ValueError(f"architecture: heads {heads}, reads {reads} for an attention of another kind")
-        weight, norm = attention.to_q.weight, attention.group_norm
-        dim_head = weight.shape[0] // attention.heads
-        read, inner = (
-            channels_of("reads", reads, weight.shape[1], size),
-            channels_of("heads", heads, len(weight), dim_head),
-        )
-        self.register_buffer("read", torch.tensor(read), persistent=False)
-        self.register_buffer("inner", torch.tensor(inner), persistent=False)
-        self.attention = Attention(
-            query_dim=len(read),
-            heads=len(heads),
-            dim_head=dim_head,
-            bias=attention.to_q.bias is not None,
-            norm_num_groups=None if norm is None else len(read) // norm_size(norm),
-            eps=1e-5 if norm is None else norm.eps,
-        )
-        outer = attention.to_out[0]
-        self.attention.to_out[0] = nn.Linear(len(inner), outer.out_features, bias=outer.bias is not None)
-        self.attention.to(device=weight.device, dtype=weight.dtype)
-        self.rescale_output_factor = attention.rescale_output_factor
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        pixels = hidden_states.index_select(1, self.read).flatten(2).transpose(1, 2)
-        attended = self.attention(pixels).transpose(1, 2).reshape(hidden_states.shape)
-        return divided(hidden_states + attended, self.rescale_output_factor)
-
-
-def narrows(attention: Module) -> bool:
-    """Whether an attention is the one that PartialAttention knows: over the pixels, plain, with its residual added."""
+def can_drop_heads(attention: Module) -> bool:
+    """Whether an attention is one whose heads can be dropped: over the pixels, plain, with its residual added."""
     plain = isinstance(attention, Attention) and attention.residual_connection and not attention.only_cross_attention
     return plain and attention.spatial_norm is None and attention.norm_q is None and not attention.is_cross_attention
 
@@ -245,84 +185,29 @@ def channels_of(key: str, groups: list[int], channels: int, size: int) -> list[i
     return [group * size + i for group in groups for i in range(size)]
 
 
-class FoldedUpsample(nn.Module):
-    """Nearest-neighbour upsampling and a convolution, the convolution at the low resolution: N,C,H,W to N,C,2H,2W.
+class PointwiseUpsample(nn.Module):
+    """A 1 x 1 convolution, then nearest-neighbour upsampling, N,C,H,W to N,C,2H,2W.
 
-    The nine pixels that a 3 x 3 kernel meets after upsampling are copies of four. With kernel 2 each pixel of a 2 x 2 patch has
-    a 2 x 2 kernel of its own, which can do all that the 3 x 3 kernel does, with 4/9 of its MACs. Kernel 1 is one 1 x 1 kernel for
-    the whole patch, 1/36 of them.
+    It has 1/36 of the MACs of a 3 x 3 convolution after the upsampling.
 
     Args:
         convolution: the one that is replaced, after upsampling.
-        kernel: 2 or 1.
-        read: numbers of the channels that are read; None for all.
     """
 
-    read: torch.Tensor | None
-
-    def __init__(self, convolution: nn.Conv2d, kernel: int, read: list[int] | None = None) -> None:
+    def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": convolution.weight.device, "dtype": convolution.weight.dtype}
-        channels = (convolution.in_channels if read is None else len(read), convolution.out_channels)
-        self.register_buffer("read", None if read is None else torch.tensor(read), persistent=False)
-        self.phases = nn.ModuleList(nn.Conv2d(*channels, kernel, **factory) for _ in range(kernel**2))
+        self.conv = nn.Conv2d(convolution.in_channels, convolution.out_channels, 1, **factory)
 
     def forward(self, hidden_states: torch.Tensor, output_size: int | None = None) -> torch.Tensor:
-        if self.read is not None:
-            hidden_states = hidden_states.index_select(1, self.read)
-        if len(self.phases) == 1:
-            return F.interpolate(self.phases[0](hidden_states), scale_factor=2.0, mode="nearest")
-        height, width = hidden_states.shape[2:]
-        padded = F.pad(self.packed(hidden_states), (1, 1, 1, 1))
-        patch = [
-            phase(padded[:, :, a : a + height + 1, b : b + width + 1])
-            for phase, (a, b) in zip(self.phases, itertools.product((0, 1), repeat=2), strict=True)
-        ]
-        whole: torch.Tensor = Interleaved.apply(*patch)
-        return whole.contiguous() if hidden_states.is_contiguous() else whole
-
-    @staticmethod
-    def packed(hidden_states: torch.Tensor) -> torch.Tensor:
-        """The tensor with channels last on a CPU, where convolutions of parts of it mostly take a fifth less time then."""
-        if hidden_states.device.type != "cpu":
-            return hidden_states
-        return hidden_states.contiguous(memory_format=torch.channels_last)
-
-
-class Interleaved(torch.autograd.Function):
-    """Four N,C,H,W as the pixels (0, 0), (0, 1), (1, 0), (1, 1) of every 2 x 2 patch of one N,C,2H,2W.
-
-    The same as stacking and `pixel_shuffle`, which take longer than the copies that are needed, here and on the way back.
-    """
-
-    @staticmethod
-    def forward(*phases: torch.Tensor) -> torch.Tensor:
-        batch, channels, height, width = phases[0].shape
-        last = phases[0].is_contiguous(memory_format=torch.channels_last)
-        whole = torch.empty(
-            (batch, channels, 2 * height, 2 * width),
-            dtype=phases[0].dtype,
-            device=phases[0].device,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
-        )
-        for phase, (a, b) in zip(phases, itertools.product((0, 1), repeat=2), strict=True):
-            whole[:, :, a::2, b::2] = phase
-        return whole
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """Nothing is kept for the way back."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(gradient[:, :, a::2, b::2] for a, b in itertools.product((0, 1), repeat=2))
+        return F.interpolate(self.conv(hidden_states), scale_factor=2.0, mode="nearest")
 
 
 def upsampler_kernel(block: Module) -> int | None:
     """Kernel of a block's upsampler when that is a 3 x 3 convolution after nearest-neighbour interpolation, else None."""
     upsampler = (getattr(block, "upsamplers", None) or [None])[0]
-    folds = isinstance(upsampler, Upsample2D) and upsampler.use_conv and not upsampler.use_conv_transpose
-    return 3 if folds and upsampler.conv.kernel_size == (3, 3) else None
+    plain = isinstance(upsampler, Upsample2D) and upsampler.use_conv and not upsampler.use_conv_transpose
+    return 3 if plain and upsampler.conv.kernel_size == (3, 3) else None
 
 
 def group_size(resnet: Module) -> int:
@@ -336,35 +221,58 @@ def output_group_size(resnet: Module) -> int:
     return resnet.conv2.out_channels // groups
 
 
-def attention_group_size(block: Module, index: int) -> int:
-    """Channels in one of the groups that a block's attention reads: its GroupNorm's, or the layer's where it has none."""
-    norm = block.attentions[index].group_norm
-    return output_group_size(block.resnets[index]) if norm is None else norm_size(norm)
-
-
 def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
     """What a spec makes of a ResNet layer, which it changes in place."""
     if layer is None:
         return ShortcutLayer(resnet)
     resnet = resize_layer(resnet, layer["width"], layer["kernels"], layer.get("ranks", [None, None]))
-    if not {"reads", "writes", "shortcut"} & layer.keys():
+    if not {"reads", "writes"} & layer.keys():
         return resnet
     everything = list(range(resnet.norm1.num_groups))
     reads, writes = (layer.get(key, everything) for key in ("reads", "writes"))
-    return PartialLayer(resnet, reads, writes, layer.get("shortcut"))
+    return PartialLayer(resnet, reads, writes)
 
 
-def rebuilt_attention(block: Module, index: int, kept: bool | dict[str, list[int]]) -> Module:
-    """What a spec makes of a block's attention."""
-    attention = block.attentions[index]
+def rebuilt_attention(attention: Module, kept: bool | dict[str, list[int]]) -> Module:
+    """What a spec makes of an attention, which it changes in place."""
     if kept is False:
         return Dropped()
-    if kept is True:
-        return attention
-    size = attention_group_size(block, index)
-    heads = kept.get("heads", list(range(attention.heads)))
-    reads = kept.get("reads", list(range(attention.to_q.in_features // size)))
-    return PartialAttention(attention, heads, reads, size)
+    return attention if kept is True else keep_heads(attention, kept["heads"])
+
+
+def keep_heads(attention: Module, heads: list[int]) -> Module:
+    """Keep some heads of a self-attention over the pixels, in place, with the weights that belong to them.
+
+    Args:
+        heads: their numbers, ascending.
+
+    Raises:
+        ValueError: there is no such head, or none, or one twice; or the attention is of another kind.
+    """
+    if not can_drop_heads(attention):
+        raise ValueError(f"architecture: heads {heads} for an attention of another kind")
+    inner = head_channels(attention, heads)
+    for linear in (attention.to_q, attention.to_k, attention.to_v):
+        select(linear, None, inner)
+    select(attention.to_out[0], inner, None)
+    attention.heads = attention.sliceable_head_dim = len(heads)
+    attention.inner_dim = attention.inner_kv_dim = len(inner)
+    return attention
+
+
+def head_channels(attention: Module, heads: list[int]) -> torch.Tensor:
+    """The inner channels of some heads of an attention."""
+    channels: int = attention.to_q.out_features
+    return torch.tensor(channels_of("heads", heads, channels, channels // attention.heads))
+
+
+def rebuilt_upsampler(block: Module, kernel: int) -> Module:
+    """A block's upsampler with a kernel of 3, as it was, or of 1."""
+    if upsampler_kernel(block) is None:
+        raise ValueError(f"architecture: upsampler {kernel} for a block that has none with a 3 x 3 convolution")
+    if kernel not in (1, 3):
+        raise ValueError(f"architecture: upsampler {kernel} is unknown; use 1 or 3")
+    return block.upsamplers[0] if kernel == 3 else PointwiseUpsample(block.upsamplers[0].conv)
 
 
 def resize_layer(resnet: Module, width: int, kernels: list[int], ranks: list[int | None]) -> Module:
@@ -389,14 +297,14 @@ def resize_layer(resnet: Module, width: int, kernels: list[int], ranks: list[int
 
 
 def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
-    """Rebuild a diffusers block in place as its spec says; weights of changed layers are new."""
+    """Rebuild a diffusers block in place as its spec says; the weights of changed layers are left to the caller."""
     check_type(block)
-    for index, kept in enumerate(spec["attentions"]):
-        block.attentions[index] = rebuilt_attention(block, index, kept)
-    if "upsampler" in spec:
-        fold_upsampler(block, spec["upsampler"], spec.get("upsampler_reads"))
-    for index, layer in enumerate(spec["layers"]):  # last, as the others' groups are those of the layers
+    for index, layer in enumerate(spec["layers"]):
         block.resnets[index] = rebuilt_layer(block.resnets[index], layer)
+    for index, kept in enumerate(spec["attentions"]):
+        block.attentions[index] = rebuilt_attention(block.attentions[index], kept)
+    if "upsampler" in spec:
+        block.upsamplers[0] = rebuilt_upsampler(block, spec["upsampler"])
     return block
 
 
@@ -406,25 +314,6 @@ def check_type(block: Module) -> None:
         raise ValueError(
             f"block type {type(block).__name__} is not supported; supported are {', '.join(sorted(BLOCK_TYPES))}"
         )
-
-
-def fold_upsampler(block: Module, kernel: int, reads: list[int] | None = None) -> None:
-    """Give a block's upsampler a kernel of FoldedUpsample, in place; untouched when it is as it was.
-
-    Args:
-        reads: numbers of the groups of the block's output that it reads, ascending; None for all. A group is one in which
-            the block's last layer writes.
-    """
-    usual = upsampler_kernel(block)
-    if usual is None:
-        raise ValueError(f"architecture: upsampler {kernel} for a block that has none with a 3 x 3 convolution")
-    if reads is not None and kernel == usual:
-        raise ValueError(f"architecture: upsampler_reads {reads} for an upsampler that is not folded")
-    if kernel == usual:
-        return
-    conv, size = block.upsamplers[0].conv, output_group_size(block.resnets[-1])
-    read = None if reads is None else channels_of("upsampler_reads", reads, conv.in_channels, size)
-    block.upsamplers[0] = FoldedUpsample(conv, kernel, read)
 
 
 def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
@@ -535,7 +424,7 @@ def narrow_layers(block: Module, reads: list[torch.Tensor], writes: torch.Tensor
         narrow_layer(resnet, read, writes)
     for attention in getattr(block, "attentions", None) or []:
         if attention is not None:
-            if not narrows(attention):
+            if not can_drop_heads(attention):
                 raise ValueError("architecture: stream of a UNet that has an attention of another kind")
             narrow_attention(attention, writes)
     for sampler in (*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())):

@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from stages.models.borders import borders_of
-from stages.models.multi_decoder_unet import Module, upsampler_kernel
+from stages.models.multi_decoder_unet import Module, PointwiseUpsample, upsampler_kernel
 
 Spec = dict[str, Any]
 
@@ -45,19 +45,20 @@ def block_macs(block: nn.Module, resolution: int) -> int:
         resolution: side in pixels at which its ResNet layers run. Its downsampler writes half of it, its upsampler twice.
     """
     return sum(
-        module.weight.numel() * _positions(name, resolution)
+        module.weight.numel() * _positions(block, name, resolution)
         for name, module in block.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     )
 
 
-def _positions(name: str, resolution: int) -> int:
+def _positions(block: nn.Module, name: str, resolution: int) -> int:
     if "time_emb_proj" in name:
         return 1
     if name.startswith("downsamplers"):
         return ((resolution + 1) // 2) ** 2
-    upsampled = name.startswith("upsamplers") and ".phases." not in name
-    return (2 * resolution) ** 2 if upsampled else resolution**2
+    if name.startswith("upsamplers") and not isinstance(block.get_submodule("upsamplers.0"), PointwiseUpsample):
+        return (2 * resolution) ** 2
+    return resolution**2
 
 
 def shared_macs(unet: UNet2DModel) -> tuple[int, int]:

@@ -12,8 +12,6 @@ from stages.models.multi_decoder_unet import Module, apply_spec, group_size
 from stages.models.specs import Spec, block_macs, identity_spec, parameter_count
 from stages.search.selection import Block, Budget, Candidate, Costs, fits, infeasible, totals
 
-FOLDED = 2  # the kernel of an upsampler that does all that the teacher's does
-
 
 def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
     """The teacher's own shape everywhere, whatever the budget."""
@@ -21,12 +19,11 @@ def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
 
 
 def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
-    """The same share of every ResNet layer, attention and upsampler, with the teacher's kernels, nothing dropped.
+    """The same share of every ResNet layer and attention, with the teacher's kernels, nothing dropped.
 
     It is the share of the inner width, and, where the space has that, of the heads, of the channels that are read and of those
-    written, the most important ones. Upsamplers are folded where the space has that, as it costs nothing. Widths come in whole
-    GroupNorm groups. What the budget leaves over one width that fits everywhere goes to the layers one by one, as they run and
-    in all stages alike, past those that it has no room for.
+    written, the most important ones. Widths come in whole GroupNorm groups. What the budget leaves over one width that fits
+    everywhere goes to the layers one by one, as they run and in all stages alike, past those that it has no room for.
 
     Raises:
         ValueError: not even one group per layer meets the budget.
@@ -54,7 +51,7 @@ def select_uniform_rank(
 ) -> dict[str, Candidate]:
     """All convolutions of the ResNet layers of low rank, each of the same share of its largest in the space; nothing dropped.
 
-    Widths are the teacher's; upsamplers are folded where the space has that. The share is the largest within the budget.
+    Widths and upsamplers are the teacher's. The share is the largest within the budget.
 
     Raises:
         ValueError: the space has no ranks, or not even ranks of 1 meet the budget.
@@ -91,7 +88,7 @@ def low_rank(unet: UNet2DModel, job: Block, most: list[list[int]], share: float)
     spec: Spec = copy.deepcopy(job.identity["spec"])
     for layer, pair in zip(spec["layers"], most, strict=True):
         layer["ranks"] = [max(1, round(share * rank)) if rank else None for rank in pair]
-    return costed(unet, job, spec | ({"upsampler": FOLDED} if folds(job) else {}))
+    return costed(unet, job, spec)
 
 
 def within(
@@ -108,11 +105,6 @@ def whole(resnet: Module) -> int:
     return groups
 
 
-def folds(block: Block) -> bool:
-    """Whether the space of a block has the folded form of its upsampler."""
-    return any(candidate["spec"].get("upsampler") == FOLDED for candidate in block.candidates)
-
-
 def drops_heads(block: Block) -> bool:
     """Whether the space of a block has attentions with a part of the heads."""
     attentions = itertools.chain.from_iterable(candidate["spec"]["attentions"] for candidate in block.candidates)
@@ -126,10 +118,7 @@ def reads_parts(block: Block) -> bool:
 
 
 def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str, Any]:
-    """The block of a search job with these groups per layer, and its costs.
-
-    An attention is narrowed as the layer before it, an upsampler as the last layer.
-    """
+    """The block of a search job with these groups per layer, and its costs. An attention is narrowed as the layer before it."""
     border, _ = border_of_job(unet, job.name)
     block: Module = unet.get_submodule(border.block)
     spec: Spec = identity_spec(block)
@@ -138,16 +127,10 @@ def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str,
         layer["width"] = count * group_size(block.resnets[index])
         if partial:
             order = {key: job.order[key][index] for key in ("reads", "writes")}
-            layer |= some(order | {"shortcut": job.order["shortcuts"][index]}, count, len(order["writes"]))
+            layer |= some(order, count, len(order["writes"]))
     for index, present in enumerate(spec["attentions"]):
         order = {"heads": job.order["heads"][index]} if drops_heads(job) else {}
-        order |= {"reads": job.order["attention_reads"][index]} if partial else {}
         spec["attentions"][index] = present and (some(order, kept[index], whole(block.resnets[index])) or True)
-    if folds(job):
-        spec["upsampler"] = FOLDED
-        if partial:
-            order = {"upsampler_reads": job.order["upsampler_reads"][0]}
-            spec |= some(order, kept[-1], whole(block.resnets[-1]))
     return costed(unet, job, spec)
 
 

@@ -29,9 +29,9 @@ from stages.models.multi_decoder_unet import (
     Module,
     PartialLayer,
     ShortcutLayer,
-    fold_upsampler,
     rebuilt_attention,
     rebuilt_layer,
+    rebuilt_upsampler,
 )
 from stages.models.specs import Spec, identity_spec
 from stages.progress import Progress
@@ -219,8 +219,7 @@ def parts_of(spec: Spec) -> dict[str, Any]:
     """A block's spec by layer: what is chosen of each by the layer's name in the block."""
     layers = {f"{RESNETS}{i}": layer for i, layer in enumerate(spec["layers"])}
     attentions = {f"{ATTENTIONS}{i}": kept for i, kept in enumerate(spec["attentions"])}
-    upsampler = {key: spec[key] for key in ("upsampler", "upsampler_reads") if key in spec}
-    return layers | attentions | ({UPSAMPLER: upsampler} if upsampler else {})
+    return layers | attentions | ({UPSAMPLER: spec["upsampler"]} if "upsampler" in spec else {})
 
 
 def samplers_of(block: Module) -> list[str]:
@@ -235,13 +234,9 @@ def rebuilt_part(block: Module, part: str, option: Any) -> Module:
     if part.startswith(RESNETS):
         return rebuilt_layer(copy.deepcopy(block.get_submodule(part)), option)
     if part.startswith(ATTENTIONS):
-        index = int(part.removeprefix(ATTENTIONS))
-        return rebuilt_attention(block, index, option and block.attentions[index] is not None and option)
-    if option is None:
-        return block.get_submodule(part)
-    changed = copy.deepcopy(block)
-    fold_upsampler(changed, option["upsampler"], option.get("upsampler_reads"))
-    return changed.get_submodule(part)
+        attention = block.attentions[int(part.removeprefix(ATTENTIONS))]
+        return rebuilt_attention(copy.deepcopy(attention), attention is not None and option)
+    return block.get_submodule(part) if option is None else rebuilt_upsampler(block, option)
 
 
 def is_free(module: nn.Module) -> bool:

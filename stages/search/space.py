@@ -1,7 +1,6 @@
 """The search space of one block, per ResNet layer: inner width x kernels, ranks x what is read x what is written, or none of it.
 
-Besides, each attention has some of its heads and reads some channels, or is dropped; and the upsampler has one of several kernels
-and reads some channels.
+Besides, each attention has some of its heads or is dropped, and the upsampler has one of several kernels.
 """
 
 import itertools
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from stages.models.elastic import ChannelOrder
-from stages.models.multi_decoder_unet import Module, attention_group_size, group_size, norm_size, output_group_size
+from stages.models.multi_decoder_unet import Module, group_size, norm_size, output_group_size
 from stages.models.specs import Spec, identity_spec
 
 Layer = dict[str, Any] | None
 ATTEMPTS = 20  # children tried for each that is wanted
-USUAL = 3  # kernel of an upsampler in diffusers
 DROPPED = 1 / 8  # share of random draws in which a layer that may be dropped is
 
 
@@ -27,35 +25,31 @@ class LayerChoices:
 
     Args:
         resnet: the teacher's layer.
-        reads, writes, shortcut: its groups of input and of output channels, and those of input for the convolution of its
-            shortcut (none where there is no such convolution), the most important first.
+        reads, writes: its groups of input and of output channels, the most important first.
     """
 
-    def __init__(
-        self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int], shortcut: list[int]
-    ) -> None:
-        groups, size, inner = resnet.norm2.num_groups, group_size(resnet), norm_size(resnet.norm1)
-        outer = output_group_size(resnet)
+    def __init__(self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int]) -> None:
+        groups, size = resnet.norm2.num_groups, group_size(resnet)
         self.widths = [size * count for count in counts(settings, "widths", groups, size)]
         self.convolutions = [convolution_options(settings, conv) for conv in (resnet.conv1, resnet.conv2)]
         self.whole = [
             options.index((conv.kernel_size[0], None))
             for options, conv in zip(self.convolutions, (resnet.conv1, resnet.conv2), strict=True)
         ]
-        self.reads, self.shortcuts = (parts(settings, order, inner) for order in (reads, shortcut))
-        self.writes = parts(settings, writes, outer)
+        self.reads = parts(settings, reads, norm_size(resnet.norm1))
+        self.writes = parts(settings, writes, output_group_size(resnet))
         self.may_drop: bool = settings["drop_layers"]
 
     def __len__(self) -> int:
         return math.prod(self.sizes) + self.may_drop
 
-    def layer(self, width: int, first: int, second: int, read: int, write: int, shortcut: int) -> Layer:
+    def layer(self, width: int, first: int, second: int, read: int, write: int) -> Layer:
         """The spec of the options with these numbers."""
         pair = [options[at] for options, at in zip(self.convolutions, (first, second), strict=True)]
         layer: dict[str, Any] = {"width": self.widths[width], "kernels": [kernel for kernel, _ in pair]}
         if any(rank is not None for _, rank in pair):
             layer["ranks"] = [rank for _, rank in pair]
-        chosen = {"reads": (self.reads, read), "writes": (self.writes, write), "shortcut": (self.shortcuts, shortcut)}
+        chosen = {"reads": (self.reads, read), "writes": (self.writes, write)}
         return layer | {
             key: options[at] for key, (options, at) in chosen.items() if len(options[at]) < len(options[-1])
         }
@@ -64,12 +58,12 @@ class LayerChoices:
     def sizes(self) -> tuple[int, ...]:
         """Number of options of each choice, in the order of `layer`."""
         first, second = self.convolutions
-        choices: tuple[Sized, ...] = (self.widths, first, second, self.reads, self.writes, self.shortcuts)
+        choices: tuple[Sized, ...] = (self.widths, first, second, self.reads, self.writes)
         return tuple(map(len, choices))
 
     def smallest(self) -> Layer:
         """The least of everything, not dropped."""
-        return self.layer(0, 0, 0, 0, 0, 0)
+        return self.layer(0, 0, 0, 0, 0)
 
     def all(self) -> list[Layer]:
         """Every option, the dropped layer last."""
@@ -80,7 +74,7 @@ class LayerChoices:
         """The same share of all that is read, held and written, from the teacher's down; low ranks alone; the dropped layer."""
         kept = []
         for less in range(max(len(self.widths), len(self.reads))):
-            shares = (self.widths, self.reads, self.writes, self.shortcuts)
+            shares = (self.widths, self.reads, self.writes)
             width, *others = (max(0, len(options) - 1 - less) for options in shares)
             kept.append(self.layer(width, *self.whole, *others))
         most = [size - 1 for size in self.sizes]
@@ -111,7 +105,7 @@ class LayerChoices:
         """The numbers of a layer's options, as `layer` takes them."""
         pairs = zip(layer["kernels"], layer.get("ranks", [None, None]), strict=True)
         kernels = [options.index(pair) for options, pair in zip(self.convolutions, pairs, strict=True)]
-        chosen = {"reads": self.reads, "writes": self.writes, "shortcut": self.shortcuts}
+        chosen = {"reads": self.reads, "writes": self.writes}
         others = [options.index(layer.get(key, options[-1])) for key, options in chosen.items()]
         return [self.widths.index(layer["width"]), *kernels, *others]
 
@@ -122,27 +116,25 @@ class BlockSpace:
     Args:
         block: the teacher's block.
         settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
-            `heads` (shares of an attention's), `stream` (shares of the channels that a layer, a shortcut, an attention or an
-            upsampler reads, and that a layer writes), `channel_multiple` (of which the channels of a share are a multiple),
-            `kernels`, `ranks` (of a convolution with the teacher's kernel, as shares of the most), `drop_layers`,
-            `drop_attention`, `upsampler_kernels` (where the block has an upsampler with a convolution).
+            `heads` (shares of an attention's), `stream` (shares of the channels that a layer reads, and that it writes),
+            `channel_multiple` (of which the channels of a share are a multiple), `kernels`, `ranks` (of a convolution with the
+            teacher's kernel, as shares of the most), `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has
+            an upsampler with a convolution).
         order: groups and heads by importance, as `ElasticBlock.sort_channels` gives them.
     """
 
     def __init__(self, block: Module, settings: dict[str, Any], order: ChannelOrder) -> None:
         self.identity = identity_spec(block)
         self.order = order
-        orders = zip(block.resnets, order["reads"], order["writes"], order["shortcuts"], strict=True)
+        orders = zip(block.resnets, order["reads"], order["writes"], strict=True)
         self.layers = [LayerChoices(resnet, settings, *of_layer) for resnet, *of_layer in orders]
         self.attentions = [
-            attention_options(settings, block, index, order) if present else [False]
+            attention_options(settings, block.attentions[index], order["heads"][index]) if present else [False]
             for index, present in enumerate(self.identity["attentions"])
         ]
-        self.upsamplers: list[dict[str, Any]] = [{}]
+        self.upsamplers: list[dict[str, int]] = [{}]
         if "upsampler" in self.identity:
-            self.upsamplers = upsampler_options(
-                settings, order["upsampler_reads"][0], output_group_size(block.resnets[-1])
-            )
+            self.upsamplers = [{"upsampler": kernel} for kernel in sorted(settings["upsampler_kernels"])]
 
     def __len__(self) -> int:
         layers = math.prod(len(choices) for choices in self.layers)
@@ -206,8 +198,8 @@ class BlockSpace:
             "layers": [pair[rng.integers(2)]["layers"][i] for i in range(len(self.layers))],
             "attentions": [pair[rng.integers(2)]["attentions"][i] for i in range(len(self.attentions))],
         }
-        upsampled = pair[rng.integers(2)]
-        spec |= {key: upsampled[key] for key in ("upsampler", "upsampler_reads") if key in upsampled}
+        if "upsampler" in self.identity:
+            spec["upsampler"] = pair[rng.integers(2)]["upsampler"]
         places = len(self.layers) + len(self.attentions) + 1
         at = int(rng.integers(places))
         if at < len(self.layers):
@@ -216,7 +208,6 @@ class BlockSpace:
             options = self.attentions[at - len(self.layers)]
             spec["attentions"][at - len(self.layers)] = options[rng.integers(len(options))]
         else:
-            spec.pop("upsampler_reads", None)
             spec |= self.upsamplers[rng.integers(len(self.upsamplers))]
         return spec
 
@@ -257,32 +248,21 @@ def largest_ranks(settings: dict[str, Any], block: Module) -> dict[str, int]:
 
 
 def parts(settings: dict[str, Any], order: list[int], size: int) -> list[list[int]]:
-    """The most important groups, as many as the shares of `stream` say, ascending; one empty option where there are none."""
-    return [sorted(order[:count]) for count in counts(settings, "stream", len(order), size)] if order else [[]]
+    """The most important groups, as many as the shares of `stream` say, ascending."""
+    return [sorted(order[:count]) for count in counts(settings, "stream", len(order), size)]
 
 
-def attention_options(settings: dict[str, Any], block: Module, index: int, order: ChannelOrder) -> list[Any]:
-    """What an attention of a block may be, whole first and its least last: the `attentions` of a spec."""
-    heads, reads, attention = order["heads"][index], order["attention_reads"][index], block.attentions[index]
-    kept: list[list[int]] = [[]]
+def attention_options(settings: dict[str, Any], attention: Module, heads: list[int]) -> list[Any]:
+    """What an attention may be, whole first and its least last: the `attentions` of a spec.
+
+    Args:
+        heads: its heads, the most important first; empty where they cannot be dropped.
+    """
+    fewer: list[Any] = []
     if heads:
-        dim_head = attention.to_q.out_features // len(heads)
-        kept = [sorted(heads[:count]) for count in counts(settings, "heads", len(heads), dim_head)]
-    read = parts(settings, reads, attention_group_size(block, index)) if reads else [[]]
-    narrowed: list[Any] = [
-        {key: option for key, option, whole in (("heads", h, heads), ("reads", r, reads)) if len(option) < len(whole)}
-        for h, r in itertools.product(reversed(kept), reversed(read))
-    ]
-    return [True, *narrowed[1:], *([False] if settings["drop_attention"] else [])]
-
-
-def upsampler_options(settings: dict[str, Any], reads: list[int], size: int) -> list[dict[str, Any]]:
-    """What an upsampler may be, the least first; one that is not folded reads all channels, in groups of `size`."""
-    options: list[dict[str, Any]] = []
-    for kernel in sorted(settings["upsampler_kernels"]):
-        some = [reads] if kernel == USUAL else parts(settings, reads, size)
-        options += [{"upsampler": kernel} | ({"upsampler_reads": r} if len(r) < len(reads) else {}) for r in some]
-    return options
+        numbers = counts(settings, "heads", len(heads), attention.to_q.out_features // len(heads))
+        fewer = [{"heads": sorted(heads[:number])} for number in reversed(numbers[:-1])]
+    return [True, *fewer, *([False] if settings["drop_attention"] else [])]
 
 
 def key_of(spec: Spec) -> str:

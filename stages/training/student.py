@@ -21,7 +21,7 @@ from stages.models.specs import identity_architecture
 from stages.models.stream import narrowed_teacher
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
-KERNELS, UPSAMPLER_KERNELS = [1, 3, 5], [1, 2]  # all that a search space may have
+KERNELS = [1, 3]  # all that a search space may have, of layers and of upsamplers
 
 
 def build_student(
@@ -77,7 +77,7 @@ def untrained_supernets(teacher: UNet2DModel) -> Supernet:
     def state(job: str) -> dict[str, torch.Tensor]:
         border, _ = border_of_job(teacher, job)
         block = teacher.get_submodule(border.block)
-        return ElasticBlock(block, border.kind, KERNELS, UPSAMPLER_KERNELS, full_ranks(block)).state_dict()
+        return ElasticBlock(block, border.kind, KERNELS, KERNELS, full_ranks(block)).state_dict()
 
     return state
 
