@@ -28,6 +28,7 @@ RECIPES: dict[str, tuple[str, float, float]] = {
     "none-plain": ("none", 0.0, 0.0),
     "none": ("none", 1.0, 0.0),
     "none-9": ("none", 9.0, 0.0),
+    "none-30": ("none", 30.0, 0.0),
     "linear": ("linear", 1.0, 0.0),
     "linear-9": ("linear", 9.0, 0.0),
     "constant": ("constant", 1.0, 0.0),
