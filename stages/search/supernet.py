@@ -86,15 +86,24 @@ def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> Ch
 
 
 class BlockScore:
-    """NMSE on the first held-out triples of every stage, MACs and parameters of sub-blocks.
+    """NMSE on the first held-out triples of every stage, MACs, parameters and latency of sub-blocks.
 
     Args:
         resolution: side in pixels at which the block's layers run.
         triples: triples of each stage to measure on.
+        latency_of: gives the milliseconds an image of a spec; None where layers were not measured.
     """
 
-    def __init__(self, supernet: ElasticBlock, features: Features, inputs: int, resolution: int, triples: int) -> None:
-        self.supernet, self.inputs, self.resolution = supernet, inputs, resolution
+    def __init__(
+        self,
+        supernet: ElasticBlock,
+        features: Features,
+        inputs: int,
+        resolution: int,
+        triples: int,
+        latency_of: Callable[[Spec], float] | None = None,
+    ) -> None:
+        self.supernet, self.inputs, self.resolution, self.latency_of = supernet, inputs, resolution, latency_of
         device = next(supernet.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
         # No batch holds triples of two stages, so that each stage's error is measured by its own variance.
@@ -103,7 +112,7 @@ class BlockScore:
 
     @torch.no_grad()
     def __call__(self, specs: list[Spec]) -> list[dict[str, Any]]:
-        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`."""
+        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`; with "time" where layers were measured."""
         return [self._one(spec) for spec in specs]
 
     def _one(self, spec: Spec) -> dict[str, Any]:
@@ -115,7 +124,7 @@ class BlockScore:
             "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
             "macs": block_macs(skeleton, self.resolution),
             "params": parameter_count(skeleton),
-        }
+        } | ({} if self.latency_of is None else {"time": self.latency_of(spec)})
 
 
 def explore(
