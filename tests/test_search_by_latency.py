@@ -1,4 +1,4 @@
-"""A search with latencies: every layer of the space is measured before it, and each candidate has its time."""
+"""A search with latencies: every layer of the space is measured before it, and candidates are bred and kept by their time too."""
 
 import copy
 import json
@@ -24,8 +24,9 @@ from stages.search.architecture import assemble_architecture
 from stages.search.features import FeatureWriter
 from stages.search.job import SearchJob
 from stages.search.latency import LatencyTable, LayersOf, pairs_to_measure
+from stages.search.selection import pareto
 from stages.search.space import BlockSpace, covering_specs, key_of
-from stages.search.supernet import BlockScore
+from stages.search.supernet import BlockScore, best_of, explore, front_of
 
 CPU = torch.device("cpu")
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
@@ -143,6 +144,75 @@ def test_a_kept_table_has_to_hold_the_layers_of_the_whole_space(stage, tmp_path)
 def test_nothing_is_measured_without_a_source_or_a_search(stage, tmp_path, source, architecture):
     found = stage(source, architecture=architecture)
     assert found["layers"] == {} and LatencyTable.of_stage(tmp_path / "output.json") is None
+
+
+# --- What is bred, and what is kept ---
+
+
+def toy(spec):
+    """Costs and error in which writing less saves time alone, and reading less MACs alone; each loses something."""
+    macs, time, error = 1, 1, 1
+    for i, layer in enumerate(spec["layers"]):
+        if layer:
+            reads, writes = (len(layer.get(key, "0123")) for key in ("reads", "writes"))
+            macs += 8 * reads
+            time += 8 * writes
+            error += (i + 2) * (4 - reads) ** 2 + (3 - i) * (4 - writes) ** 2 + (32 - layer["width"])
+        else:
+            error += 60
+    return {"spec": spec, "nmse": float(error), "macs": macs, "params": macs, "time": float(time)}
+
+
+def explored(timed):
+    """Candidates of a toy space, bred with their times or without; all have their times in the end."""
+    settings = SPACE | {"widths": [0.25, 0.5, 0.75, 1.0], "stream": [0.25, 0.5, 0.75, 1.0], "ranks": [1.0]}
+    space = space_of(tiny_unet(layers_per_block=2).up_blocks[0], settings)
+
+    def measure(specs):
+        return [{key: value for key, value in toy(spec).items() if timed or key != "time"} for spec in specs]
+
+    return [toy(candidate["spec"]) for candidate in explore(space, measure, 400, 0, None)]
+
+
+def least(candidates, cost, most):
+    return min(c["nmse"] for c in candidates if c[cost] <= most)
+
+
+def test_breeding_by_time_finds_what_is_cheap_by_time_and_still_what_is_by_macs():
+    by_time, by_macs = explored(timed=True), explored(timed=False)
+    limits = (33, 49, 57)
+    pairs = [(least(by_time, "time", most), least(by_macs, "time", most)) for most in limits]
+    assert all(ours < theirs for ours, theirs in pairs), pairs
+    bred, drawn = ([least(some, "macs", most) for most in limits] for some in (by_time, by_macs[:100]))
+    assert all(a <= b for a, b in zip(bred, drawn, strict=True)) and sum(bred) < sum(drawn)
+
+
+def candidate(number, nmse, macs, params, time=None):
+    return {"spec": number, "nmse": nmse, "macs": macs, "params": params} | ({} if time is None else {"time": time})
+
+
+def test_what_is_kept_is_on_a_front_of_the_error_and_one_cost():
+    first = candidate(0, 0.0, 10, 10, 10.0)
+    fast, lean, small = (
+        candidate(1, 0.3, 9, 9, 1.0),
+        candidate(2, 0.3, 1, 9, 9.0),
+        candidate(3, 0.3, 9, 1, 9.0),
+    )
+    middling = candidate(4, 0.4, 5, 5, 5.0)  # on the front over all costs at once, on none of one
+    scored = [first, fast, lean, small, middling]
+    assert middling in pareto(scored)
+    assert sorted(c["spec"] for c in best_of(scored)) == [0, 1, 2, 3]
+    untimed = [{key: value for key, value in c.items() if key != "time"} for c in scored]
+    assert best_of(untimed) == pareto(untimed) and untimed[4] in best_of(untimed)
+
+
+def test_those_kept_are_spread_evenly_over_time_or_else_macs():
+    scored = [candidate(0, 0.0, 99, 99, 99.0)]
+    scored += [candidate(i, 0.1 * i, 50 + i, 50 + i, 50.0 - i) for i in range(1, 42)]  # the slower the fewer MACs
+    kept = front_of(scored, 6)
+    assert kept[0] is scored[0] and [c["time"] for c in kept[1:]] == [9.0, 19.0, 29.0, 39.0, 49.0]
+    untimed = [{key: value for key, value in c.items() if key != "time"} for c in scored[:1] + scored[:0:-1]]
+    assert [c["macs"] for c in front_of(untimed, 3)] == [99, 51]
 
 
 # --- A search with a table ---
