@@ -129,7 +129,7 @@ class Costs:
         start = self.shared.start_of(name, self.params)
         features, importance = self.search / "results" / "features", self.shared.importance_name(self.params)
         given = {"teacher": self.shared.teacher, "features": features, "name": name, "start": start}
-        given["importance"] = self.search / importance
+        given |= {"importance": self.search / importance, "latency": self.shared.results(self.params) / LATENCY}
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             made = {
                 "output": Path(folder) / "search" / "job.json",

@@ -93,15 +93,15 @@ class Shared:
         self.make(cache_features, params, features / "index.json", **inputs, clusters=clusters, output=features)
         importance = folder / self.importance_name(params)
         self.make(rank_channels, params, importance, **inputs, output=importance)
+        found = {"teacher": self.teacher, "importance": importance, "output": search / LATENCY}
+        self.make(measure_latency, params, search / LATENCY, **found)
         names, starts = self.jobs(params), self.starts(params)
         for name in sorted(names, key=lambda name: name in starts):
             found = {"output": search / f"{name}.json", "weights": search / f"{name}.safetensors"}
             given = {"name": name, "teacher": self.teacher, "features": features, "importance": importance}
-            given["start"] = start_files(search, starts.get(name))
+            given |= {"latency": search / LATENCY, "start": start_files(search, starts.get(name))}
             self.make(search_block, params, search / f"{name}.json", **given, **found)
         self.make(collect_search, params, search / "index.json", names=names, search=search)
-        found = {"teacher": self.teacher, "search": search, "output": search / LATENCY}
-        self.make(measure_latency, params, search / LATENCY, **found)
 
     def results_name(self, params: dict[str, Any]) -> str:
         """The folder of search results of one residual stream and space.

@@ -29,6 +29,12 @@ DIGITS_RESOLUTION = 8  # pixels
 INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
 
+# The keys of `search_block` that say which layer shapes there are.
+SPACE_KEYS = (
+    *("channels", "channel_multiple", "widths", "heads", "stream", "kernels", "ranks"),
+    *("drop_layers", "drop_attention", "upsampler_kernels"),
+)
+
 # Sections, or single keys of one, `section.key`.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("seed", "prepare_data"),
@@ -39,9 +45,12 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "cluster_timesteps": ("seed", "device", "diffusion", "cluster_timesteps"),
     "cache_features": ("seed", "device", "architecture", "diffusion", "cache_features"),
     "rank_channels": ("seed", "device", "architecture", "diffusion", "search_block.channels"),
+    "measure_latency": (
+        *("device", "precision", "architecture", "measure_latency"),
+        *(f"search_block.{key}" for key in SPACE_KEYS),
+    ),
     "search_block": ("seed", "device", "precision", "search_block"),
     "collect_search": ("architecture",),
-    "measure_latency": ("device", "precision", "measure_latency"),
     "assemble": ("seed", "architecture", "diffusion", "sampling", "assemble"),
     "retrain": ("seed", "device", "precision", "diffusion", "sampling", "retrain"),
     "evaluate": ("seed", "device", "precision", "diffusion", "sampling", "evaluate"),
@@ -637,7 +646,7 @@ def search_problems(params: Params) -> Iterator[Problem]:
 
 
 def time_problems(params: Params) -> Iterator[Problem]:
-    """A budget of time without latencies, or for controls whose layers are not among the candidates that are measured."""
+    """A budget of time without latencies, or for controls whose layers are not in the space that is measured."""
     limit, rule = params["assemble"]["time"], params["assemble"]["rule"]
     if limit is not None and params["measure_latency"]["source"] == "none":
         yield "measure_latency.source", f"none, but assemble.time is {limit}; set measure, or assemble.time: null"

@@ -1,4 +1,4 @@
-"""Measure the latency of every layer shape among the candidates: python -m stages.measure_latency --params JSON ..."""
+"""Measure the latency of every layer shape in the search space: python -m stages.measure_latency --params JSON ..."""
 
 from pathlib import Path
 from typing import Any
@@ -6,25 +6,31 @@ from typing import Any
 from stages.command import run_command
 
 
-def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, search: Path, output: Path) -> None:
-    """Write latency.json, measured here or taken from the table that the params name; nothing but its source for `none`."""
+def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, importance: Path, output: Path) -> None:
+    """Write latency.json, measured here or taken from the table that the params name.
+
+    It holds nothing but its source for `none`; likewise where nothing is searched.
+    """
     from stages.files import write_checked_json
 
     settings = params["measure_latency"]
-    if settings["source"] == "none":
+    if settings["source"] == "none" or params["architecture"] == "given":
         write_checked_json(output, {"source": "none", "layers": {}, "params": params})
         return
 
     from stages.device import pick_device
+    from stages.files import read_checked_json
     from stages.models.pipelines import load_teacher
     from stages.models.stream import narrowed_teacher
+    from stages.search.importance import choose_stream
     from stages.search.latency import DESCRIPTION, LatencyTable, LayersOf, Stopwatch, pairs_to_measure
-    from stages.search.results import read_results, stream_of
+    from stages.search.space import covering_specs
 
-    results, unet = read_results(search), load_teacher(teacher)
-    specs = [(result["block"], candidate["spec"]) for result in results.values() for candidate in result["candidates"]]
-    student = LayersOf(narrowed_teacher(unet, stream_of(results)))
-    pairs = pairs_to_measure(LayersOf(unet), student, specs)
+    unet, ranked = load_teacher(teacher), read_checked_json(importance, "rank_channels")
+    space = {name.removeprefix("search_block."): value for name, value in params.items()}
+    stream = choose_stream(unet, space["channels"], ranked["stream_importance"], space["channel_multiple"])
+    student = narrowed_teacher(unet, stream)
+    pairs = pairs_to_measure(LayersOf(unet), LayersOf(student), covering_specs(student, space))
     if settings["source"] == "measure":
         device = pick_device(params["device"], min(threads, settings["threads"]))
         stopwatch = Stopwatch(device, settings["batch_size"], settings["repeats"], params["precision"])

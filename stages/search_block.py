@@ -14,6 +14,7 @@ def search_block(
     teacher: Path,
     features: Path,
     importance: Path,
+    latency: Path,
     start: list[str],
     output: Path,
     weights: Path,
@@ -31,7 +32,7 @@ def search_block(
 
     device, checkpoint = pick_device(params["device"], threads), output.parent.parent / "checkpoints" / f"{name}.pt"
     given = Start.read(*map(Path, start)) if start else None
-    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, given)
+    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, given, latency)
     report = job.report()
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in job.supernet.state_dict().items()}, aside)

@@ -141,7 +141,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
             str(search["search"] / f"{starts[block]}.{kind}") for kind in ("json", "safetensors") if block in starts
         ]
         own = {"name": block, "start": start, "output": report, "weights": weights}
-        return teacher | features | importance | own
+        return teacher | features | importance | latency | own
 
     commands: list[tuple[str, dict[str, Any]]] = [
         ("prepare_data", {"output": data["data"]}),
@@ -152,9 +152,9 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
         ("cluster_timesteps", encoded | teacher | {"output": clusters["clusters"]}),
         ("cache_features", encoded | teacher | clusters | {"output": features["features"]}),
         ("rank_channels", encoded | teacher | {"output": importance["importance"]}),
+        ("measure_latency", teacher | importance | {"output": latency["latency"]}),
         *(("search_block", search_files(block)) for block in searched),
         ("collect_search", search | {"names": searched}),
-        ("measure_latency", teacher | search | {"output": latency["latency"]}),
         ("assemble", teacher | clusters | search | latency | {"output": architecture["architecture"]}),
         ("retrain", encoded | autoencoder | teacher | architecture | search | log["retrain"] | {"output": student}),
         ("evaluate", data | autoencoder | teacher | architecture | extractor | {"student": student}),

@@ -46,7 +46,7 @@ FLAGS = {
     "--clusters results/clusters.json --output results/features",
     "rank_channels": "--data data/prepared --latents data/latents --teacher results/teacher --output results/importance.json",
     "search_block": "--name mid_block --teacher results/teacher --features results/features "
-    "--importance results/importance.json --start "
+    "--importance results/importance.json --latency results/latency.json --start "
     "--output results/search/mid_block.json --weights results/search/mid_block.safetensors",
     "assemble": "--teacher results/teacher --clusters results/clusters.json --search results/search "
     "--latency results/latency.json --output results/architecture.json",
@@ -151,6 +151,7 @@ STUDENT = [f"results/student/{name}" for name in [*PIPELINE, "unet/multi_decoder
 SHARDS = [f"results/features/stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in (0, 1)]
 REPORTS = [f"results/search/{block}.json" for block in BLOCKS]
 CLUSTERS, ARCHITECTURE = "results/clusters.json", "results/architecture.json"
+LATENCY = "results/latency.json"
 AUTOENCODER, LATENTS, SEARCHED = (
     f"{folder}/index.json" for folder in ("results/autoencoder", "data/latents", "results/search")
 )
@@ -161,8 +162,8 @@ READS = {
     "cluster_timesteps": [*PREPARED, LATENTS],
     "cache_features": [*PREPARED, LATENTS, *TEACHER, CLUSTERS],
     "rank_channels": [*PREPARED, LATENTS, *TEACHER],
-    "search_block": [*TEACHER, "results/features/index.json", "results/importance.json", *SHARDS],
-    "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS, "results/latency.json"],
+    "search_block": [*TEACHER, "results/features/index.json", "results/importance.json", LATENCY, *SHARDS],
+    "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS, LATENCY],
     "retrain": [
         *(*PREPARED, LATENTS, AUTOENCODER, *TEACHER, ARCHITECTURE),
         *(f"results/search/{block}.safetensors" for block in BLOCKS),

@@ -33,7 +33,7 @@ from stages.models.autoencoder import load_given_autoencoder
 from stages.models.pipelines import load_given_teacher
 from stages.models.specs import identity_architecture
 from stages.pieces import Pieces, kept_array
-from stages.search.architecture import check_results, stream_of
+from stages.search.architecture import check_results, check_times, stream_of
 from stages.search.features import Features, FeatureWriter
 from stages.search.latency import LatencyTable, LayersOf
 from stages.search.selection import Block, Budget, Costs, select_budget
@@ -327,6 +327,7 @@ STAGES: dict[str, list[Provocation]] = {
         plain(lambda scene: check_results(tiny_unet(), results_of(tiny_unet(), identity={}), 1)),
         plain(lambda scene: stream_of(results_of(tiny_unet(), stream=[[0]]))),
         plain(lambda scene: check_results(tiny_unet(), dict([*results_of(tiny_unet()).items()][1:]), 1)),
+        plain(lambda scene: check_times({"mid_block": {"candidates": [{"macs": 1}]}})),
     ],
     "latency-table": [
         plain(lambda scene: LatencyTable.read(scene.write("a.json", "{}"))),

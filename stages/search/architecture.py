@@ -73,15 +73,6 @@ def named_block(name: str) -> Block:
     return Block(name, tuple(range_of_name(stages)) if stages else None, {}, ())
 
 
-def with_times(result: dict[str, Any], layers: LayersOf, latency: LatencyTable) -> dict[str, Any]:
-    """A search result whose candidates have a `time`, the sum of their layers."""
-    candidates = [
-        candidate | {"time": latency.milliseconds(layers.block(result["block"], candidate["spec"]))}
-        for candidate in result["candidates"]
-    ]
-    return result | {"candidates": candidates}
-
-
 def assemble_architecture(
     unet: UNet2DModel,
     results: dict[str, dict[str, Any]],
@@ -96,21 +87,20 @@ def assemble_architecture(
         results: contents of results/search/*.json by job name.
         settings: the `assemble` section of the params.
         seed: of the rule `random`.
-        latency: measured times of layers, where time is budgeted.
+        latency: measured times of layers, where the candidates have one.
 
     Returns:
         rule, score, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
         architecture.json.
 
     Raises:
-        ValueError: the budget cannot be met, or the results are those of other blocks or stages.
+        ValueError: the budget cannot be met, the results are those of other blocks or stages, or they lack the times.
     """
     check_results(unet, results, len(steps))
     stream = stream_of(results)
     narrowed = narrowed_teacher(unet, stream)
-    if latency is not None:
-        layers = LayersOf(narrowed)
-        results = {name: with_times(result, layers, latency) for name, result in results.items()}
+    if latency is not None or settings["time"] is not None:
+        check_times(results)
     blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
     costs = costs_of(unet, steps, narrowed, latency)
     few = fewest_blocks(blocks, len(steps))
@@ -231,6 +221,15 @@ def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages:
     for name, result in results.items():
         if result["identity"] != identities[name.partition(".stage_")[0]]:
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
+
+
+def check_times(results: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless every candidate has a `time`."""
+    for name, result in results.items():
+        if any("time" not in candidate for candidate in result["candidates"]):
+            raise ValueError(
+                f"{name}.json: holds candidates without a time; set measure_latency.source to measure or path and {AGAIN}"
+            )
 
 
 def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from stages.models.stream import kept_channels, narrowed_teacher
 from stages.pieces import Pieces
 from stages.search.features import Features
 from stages.search.importance import choose_stream
+from stages.search.latency import LatencyTable
 from stages.search.space import BlockSpace, largest_ranks
 from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
 from stages.training.loop import TrainSettings, train
@@ -53,9 +54,10 @@ class SearchJob:
         importance: how important the channels of the residual stream are, as `rank_channels` writes it.
         start: the supernet of a search over all stages, weights and `order` of its report, that this one is fine-tuned from; None
             starts from the teacher's block.
+        latency: the times of layers, as `measure_latency` writes them; None as a file without any.
 
     Raises:
-        ValueError: the teacher has no such block, or the cache is not as it was written.
+        ValueError: the teacher has no such block, or a file is not as it was written.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class SearchJob:
         checkpoint: Path,
         importance: Path,
         start: Start | None = None,
+        latency: Path | None = None,
     ) -> None:
         self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
         self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
@@ -78,7 +81,10 @@ class SearchJob:
             teacher, self.settings["channels"], ranked["stream_importance"], self.settings["channel_multiple"]
         )
         self.kept = kept_channels(teacher, self.stream)
-        self.block = narrowed_teacher(self.teacher, self.stream).get_submodule(self.border.block)
+        narrowed = narrowed_teacher(self.teacher, self.stream)
+        self.block = narrowed.get_submodule(self.border.block)
+        table = None if latency is None else LatencyTable.of_stage(latency)
+        self.latency_of = None if table is None else table.latency_of(narrowed, self.border.block)
         self.resolution = teacher.config["sample_size"] >> self.border.level
         self.features = self._open([*self.border.inputs, *self.border.outputs], self.kept)
         kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
@@ -88,7 +94,8 @@ class SearchJob:
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
         self.fingerprint |= {} if start is None else {"start": start.sha256}
-        self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint)
+        times = {} if latency is None else {"latency": sha256_file(latency)}
+        self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint | times)
 
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
         return Features(self.folder, names, self.stages, kept)
@@ -125,8 +132,8 @@ class SearchJob:
 
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""
-        triples = self.settings["local_triples"]
-        return BlockScore(self.supernet, self.features, len(self.border.inputs), self.resolution, triples)
+        inputs, triples = len(self.border.inputs), self.settings["local_triples"]
+        return BlockScore(self.supernet, self.features, inputs, self.resolution, triples, self.latency_of)
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""

@@ -387,10 +387,10 @@ def processor_name() -> str:
 def pairs_to_measure(
     teacher: LayersOf, student: LayersOf, specs: Iterable[tuple[str, Spec]]
 ) -> dict[str, tuple[Layer, Layer]]:
-    """Every distinct layer of the teacher, of what all students share and of candidates, by key, with the teacher's in its place.
+    """Every distinct layer of the teacher, of what all students share and of specs, by key, with the teacher's in its place.
 
     Args:
-        specs: names of blocks, and candidates of each.
+        specs: names of blocks, and specs of each.
     """
     pairs = {layer.key: (layer, layer) for layer in [teacher.together(), *teacher.whole()]}
     for layer, own in zip(student.fixed(), teacher.fixed(), strict=True):
@@ -401,7 +401,7 @@ def pairs_to_measure(
 
 
 def distinct_parts(student: LayersOf, specs: Iterable[tuple[str, Spec]]) -> Iterator[tuple[str, str, Layer]]:
-    """The block, the place in it and the layer of each different option of candidates."""
+    """The block, the place in it and the layer of each different option of specs."""
     seen: set[str] = set()
     for name, spec in specs:
         block = student.unet.get_submodule(name)
@@ -452,6 +452,11 @@ class LatencyTable:
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of some layers that the table lacks."""
         return [key for key in keys if key not in self.layers]
+
+    def latency_of(self, unet: UNet2DModel, name: str) -> Callable[[Spec], float]:
+        """What gives the milliseconds an image of a block of a UNet as a spec makes it."""
+        layers = LayersOf(unet)
+        return lambda spec: self.milliseconds(layers.block(name, spec))
 
     def milliseconds(self, layers: Iterable[Layer]) -> float:
         """The sum of some layers, per image.

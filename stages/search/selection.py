@@ -91,11 +91,16 @@ class Block:
         return self.stages is None or stage in self.stages
 
 
-def pareto(candidates: Sequence[Candidate], values: Sequence[float] | None = None) -> list[Candidate]:
-    """Candidates that no other beats in value and in every cost at once, by ascending value; values default to NMSE."""
+def pareto(
+    candidates: Sequence[Candidate], values: Sequence[float] | None = None, costs: Sequence[str] = COSTS_OF_CANDIDATES
+) -> list[Candidate]:
+    """Candidates that no other beats in value and in every cost at once, by ascending value; values default to NMSE.
+
+    Costs that not all candidates have do not count.
+    """
     front: list[Candidate] = []
     values = [c["nmse"] for c in candidates] if values is None else values
-    costs = [key for key in COSTS_OF_CANDIDATES if all(key in c for c in candidates)]
+    costs = [key for key in costs if all(key in c for c in candidates)]
     pairs = sorted(zip(values, candidates, strict=True), key=lambda p: (p[0], *(p[1][key] for key in costs)))
     for _, one in pairs:
         if not any(all(other[key] <= one[key] for key in costs) for other in front):

@@ -6,12 +6,13 @@ Besides, each attention has some of its heads or is dropped, and the upsampler h
 import itertools
 import json
 import math
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import numpy as np
 
-from stages.models.elastic import ChannelOrder
+from stages.models.borders import borders_of
+from stages.models.elastic import ChannelOrder, natural_order
 from stages.models.multi_decoder_unet import Module, group_size, norm_size, output_group_size
 from stages.models.specs import Spec, identity_spec
 
@@ -163,6 +164,20 @@ class BlockSpace:
             for upsampler in self.upsamplers
         ]
 
+    def covering(self) -> list[Spec]:
+        """The teacher's shape and specs in which, between them, every option of every place in the block occurs."""
+        layers = [choices.all() for choices in self.layers]
+        longest = max(map(len, [*layers, *self.attentions, self.upsamplers]))
+        specs = [
+            {
+                "layers": [options[i % len(options)] for options in layers],
+                "attentions": [options[i % len(options)] for options in self.attentions],
+            }
+            | self.upsamplers[i % len(self.upsamplers)]
+            for i in range(longest)
+        ]
+        return [self.identity, *specs]
+
     def plain(self) -> list[Spec]:
         """Specs that treat all layers alike, and all else at its most or its least: the choices that a sample must not miss."""
         options = [choices.plain() for choices in self.layers]
@@ -210,6 +225,20 @@ class BlockSpace:
         else:
             spec |= self.upsamplers[rng.integers(len(self.upsamplers))]
         return spec
+
+
+def covering_specs(student: Module, settings: dict[str, Any]) -> Iterator[tuple[str, Spec]]:
+    """Names of blocks, and specs of each in which all layer shapes of the search space occur.
+
+    Args:
+        student: the teacher with the student's hidden channels.
+        settings: the keys of the `search_block` section that `BlockSpace` reads.
+    """
+    for border in borders_of(student):
+        block = student.get_submodule(border.block)
+        # Shapes depend on how many groups and heads are kept, not on which.
+        for spec in BlockSpace(block, settings, natural_order(block)).covering():
+            yield border.block, spec
 
 
 def counts(settings: dict[str, Any], key: str, groups: int, size: int) -> list[int]:

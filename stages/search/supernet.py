@@ -18,7 +18,7 @@ from stages.models.specs import Spec, block_macs, parameter_count
 from stages.models.stream import kept_part, with_part
 from stages.pieces import Pieces, kept_record
 from stages.search.features import Features
-from stages.search.selection import pareto
+from stages.search.selection import COSTS_OF_CANDIDATES, Candidate, pareto
 from stages.search.space import BlockSpace, key_of
 
 SCORING_BATCH = 256
@@ -86,15 +86,24 @@ def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> Ch
 
 
 class BlockScore:
-    """NMSE on the first held-out triples of every stage, MACs and parameters of sub-blocks.
+    """NMSE on the first held-out triples of every stage, MACs, parameters and latency of sub-blocks.
 
     Args:
         resolution: side in pixels at which the block's layers run.
         triples: triples of each stage to measure on.
+        latency_of: gives the milliseconds an image of a spec; None where layers were not measured.
     """
 
-    def __init__(self, supernet: ElasticBlock, features: Features, inputs: int, resolution: int, triples: int) -> None:
-        self.supernet, self.inputs, self.resolution = supernet, inputs, resolution
+    def __init__(
+        self,
+        supernet: ElasticBlock,
+        features: Features,
+        inputs: int,
+        resolution: int,
+        triples: int,
+        latency_of: Callable[[Spec], float] | None = None,
+    ) -> None:
+        self.supernet, self.inputs, self.resolution, self.latency_of = supernet, inputs, resolution, latency_of
         device = next(supernet.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
         # No batch holds triples of two stages, so that each stage's error is measured by its own variance.
@@ -103,7 +112,7 @@ class BlockScore:
 
     @torch.no_grad()
     def __call__(self, specs: list[Spec]) -> list[dict[str, Any]]:
-        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`."""
+        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`; with "time" where layers were measured."""
         return [self._one(spec) for spec in specs]
 
     def _one(self, spec: Spec) -> dict[str, Any]:
@@ -115,7 +124,7 @@ class BlockScore:
             "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
             "macs": block_macs(skeleton, self.resolution),
             "params": parameter_count(skeleton),
-        }
+        } | ({} if self.latency_of is None else {"time": self.latency_of(spec)})
 
 
 def explore(
@@ -125,9 +134,9 @@ def explore(
     seed: int,
     pieces: Pieces | None,
 ) -> list[dict[str, Any]]:
-    """At most `most` scored candidates: a seeded sample first, then children of the Pareto front, a few at a time.
+    """At most `most` scored candidates: a seeded sample first, then children of the best, a few at a time.
 
-    Crosses and single changes of what is on the front find better sub-blocks than draws do (evolutionary search, as in
+    Crosses and single changes of what is on a front (`best_of`) find better sub-blocks than draws do (evolutionary search, as in
     Once-for-All, arXiv 1908.09791). A space that is not larger is scored whole.
 
     Args:
@@ -141,10 +150,22 @@ def explore(
         batch, waiting = waiting[:KEPT_SCORES], waiting[KEPT_SCORES:]
         scored += kept_record(pieces, f"scores-{len(scored):05}.json", partial(measure, batch))
         if not waiting and not whole and len(scored) < most:
-            parents, known = ([c["spec"] for c in some] for some in (pareto(scored), scored))
+            parents, known = ([c["spec"] for c in some] for some in (best_of(scored), scored))
             count, rng = min(KEPT_SCORES, most - len(scored)), np.random.default_rng([seed, len(scored)])
             waiting = space.children(parents, count, known, rng)
     return scored
+
+
+def best_of(scored: list[Candidate]) -> list[Candidate]:
+    """The candidates on a Pareto front: of NMSE and all costs at once; with latencies, of NMSE and any one cost.
+
+    A budget may limit one cost alone. The front over MACs, parameters and latency at once holds most candidates, so children of
+    it come near the front of none.
+    """
+    if any("time" not in candidate for candidate in scored):
+        return pareto(scored)
+    fronts = [pareto(scored, costs=[cost]) for cost in COSTS_OF_CANDIDATES]
+    return list({key_of(c["spec"]): c for front in fronts for c in front}.values())
 
 
 class OutputScore:
@@ -200,7 +221,7 @@ def score_outputs(
 
     Args:
         scored: what `score` gave, the teacher's shape first.
-        most: candidates to measure: the teacher's shape and the Pareto front, evenly thinned by MACs when it is longer.
+        most: candidates to measure, as `front_of` takes it.
     """
     best = front_of(scored, most)
 
@@ -215,7 +236,8 @@ def score_outputs(
 
 
 def front_of(scored: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """The first candidate and at most `most` - 1 others of the Pareto front in NMSE, MACs and parameters, evenly by MACs."""
-    front = sorted((c for c in pareto(scored) if c is not scored[0]), key=lambda c: c["macs"])
+    """The first candidate and at most `most` - 1 others of `best_of`, evenly by latency, by MACs where that was not measured."""
+    best = [c for c in best_of(scored) if c is not scored[0]]
+    front = sorted(best, key=lambda c: c["time"] if "time" in c else c["macs"])
     places = np.linspace(0, len(front) - 1, min(most - 1, len(front))).round().astype(int)
     return [scored[0], *(front[i] for i in places)]

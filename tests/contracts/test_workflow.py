@@ -133,9 +133,9 @@ def test_other_shares_of_channels_leave_the_cached_features_as_they_are(copied: 
     assert planned(copied) == dict.fromkeys(later | {"rank_channels"}, 1) | {"search_block": 7}
 
 
-def test_other_changes_of_the_search_do_not_rank_the_channels_again(copied: Path) -> None:
+def test_other_changes_of_the_search_do_not_rank_the_channels_or_measure_layers_again(copied: Path) -> None:
     edit(copied / "params.yaml", "candidates: 20", "candidates: 21")
-    assert {"rank_channels", "cache_features"}.isdisjoint(planned(copied))
+    assert {"rank_channels", "cache_features", "measure_latency"}.isdisjoint(planned(copied))
 
 
 def test_a_changed_image_reruns_everything(copied: Path) -> None:

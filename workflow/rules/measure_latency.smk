@@ -1,7 +1,7 @@
 rule measure_latency:
     input:
         teacher=rules.train_teacher.output.model,
-        search=[rules.collect_search.output.index, rules.collect_search.input.reports],
+        importance=rules.rank_channels.output.importance,
         given=find_latency_table(),
         code=find_code("measure_latency"),
     output:
@@ -20,5 +20,5 @@ rule measure_latency:
         config=select_params("measure_latency"),
     shell:
         "python -m stages.measure_latency --params {params.config:q} --threads {threads} "
-        "--teacher results/teacher --search results/search --output {output.table:q} "
+        "--teacher results/teacher --importance {input.importance:q} --output {output.table:q} "
         "2>&1 | tee {log:q}"

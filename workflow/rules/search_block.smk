@@ -6,6 +6,7 @@ rule search_block:
         teacher=rules.train_teacher.output.model,
         features=rules.cache_features.output,
         importance=rules.rank_channels.output.importance,
+        latency=rules.measure_latency.output.table,
         start=find_start,
         code=find_code("search_block"),
     output:
@@ -27,7 +28,7 @@ rule search_block:
     shell:
         "python -m stages.search_block --params {params.config:q} --threads {threads} "
         "--name {wildcards.block:q} --teacher results/teacher --features results/features --importance {input.importance:q} "
-        "--start {input.start:q} "
+        "--latency {input.latency:q} --start {input.start:q} "
         "--output {output.report:q} --weights {output.weights:q} "
         "2>&1 | tee {log:q}"
 
