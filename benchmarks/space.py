@@ -2,8 +2,8 @@
 
 python benchmarks/space.py --preset digits --seeds 10 11 --output benchmarks/results/space.json
 
-Searches SPACE, which has all kinds, with one decoder (K = 1), and once more without each kind; everything else is the same. Every
-time the integer programme gives the least sum of scores at every budget. A kind without which that sum rises at no budget is on no
+Searches SPACE, which has all kinds, with one decoder (K = 1), and once more without each kind; all else is the same. In each
+case the integer programme finds the least sum of scores at every budget. A kind without which that sum rises at no budget is on no
 front of error against time. Means over the seeds are printed; the file of results gathers the presets that were run.
 """
 
