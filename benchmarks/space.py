@@ -45,6 +45,16 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+class Searches(Shared):
+    """The searches of a preset, a folder of results for each kind that is left out."""
+
+    without = ALL
+
+    def results_name(self, params: dict[str, Any]) -> str:
+        """The folder of results."""
+        return f"search without {self.without}" if self.without != ALL else "search"
+
+
 def searched_params(preset: Path, seed: int, steps: int | None, without: str, table: Path | None) -> dict[str, Any]:
     """The preset's params with the space less one kind, one decoder and a budget of time.
 
@@ -126,12 +136,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     arguments = parser.parse_args()
     preset = preset_file(arguments.preset)
-    shared = Shared(preset, (arguments.work or work_folder(preset)) / "shared", arguments.teacher)
+    shared = Searches(preset, (arguments.work or work_folder(preset)) / "shared", arguments.teacher)
     shared.prepare()
     least: dict[str, list[dict[str, float | None]]] = {}
     table: Path | None = None
     for seed in arguments.seeds:
         for kind in (ALL, *KINDS):
+            shared.without = kind
             params = searched_params(preset, seed, arguments.steps, kind, table)
             if table is None:
                 table = shared.results(params) / LATENCY
