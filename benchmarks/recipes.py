@@ -34,9 +34,9 @@ RECIPES: dict[str, tuple[str, float, float]] = {
     "constant": ("constant", 1.0, 0.0),
     "constant-9": ("constant", 9.0, 0.0),
     "constant-30": ("constant", 30.0, 0.0),
-    "none-jacobian": ("none", 1.0, 1.0),
-    "none-9-jacobian": ("none", 9.0, 9.0),
-    "constant-9-jacobian": ("constant", 9.0, 9.0),
+    "none-9-jacobian-0.1": ("none", 9.0, 0.1),
+    "none-9-jacobian-1": ("none", 9.0, 1.0),
+    "none-9-jacobian-9": ("none", 9.0, 9.0),
 }
 
 
