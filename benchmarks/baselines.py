@@ -32,6 +32,7 @@ from stages.models.specs import unet_macs
 STEPS = 100  # in which the share of pruned channels rises
 MOST = 0.95  # share of a layer's channels that may go
 TOLERANCE = 0.02
+MOST_LEFT_OUT = 30  # steps, before a target counts as out of reach
 THRESHOLD = 0.05  # Diff-Pruning: timesteps whose loss is a smaller share of the largest do not count
 INTERVALS, BATCH = 100, 64  # of t, and samples in each, that gradients come from
 
@@ -64,7 +65,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any, fold: bool = Fal
         fold: whether the upsamplers of the copy are folded.
 
     Raises:
-        ValueError: no sequence of steps ends within the tolerance.
+        ValueError: no sequence of steps that was tried ends within the tolerance.
     """
     shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
     target = ratio * unet_macs(teacher)
@@ -84,7 +85,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any, fold: bool = Fal
             if macs <= target:
                 made.zero_grad()
                 return made
-        if overshot is None:
+        if overshot is None or len(left_out) == MOST_LEFT_OUT:
             raise ValueError(f"no pruning of this teacher has {ratio} of its MACs to within {TOLERANCE:.0%}")
         left_out.add(overshot)
 

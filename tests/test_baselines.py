@@ -285,3 +285,10 @@ def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         compression.main()
     assert stopped.value.code != 0 and "--channels [0.6]: give one for each of the 2 budgets" in capsys.readouterr().err
+
+
+def test_a_target_out_of_reach_of_pruning_is_given_up(teacher, monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_LEFT_OUT", 3)
+    importance = baselines.importance_of("magnitude", teacher, None, None, 0)
+    with pytest.raises(ValueError, match=r"no pruning of this teacher has 0\.01 of its MACs"):
+        baselines.pruned(teacher, 0.01, importance)
