@@ -18,8 +18,10 @@ WARM_UP = 2
 LEAST_PAIRS, MOST_PAIRS = 11, 101
 PRECISION = 0.005  # of a share: its standard error at which measuring ends
 ROUNDS, SECANT_ROUNDS = 8, 4
-MOST_FAILURES = 2  # settings without a net, after which the knob is left once there is a net
+MOST_FAILURES = 2  # settings without a net, once there was one, after which the knob is left
+GROWTH = 1.1  # of the setting while there is no net
 FINEST = 1.002  # bounds of the knob as near as this are one
+Try = tuple[float, float | None]  # a setting and the share of its net, None where it has none
 
 
 class Evaluation(NamedTuple):
@@ -118,7 +120,7 @@ class Knob:
 
     setting: float
     share: float
-    tried: list[tuple[float, float | None]]
+    tried: list[Try]
 
 
 def turn_knob(measure: Callable[[float], float], budget: float, most: float) -> Knob:
@@ -135,10 +137,10 @@ def turn_knob(measure: Callable[[float], float], budget: float, most: float) -> 
     Raises:
         ValueError: no setting tried has a net.
     """
-    tried: list[tuple[float, float | None]] = []
+    tried: list[Try] = []
     low, high, setting = 0.0, most, min(budget, most)
     failure = ValueError(f"no setting of {most} or less")
-    for number in range(ROUNDS):
+    while len(tried) < ROUNDS:
         share = None
         try:
             share = measure(setting)
@@ -148,11 +150,9 @@ def turn_knob(measure: Callable[[float], float], budget: float, most: float) -> 
         if share is not None and is_within(share, budget):
             break
         low, high = (setting, high) if share is None or share < budget else (low, setting)
-        failures = sum(share is None for _, share in tried)
-        if high <= low * FINEST or (failures >= MOST_FAILURES and failures < len(tried)):
+        if high <= low * FINEST or failures_after_a_net(tried) == MOST_FAILURES:
             break
-        guess = secant(tried, budget) if number < SECANT_ROUNDS else None
-        setting = guess if guess is not None and low < guess < high else (low + high) / 2
+        setting = next_setting(tried, budget, low, high)
     known = [(abs(share - budget), setting, share) for setting, share in tried if share is not None]
     if not known:
         raise failure
@@ -160,15 +160,22 @@ def turn_knob(measure: Callable[[float], float], budget: float, most: float) -> 
     return Knob(setting, share, tried)
 
 
-def secant(tried: Sequence[tuple[float, float | None]], budget: float) -> float | None:
-    """Where the line through the last two nets meets the budget, None without such a line; of one net that from the origin.
+def failures_after_a_net(tried: Sequence[Try]) -> int:
+    """How many settings had no net after the first one that had."""
+    first = next((number for number, (_, share) in enumerate(tried) if share is not None), len(tried))
+    return sum(share is None for _, share in tried[first:])
 
-    A setting without a net shows that the line from the origin is none.
-    """
-    known = [(setting, share) for setting, share in tried if share is not None]
-    if len(known) == len(tried):
-        known = [(0.0, 0.0), *known]
-    if len(known) < 2:
-        return None
+
+def next_setting(tried: Sequence[Try], budget: float, low: float, high: float) -> float:
+    """The setting to try next between two bounds: a little above the last while there is no net, then by secant or bisection."""
+    if all(share is None for _, share in tried):
+        return min(low * GROWTH, high)
+    guess = secant(tried, budget) if len(tried) <= SECANT_ROUNDS else None
+    return guess if guess is not None and low < guess < high else (low + high) / 2
+
+
+def secant(tried: Sequence[Try], budget: float) -> float | None:
+    """Where the line through the last two nets, or through one and the origin, meets the budget; None unless it rises."""
+    known = [(0.0, 0.0), *((setting, share) for setting, share in tried if share is not None)]
     (x0, y0), (x1, y1) = known[-2:]
-    return None if y1 == y0 else x1 + (budget - y1) * (x1 - x0) / (y1 - y0)
+    return x1 + (budget - y1) * (x1 - x0) / (y1 - y0) if (x1 - x0) * (y1 - y0) > 0 else None
