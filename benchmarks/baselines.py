@@ -16,7 +16,6 @@ import torch_pruning as tp
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import Downsample2D, Upsample2D
-from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,32 +24,14 @@ from stages.datasets.training import TrainingSet
 from stages.diffusion.losses import Batch, NoisyBatches, predict
 from stages.diffusion.process import Process
 from stages.diffusion.seeds import generator_for
-from stages.models.multi_decoder_unet import Calibration
 from stages.models.specs import unet_macs
 
 STEPS = 100  # in which the share of pruned channels rises
 MOST = 0.95  # share of a layer's channels that may go
 TOLERANCE = 0.02
+MOST_LEFT_OUT = 30  # steps, before a target counts as out of reach
 THRESHOLD = 0.05  # Diff-Pruning: timesteps whose loss is a smaller share of the largest do not count
 INTERVALS, BATCH = 100, 64  # of t, and samples in each, that gradients come from
-
-
-class Calibrated(nn.Module):
-    """A net, pruned or not, whose output is calibrated as a student's is; the same call.
-
-    Args:
-        table: see `stages.training.calibration.Calibrator.table`.
-        mean: the mean image, C,H,W.
-    """
-
-    def __init__(self, net: Any, table: dict[str, Any], mean: torch.Tensor) -> None:
-        super().__init__()
-        self.net, self.calibration, self.config = net, Calibration(table, tuple(mean.shape)), net.config
-        self.calibration.mean.copy_(mean)
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, *args: Any) -> UNet2DOutput:
-        timesteps = torch.as_tensor(timestep).reshape(-1).expand(len(sample))
-        return UNet2DOutput(self.calibration(predict(self.net, sample, timestep, *args), sample, timesteps))
 
 
 def pruned(teacher: UNet2DModel, ratio: float, importance: Any) -> UNet2DModel:
@@ -62,7 +43,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any) -> UNet2DModel:
         importance: an importance of torch-pruning; those of gradients read `teacher`'s, which are copied.
 
     Raises:
-        ValueError: no sequence of steps ends within the tolerance.
+        ValueError: no sequence of steps that was tried ends within the tolerance.
     """
     shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
     target = ratio * unet_macs(teacher)
@@ -81,7 +62,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any) -> UNet2DModel:
             if macs <= target:
                 net.zero_grad()
                 return net
-        if overshot is None:
+        if overshot is None or len(left_out) == MOST_LEFT_OUT:
             raise ValueError(f"no pruning of this teacher has {ratio} of its MACs to within {TOLERANCE:.0%}")
         left_out.add(overshot)
 

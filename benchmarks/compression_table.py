@@ -3,20 +3,23 @@
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from compression_methods import REFERENCES, SEARCH_STREAM, Channels, Method, written
+from compression_methods import REFERENCES, SEARCH_STREAM, UNTRAINED, Channels, Method, written
 
 LEAST_DRAWS = 5  # that a correlation is made of
 PIXELS_APART = 36  # from the first method to the last in the plot, at one budget
 # What the table has the mean of: the heading, and the digits.
 AVERAGED = {
+    "time_ratio": ("time", 3),
     "macs_ratio": ("MACs", 3),
     "params_ratio": ("parameters", 3),
-    "images_per_second_ratio": ("images per second", 2),
     "error": ("error", 5),
 }
+COSTS = ("time_ratio", "macs_ratio", "params_ratio")  # that the plot has FID against
+UNMATCHED = "*"  # behind a time that is not within 3 % of the budget
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "seeds": [one["seed"] for one in seeds],
             "runs": sum(one["draws"] for one in seeds),
             "channels": seeds[-1]["channels"],
+            "matched": all(one["matched"] for one in seeds),
             **{key: [one[key] for one in seeds] for key in AVERAGED},
             "fid": fid,
             "mean": {name: statistics.mean(values) for name, values in fid.items()},
@@ -63,6 +67,7 @@ def of_seeds(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "seed": seed,
             "draws": len(draws),
             "channels": draws[0].get("channels"),
+            "matched": all(run.get("matched", True) for run in draws),
             "fid": {
                 name: statistics.mean(run["fidelity"][name]["fid"] for run in draws) for name in draws[0]["fidelity"]
             },
@@ -72,16 +77,17 @@ def of_seeds(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def made_otherwise(folder: Path, samples: int, steps: int) -> Path | None:
-    """A result in the folder of another number of samples, on which FID depends, or of other steps of retraining.
+def made_otherwise(folder: Path, samples: int, steps: int, budget_of: str) -> Path | None:
+    """A result in the folder of budgets of something else, of another number of samples, on which FID depends, or of other steps.
 
-    Real images have a number of their own, and what is not retrained has no steps.
+    Real images have a number of their own, and what is not retrained has no steps. Results of older versions of this program do
+    not say what their budgets are shares of.
     """
     for path in sorted(folder.glob("*-seed*.json")):
         run = json.loads(path.read_text())
         scored = run["method"] == "held-out" or run.get("samples") == samples
-        trained = run["method"] in REFERENCES or run.get("steps") == steps
-        if not (scored and trained):
+        trained = run["method"] in UNTRAINED or run.get("steps") == steps
+        if not (scored and trained and run.get("budget_of") == budget_of):
             return path
     return None
 
@@ -108,14 +114,14 @@ def not_joined(
     methods: list[str],
     budgets: list[float],
     channels: list[Channels] | None,
-    steps: int | None,
+    budget_of: str,
 ) -> str | None:
     """What to say of a result in the folder that these params would not make for these methods, if there is one."""
-    samples, steps = params["evaluate"]["samples"], steps or params["retrain"]["steps"]
-    if other := made_otherwise(folder, samples, steps):
+    samples, steps = params["evaluate"]["samples"], params["retrain"]["steps"]
+    if other := made_otherwise(folder, samples, steps, budget_of):
         return (
-            f"{other}: not of {samples} samples (evaluate.samples) and {steps} steps of retraining; give its --steps, move it "
-            "away, or give --output"
+            f"{other}: not of budgets of {budget_of}, {samples} samples (evaluate.samples) and {steps} steps of retraining; give "
+            "its --budget-of, --samples and --steps, move it away, or give --output"
         )
     widths = channels or [params["search_block"]["channels"]] * len(budgets)
     if other := searched_otherwise(folder, dict(zip(budgets, widths, strict=True)), methods):
@@ -151,40 +157,51 @@ def correlations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(runs: list[dict[str, Any]], target: Path) -> None:
-    """FID against MACs for every distilled method that has as many seeds as `search` and all budgets, a panel per extractor.
+    """FID against time, MACs and parameters, a row of panels per extractor, for every distilled method.
 
-    The search comes first, then the others from the best to the worst; of the teacher, dashed lines have the means.
+    The search comes first, then the others from the best to the worst, each at the budgets at which it has all seeds of the
+    search; of the teacher a dashed line has the mean.
     """
     from curves import panel, write_figure
 
-    found = sorted(of_seeds(runs), key=lambda one: one["budget"])
-    arms: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for one in found:
-        if not (Method(one["row"]).plain or one["row"] in REFERENCES):
-            arms.setdefault(one["row"], {}).setdefault(one["seed"], []).append(one)
-    most = max(len(points) for seeds in arms.values() for points in seeds.values())
-    whole = {method: {k: p for k, p in seeds.items() if len(p) == most} for method, seeds in arms.items()}
-    asked = set(whole.get("search", {}))
-    shown = {m: list(s.values()) for m, s in whole.items() if s and asked <= set(s)}
-    first = next(iter(found[0]["fid"]))
-    order = sorted(
-        shown,
-        key=lambda m: (m != "search", statistics.mean(one["fid"][first] for points in shown[m] for one in points)),
-    )
+    found = of_seeds(runs)
+    shown = arms_of([one for one in found if not (Method(one["row"]).plain or one["row"] in REFERENCES)])
+    if not shown:
+        return
+    names = list(found[0]["fid"])
+
+    def mean_fid(row: str) -> float:
+        return statistics.mean(one["fid"][names[0]] for points in shown[row] for one in points)
+
+    order = sorted(shown, key=lambda row: (row != "search", mean_fid(row)))
     panels = []
-    for name in found[0]["fid"]:
+    for name, key in product(names, COSTS):
         curves = {
-            method: [[(one["macs_ratio"], one["fid"][name]) for one in points] for points in shown[method]]
-            for method in order
+            row: [[(one[key], one["fid"][name]) for one in points if one[key] is not None] for points in shown[row]]
+            for row in order
         }
-        figures = {
-            reference: [one["fid"][name] for one in found if one["row"] == reference]
-            for reference in ("teacher", "teacher-calibrated")
-        }
-        levels = {reference: statistics.mean(values) for reference, values in figures.items() if values}
-        labels, apart = ("MACs / the teacher's", "FID (log)"), PIXELS_APART / len(order)
+        teacher = [one["fid"][name] for one in found if one["row"] == "teacher"]
+        levels = {"teacher": statistics.mean(teacher)} if teacher else {}
+        labels = (f"{AVERAGED[key][0]} / the teacher's", "FID (log)")
+        apart = PIXELS_APART / len(order)
         panels.append(panel(curves, f"FID ({name})", *labels, levels=levels, zero=False, apart=apart))
-    write_figure(panels, order, target)
+    write_figure(panels, order, target, across=len(COSTS))
+
+
+def arms_of(found: list[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:
+    """For each row of the table a list of points by budget for each seed of `search` (of all, where there is no `search`).
+
+    A row has the budgets at which it has all these seeds; one without any is left out.
+    """
+    seeds = {one["seed"] for one in found if one["row"] == "search"} or {one["seed"] for one in found}
+    points = {(one["row"], one["budget"], one["seed"]): one for one in found}
+    arms = {}
+    for row in dict.fromkeys(one["row"] for one in found):
+        budgets = sorted({budget for name, budget, _ in points if name == row})
+        whole = [budget for budget in budgets if all((row, budget, seed) in points for seed in seeds)]
+        if whole:
+            arms[row] = [[points[row, budget, seed] for budget in whole] for seed in sorted(seeds)]
+    return arms
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -194,13 +211,14 @@ def table(summary: dict[str, Any]) -> str:
         names = list(next(iter(methods.values()))["mean"])
         figures = [heading for heading, _ in AVERAGED.values()]
         figures += [column for name in names for column in (f"FID ({name})", "less search's")] + ["runs"]
-        lines += [f"MACs budget {budget}", "", f"| {' | '.join(['method', 'stream', *figures])} |"]
+        lines += [f"Budget {budget}", "", f"| {' | '.join(['method', 'stream', *figures])} |"]
         lines.append(f"| --- | --- |{' ---: |' * len(figures)}")
         for method, entry in methods.items():
             known = {key: [value for value in entry[key] if value is not None] for key in AVERAGED}
             stream = "" if entry["channels"] is None else written(entry["channels"])
             cells = [method, stream]
             cells += [f"{statistics.mean(v):.{AVERAGED[key][1]}f}" if v else "" for key, v in known.items()]
+            cells[2] += "" if entry["matched"] else UNMATCHED
             for name in names:
                 cells.append(with_spread(entry["mean"][name], entry["std"][name]))
                 less = entry["above_search"].get(name)

@@ -30,7 +30,9 @@ from stages.evaluation.charts import (
 Curve = Sequence[tuple[float, float]]
 TITLE = 28  # pixels above the panels, beside the rows of the key
 COLOURS = ["#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6a4c93", "#555555", "#17a2a2", "#e07a2f", "#8f8f2a", "#c2569b"]
-KEY_WIDTH, KEY_ROW = 120, 16  # pixels
+COLOURS += ["#00527a", "#8c1c2c", "#77b37b", "#e0bd5a", "#a893c9", "#a0a0a0", "#7a3e10", "#2d2d80"]
+KEY_WIDTH, KEY_ROW = 150, 16  # pixels
+ROW = HEIGHT + 16  # pixels from one row of panels to the next
 STYLE = """
   svg { background: #ffffff; font: 11px system-ui, sans-serif; }
   text { fill: #333333; } .title { font-weight: 600; font-size: 13px; }
@@ -111,13 +113,15 @@ def key(names: Sequence[str], columns: int) -> Markup:
     return Markup("").join(parts)
 
 
-def write_figure(panels: Sequence[Markup], names: Sequence[str], target: Path) -> None:
-    """Panels side by side under one key, as a file of its own."""
+def write_figure(panels: Sequence[Markup], names: Sequence[str], target: Path, across: int | None = None) -> None:
+    """Panels in rows of `across`, all in one row for None, under one key, as a file of its own."""
     form = Markup('<g transform="translate({} {})">{}</g>')
-    columns = (WIDTH * len(panels) - LEFT) // KEY_WIDTH
+    across = across or len(panels)
+    columns = (WIDTH * across - LEFT) // KEY_WIDTH
     head = KEY_ROW * math.ceil(len(names) / columns) + TITLE
-    body = [form.format(WIDTH * index, head - TOP, content) for index, content in enumerate(panels)]
-    width, height = WIDTH * len(panels), HEIGHT + head - TOP
+    places = [(WIDTH * (index % across), head - TOP + ROW * (index // across)) for index in range(len(panels))]
+    body = [form.format(*place, content) for place, content in zip(places, panels, strict=True)]
+    width, height = WIDTH * across, HEIGHT + head - TOP + ROW * (math.ceil(len(panels) / across) - 1)
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     )

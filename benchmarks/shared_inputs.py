@@ -13,6 +13,7 @@ from stages.config import block_names, load_params, refined_from, stage_params
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets"
 LATENCY = "latency.json"
+REPEATS = 15  # of a latency, as other jobs run beside
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # environment of a run that has others beside it
 
 
@@ -27,8 +28,10 @@ def work_folder(preset: Path) -> Path:
 
 
 def cpu_params(preset: Path) -> dict[str, Any]:
-    """The params of a preset, as the benchmarks run it."""
-    return load_params(preset) | {"device": "cpu", "precision": "fp32"}
+    """The params of a preset, as the benchmarks run it: on one thread of this machine, whose latencies are measured."""
+    params = load_params(preset) | {"device": "cpu", "precision": "fp32"}
+    here = {"source": "measure", "path": None, "threads": 1, "repeats": REPEATS}
+    return params | {"measure_latency": params["measure_latency"] | here}
 
 
 class Shared:
@@ -45,6 +48,7 @@ class Shared:
         self.data, self.latents, self.vae = folder / "data", folder / "latents", folder / "autoencoder"
         self.teacher, self.extractor = folder / "results" / "teacher", folder / "extractor.safetensors"
         self.inputs = {"data": self.data, "latents": self.latents}
+        self.clock = folder / "clock.lock"  # held by the one process that measures time
 
     def prepare(self) -> None:
         """Data, autoencoder, latents, extractor, teacher."""
@@ -94,7 +98,8 @@ class Shared:
         importance = folder / self.importance_name(params)
         self.make(rank_channels, params, importance, **inputs, output=importance)
         found = {"teacher": self.teacher, "importance": importance, "output": search / LATENCY}
-        self.make(measure_latency, params, search / LATENCY, **found)
+        with FileLock(self.clock):
+            self.make(measure_latency, params, search / LATENCY, **found)
         names, starts = self.jobs(params), self.starts(params)
         for name in sorted(names, key=lambda name: name in starts):
             found = {"output": search / f"{name}.json", "weights": search / f"{name}.safetensors"}

@@ -20,8 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from compression import Run
 from compression_methods import Method
+from compression_run import Run
 from curves import panel, write_figure
 from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import baselines
 import compression
+import compression_makers
 import compression_methods
 import compression_table
+from compression_methods import Method, Options
 from remembered import RememberedJointLoss
 from shared_inputs import Shared, preset_file
 
@@ -90,13 +93,12 @@ def test_the_loss_of_the_noise_does_not_depend_on_what_is_predicted(data, diffus
 def test_every_method_has_params_that_are_valid():
     from stages.config import cross_problems, schema_problems
 
-    for method in [*compression_methods.SEARCHED, *(f"{m}-plain" for m in compression_methods.PRUNED)]:
-        preset = "fashion-mnist" if method == "uniform-rank" else "digits"  # which has no ranks in its space
-        params = compression_methods.params_of(
-            ROOT / "presets" / f"{preset}.yaml", compression_methods.Method(method), 0.3, 2
-        )
+    names = [*compression_methods.METHODS, *(f"{m}-plain" for m in (*compression_methods.PRUNED, "depth", "search"))]
+    for method, budget_of in product(names, compression_methods.BUDGETS_OF):
+        options = Options(budget_of, samples=600)
+        params = compression_methods.params_of(preset_file("digits"), Method(method), 0.3, 2, options)
         assert [*schema_problems(params), *cross_problems(params)] == []
-        assert params["assemble"]["macs"] == 0.3 and params["seed"] == 2
+        assert params["seed"] == 2 and params["evaluate"]["samples"] == 600
         if method.endswith("-plain"):
             assert params["retrain"]["joint_loss"] == "none" and params["retrain"]["output_weight"] == 0
 
@@ -104,7 +106,7 @@ def test_every_method_has_params_that_are_valid():
 def test_a_prediction_of_the_teacher_is_computed_once_for_runs_with_the_same_batches(
     teacher, data, diffusion_settings, tmp_path
 ):
-    settings = {"joint_loss": "step", "ramp": 0.5, "steps": 10, "output_weight": 1.0}
+    settings = {"joint_loss": "linear", "ramp": 0.5, "steps": 10, "output_weight": 1.0, "jacobian_weight": 0.0}
     batches = NoisyBatches(data, make_process(diffusion_settings), 4, torch.device("cpu"))
     calls, student = [], tiny_unet(block_out_channels=(32, 64), norm_num_groups=8)
     teacher.register_forward_hook(lambda *_: calls.append(1))
@@ -121,9 +123,10 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
             "method": method,
             "budget": 0.5,
             "seed": seed,
+            "time_ratio": 0.49,
+            "matched": seed < 2,
             "macs_ratio": 0.5,
             "params_ratio": 0.6,
-            "images_per_second_ratio": 1.5,
             "error": 0.002 * (seed + 1),
             "fidelity": {"classifier": {"fid": fid}},
         } | ({"channels": [0.75, 0.5]} if method == "search" else {})
@@ -135,25 +138,34 @@ def test_the_table_is_in_the_order_of_the_mean_and_has_the_difference_seed_by_se
     assert list(summary["0.5"]) == ["search", "random", "uniform"]
     assert summary["0.5"]["search"]["mean"]["classifier"] == 1.5
     lines = compression_table.table(summary).splitlines()
-    columns = ["MACs", "parameters", "images per second", "error", "FID (classifier)", "less search's", "runs"]
+    columns = ["time", "MACs", "parameters", "error", "FID (classifier)", "less search's", "runs"]
     assert f"| method | stream | {' | '.join(columns)} |" in lines and "| --- | --- |" + 7 * " ---: |" in lines
-    assert "| search | 0.75,0.5 | 0.500 | 0.600 | 1.50 | 0.00300 | 1.5000 ± 0.7071 |  | 2 |" in lines
-    assert "| random |  | 0.500 | 0.600 | 1.50 | 0.00200 | 1.5000 | +0.5000 | 2 |" in lines
-    assert "| uniform |  | 0.500 | 0.600 | 1.50 | 0.00400 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
+    assert "| search | 0.75,0.5 | 0.490 | 0.500 | 0.600 | 0.00300 | 1.5000 ± 0.7071 |  | 2 |" in lines
+    assert "| random |  | 0.490 | 0.500 | 0.600 | 0.00200 | 1.5000 | +0.5000 | 2 |" in lines
+    assert "| uniform |  | 0.490* | 0.500 | 0.600 | 0.00400 | 5.2000 ± 3.3867 | +1.7500 ± 0.3536 | 3 |" in lines
 
 
 def test_results_of_another_number_of_samples_or_steps_are_not_joined(tmp_path):
     runs = {
         "search-0.5": {"samples": 20, "steps": 3},
         "held-out-1.0": {"samples": 7},
-        "teacher-calibrated-1.0": {"samples": 20},
+        "teacher-1.0": {"samples": 20},
+        "feature-reuse-0.5": {"samples": 20},
     }
     for name, content in runs.items():
-        about = {"method": name.rsplit("-", 1)[0]}
+        about = {"method": name.rsplit("-", 1)[0], "budget_of": "time"}
         (tmp_path / f"{name}-seed0.json").write_text(json.dumps(about | content))
-    assert compression_table.made_otherwise(tmp_path, 20, 3) is None
-    assert compression_table.made_otherwise(tmp_path, 20, 4) == tmp_path / "search-0.5-seed0.json"
-    assert compression_table.made_otherwise(tmp_path, 50, 3) is not None
+    assert compression_table.made_otherwise(tmp_path, 20, 3, "time") is None
+    assert compression_table.made_otherwise(tmp_path, 20, 4, "time") == tmp_path / "search-0.5-seed0.json"
+    assert compression_table.made_otherwise(tmp_path, 50, 3, "time") is not None
+
+
+def test_results_of_budgets_of_something_else_are_not_joined(tmp_path):
+    about = {"method": "search", "samples": 20, "steps": 3}
+    path = tmp_path / "search-0.5-seed0.json"
+    for content, other in ((about | {"budget_of": "time"}, "macs"), (about, "time"), (about, "macs")):
+        path.write_text(json.dumps(content))
+        assert compression_table.made_otherwise(tmp_path, 20, 3, other) == path
 
 
 def test_results_of_another_width_of_the_stream_are_not_joined(tmp_path):
@@ -180,19 +192,28 @@ def test_a_control_may_have_a_residual_stream_of_its_own(tmp_path):
 
 def test_runs_may_be_shorter_than_the_preset(tmp_path, monkeypatch, capsys):
     preset = preset_file("digits")
-    own, short = (
-        compression_methods.params_of(preset, compression_methods.Method("search"), 0.5, 0, steps=n) for n in (None, 30)
-    )
+    own, short = (compression_methods.params_of(preset, Method("search"), 0.5, 0, Options(steps=n)) for n in (None, 30))
     assert short == own | {"retrain": own["retrain"] | {"steps": 30}} and own["retrain"]["steps"] != 30
-    run = {"method": "search", "budget": 0.5, "samples": own["evaluate"]["samples"], "steps": 30}
+    run = {"method": "search", "budget": 0.5, "samples": own["evaluate"]["samples"], "steps": 30, "budget_of": "time"}
     (tmp_path / "search-0.5-seed0.json").write_text(json.dumps(run))
-    for steps in (None, 30):
-        found = compression_table.not_joined(tmp_path, own, ["search"], [0.5], None, steps)
-        assert (found is None) == (steps == 30)
-    monkeypatch.setattr("sys.argv", ["compression.py", "--preset", "smoke", "--steps", "0"])
+    for params in (own, short):
+        found = compression_table.not_joined(tmp_path, params, ["search"], [0.5], None, "time")
+        assert (found is None) == (params is short)
+    refusals = {"--steps": "--steps 0: give 1 or more", "--samples": "--samples 0: give 1 or more"}
+    for flag, message in refusals.items():
+        monkeypatch.setattr("sys.argv", ["compression.py", "--preset", "smoke", flag, "0"])
+        with pytest.raises(SystemExit) as stopped:
+            compression.main()
+        assert stopped.value.code != 0 and message in capsys.readouterr().err
+
+
+def test_too_few_samples_are_refused_before_anything_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        "sys.argv", ["compression.py", "--preset", "smoke", "--samples", "3", "--output", str(tmp_path)]
+    )
     with pytest.raises(SystemExit) as stopped:
         compression.main()
-    assert stopped.value.code != 0 and "--steps 0: give 1 or more" in capsys.readouterr().err
+    assert stopped.value.code != 0 and "evaluate.samples: 3 are too few" in capsys.readouterr().err
 
 
 def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
@@ -200,37 +221,31 @@ def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
     shared = Shared(preset, tmp_path)
     monkeypatch.setattr(shared, "_search", lambda params, folder: None)
     found = {}
-    for name in ("search", "random", "uniform-rank", "scratch", "uniform"):
-        params = compression_methods.params_of(preset, compression_methods.Method(name), 0.3, 0)
+    for name in ("search", "random", "scratch", "uniform"):
+        params = compression_methods.params_of(preset, Method(name), 0.3, 0)
         found[name] = shared.results(params).name
-        assert (params["search_block"]["ranks"] == [1.0]) == (name == "uniform")
-    of_widths = compression_methods.params_of(preset_file("digits"), compression_methods.Method("uniform"), 0.5, 0)
+        assert params["search_block"]["ranks"] == [1.0]
+    of_widths = compression_methods.params_of(preset_file("digits"), Method("uniform"), 0.5, 0)
     for settings in (params["search_block"], of_widths["search_block"]):
         assert settings["widths"] == [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
-    assert found.pop("uniform") == "search-1.0-ranks-widths" and set(found.values()) == {"search-1.0"}
-
-
-def test_ranks_alone_are_the_space_of_the_preset_with_ranks():
-    of_ranks = compression_methods.params_of(preset_file("digits"), compression_methods.Method("ranks-only"), 0.5, 0)
-    there = compression_methods.params_of(preset_file("fashion-mnist"), compression_methods.Method("search"), 0.5, 0)
-    assert {**of_ranks["search_block"], "local_triples": 128} == there["search_block"]
-    assert of_ranks["assemble"]["score"] == there["assemble"]["score"]
+    assert found.pop("uniform") == "search-1.0-widths" and set(found.values()) == {"search-1.0"}
 
 
 def test_a_method_is_told_by_its_name():
-    method = compression_methods.Method("random-2-plain")
+    method = Method("random-2-plain")
     assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
-    assert compression_methods.Method("one-stage").row == "one-stage"
-    for wrong in ("rndom", "search-1", "-plain"):
+    assert Method("one-stage").row == "one-stage"
+    assert Method("fewer-steps-student").name == "fewer-steps-student" and Method("depth-plain").plain
+    for wrong in ("rndom", "search-1", "-plain", "teacher-plain", "feature-reuse-plain", "uncalibrated"):
         with pytest.raises(ValueError, match="not one of"):
-            compression_methods.Method(wrong)
+            Method(wrong)
 
 
 def test_a_random_choice_is_not_among_those_that_were_bred():
     bred = {"space_size": 1000, "candidates": list(range(30))}
-    assert compression.drawn_of(bred, 30) == list(range(8))
+    assert compression_makers.drawn_of(bred, 30) == list(range(8))
     whole = {"space_size": 30, "candidates": list(range(30))}
-    assert compression.drawn_of(whole, 30) == list(range(30))
+    assert compression_makers.drawn_of(whole, 30) == list(range(30))
 
 
 def test_scores_are_correlated_with_fid_and_error_of_the_draws_of_one_seed():
@@ -256,15 +271,14 @@ def test_scores_are_correlated_with_fid_and_error_of_the_draws_of_one_seed():
 def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, capsys):
     preset = preset_file("fashion-mnist")
     own, given = (
-        compression_methods.params_of(preset, compression_methods.Method("search"), 0.3, 1, c) for c in (None, 0.5)
+        compression_methods.params_of(preset, Method("search"), 0.3, 1, Options(channels=c)) for c in (None, 0.5)
     )
     assert own["search_block"]["channels"] == 1.0 and given["search_block"]["channels"] == 0.5
-    assert given["assemble"]["macs"] == 0.3 and given["seed"] == 1
+    assert given["assemble"]["time"] == 0.3 and given["seed"] == 1
     shared = Shared(preset, tmp_path)
     monkeypatch.setattr(shared, "_search", lambda params, folder: None)
-    levels = compression_methods.params_of(
-        preset, compression_methods.Method("search"), 0.3, 1, compression_methods.shares("0.75,0.5")
-    )
+    of_levels = Options(channels=compression_methods.shares("0.75,0.5"))
+    levels = compression_methods.params_of(preset, Method("search"), 0.3, 1, of_levels)
     assert levels["search_block"]["channels"] == [0.75, 0.5] and compression_methods.written([0.75, 0.5]) == "0.75,0.5"
     folders = [shared.results(params) for params in (own, given, levels)]
     assert {folder.parent for folder in folders} == {shared.search(own)} and len({*folders}) == 3
@@ -274,3 +288,50 @@ def test_a_budget_may_have_a_residual_stream_of_its_own(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stopped:
         compression.main()
     assert stopped.value.code != 0 and "--channels [0.6]: give one for each of the 2 budgets" in capsys.readouterr().err
+
+
+def test_a_search_is_limited_in_time_and_parameters_and_one_width_in_macs():
+    preset = preset_file("fashion-mnist")
+    keys = ("macs", "time", "params", "params_active")
+
+    def limits(name, budget_of):
+        params = compression_methods.params_of(preset, Method(name), 0.3, 0, Options(budget_of))
+        return [params["assemble"][key] for key in keys]
+
+    for name in ("search", "random", "scratch", "local-rule", "teacher-longer"):
+        assert limits(name, "time") == [None, 0.3, 1.0, None]
+        assert limits(name, "macs") == [0.3, None, 1.0, None]
+    for name in ("uniform", "largest"):
+        assert limits(name, "time") == limits(name, "macs") == [0.3, None, None, None]
+
+
+def jobs(*flags):
+    arguments = compression.parser_of_arguments().parse_args(["--preset", "smoke", "--seeds", "1", *flags])
+    return arguments, compression.jobs_of(arguments)
+
+
+def test_what_needs_a_student_runs_last_and_where_there_is_one():
+    methods = ["fewer-steps-student", "search", "fewer-steps"]
+    budgets = ["0.65", "0.35", "0.5"]
+    arguments, (first, last) = jobs("--budgets", *budgets, "--methods", *methods)
+    assert {job[2] for job in first} == {"search", "fewer-steps"} and len(first) == 6
+    assert last == [(0, 0.35, "fewer-steps-student"), (0, 0.5, "fewer-steps-student")]
+    assert [compression.options_at(arguments, job[1]).student_budget for job in last] == [0.5, 0.65]
+    arguments, (_, last) = jobs("--budgets", "0.5", "--methods", *methods, "--student-budget", "0.7")
+    assert last == [(0, 0.5, "fewer-steps-student")] and compression.options_at(arguments, 0.5).student_budget == 0.7
+
+
+def test_a_single_run_is_told_the_options_of_its_budget():
+    arguments, _ = jobs("--budgets", "0.5", "0.3", "--channels", "1.0", "0.75,0.5", "--samples", "50")
+    options = compression.options_at(arguments, 0.3)
+    assert options == Options("time", [0.75, 0.5], None, 50, 0.5)
+    again = compression.parser_of_arguments().parse_args(["--preset", "smoke", *compression.as_flags(options)])
+    assert (again.budget_of, again.channels, again.steps, again.samples) == ("time", [[0.75, 0.5]], None, 50)
+    assert again.student_budget == 0.5
+
+
+def test_a_target_out_of_reach_of_pruning_is_given_up(teacher, monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_LEFT_OUT", 3)
+    importance = baselines.importance_of("magnitude", teacher, None, None, 0)
+    with pytest.raises(ValueError, match=r"no pruning of this teacher has 0\.01 of its MACs"):
+        baselines.pruned(teacher, 0.01, importance)
