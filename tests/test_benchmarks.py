@@ -15,6 +15,8 @@ import compression_table
 import multistage
 import numpy as np
 import search_cost
+import space
+import space
 from curves import mean_curve, panel, write_figure
 from shared_inputs import Shared
 
@@ -23,6 +25,9 @@ from stages.datasets.training import TrainingSet
 from stages.models.given import Space
 from stages.train_teacher import given_teacher
 from stages.training.teacher import build_teacher
+
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def curve(*points):
@@ -146,11 +151,14 @@ def test_the_kept_teacher_is_one_of_its_preset():
     assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
 
 
-def committed(name):
-    """The runs of a committed table, and the README's section on it."""
-    folder = ROOT / "benchmarks" / "results" / f"compression-{name}"
-    section = (ROOT / "README.md").read_text().split("### Does the search pay?")[1].split("\n## ")[0]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))], section
+def section_of(heading):
+    """A section of the README."""
+    return (ROOT / "README.md").read_text().split(f"### {heading}\n")[1].split("\n##")[0]
+
+
+def runs_of(name):
+    """The committed runs of a benchmark, a file for each."""
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("*-seed*.json"))]
 
 
 def cells_of(section, heading):
@@ -165,49 +173,45 @@ def spread(values, digits, sign=""):
     return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def test_the_readme_has_the_figures_of_fashion_mnist():
-    runs, section = committed("fashion-mnist")
-    rows, summary = cells_of(section, "0.50 of the MACs: independent"), compression_table.summarise(runs)
-    assert set(rows) >= {"search", "uniform", "random", "diff-pruning", "scratch"}
-    for method, cells in rows.items():
-        for budget, (independent, classifier) in (("0.5", cells[:2]), ("0.3", cells[3:5])):
-            found = summary[budget][method]
-            assert found["seeds"] == [0, 1, 2]
-            assert independent == spread(found["fid"]["fashion-cnn"], 3)
-            assert classifier == spread(found["fid"]["classifier"], 4)
+@pytest.mark.parametrize("name", ["digits"])
+def test_the_readme_has_the_figures_of_the_comparison_by_the_clock(name):
+    summary = compression_table.summarise(runs_of(f"compression-{name}"))
+    rows = cells_of(section_of("Does the search pay?"), f"{name}, 0.5 of the time")
+    assert set(rows) == {*summary["0.5"], "teacher"}
+    for method, (time, macs, params, error, fid) in rows.items():
+        found = summary["1.0" if method == "teacher" else "0.5"][method]
+        assert found["seeds"] == [0, 1, 2]
+        if method != "teacher":
+            means = [f"{statistics.mean(found[key]):.2f}" for key in ("time_ratio", "macs_ratio", "params_ratio")]
+            assert [time, macs, params] == means and error == spread(found["error"], 4)
+        assert fid == spread(found["fid"]["classifier"], 4)
 
 
-def test_the_readme_has_the_figures_of_the_digits():
-    runs, section = committed("digits")
-    rows, summary = cells_of(section, "distilled: FID"), compression_table.summarise(runs)["0.5"]
-    assert set(rows) == {"search", "uniform", "random", "diff-pruning", "magnitude", "taylor", "scratch"}
-    for method, cells in rows.items():
-        found = [summary[method], summary[f"{method}-plain"]]
-        assert [entry["seeds"] for entry in found] == [[0, 1, 2]] * 2
-        assert cells[:4] == [spread(v, 4) for entry in found for v in (entry["fid"]["classifier"], entry["error"])]
+def test_the_readme_has_the_figures_of_the_choices():
+    networks = json.loads((RESULTS / "choices.json").read_text())["networks"]
+    rows = cells_of(section_of("What pays in time"), "MACs | time")
+    for at, network in enumerate(networks.values()):
+        found = {row["choice"]: [f"{row['macs']:.2f}", f"{row['time']['1']:.2f}"] for row in network["rows"]}
+        assert found == {choice: cells[2 * at : 2 * at + 2] for choice, cells in rows.items()}
 
 
-def test_the_readme_has_the_figures_of_the_exchanged_parts():
-    runs, section = committed("digits")
-    rows, summary = cells_of(section, "FID less the search's"), compression_table.summarise(runs)["0.5"]
-    assert {"one-stage", "local-rule", "local-score", "output-score", "joint-none"} <= set(rows)
-    for method, (fid, error, seeds) in rows.items():
-        found, ours = summary[method], summary["search"]["error"]
-        less = found["above_search"]["classifier"]
-        assert fid == f"{less['mean']:+.4f} ± {less['std']:.4f}"
-        assert error == spread(
-            [one - ours[seed] for seed, one in zip(found["seeds"], found["error"], strict=True)], 4, "+"
-        )
-        assert seeds == str(less["seeds"]) == str(len(found["seeds"]))
+def test_the_readme_has_the_figures_of_the_kinds_of_choices():
+    least = json.loads((RESULTS / "space.json").read_text())["digits"]["least"]
+    rows = cells_of(section_of("What pays in time"), "time 0.65")
+    best = {budget: space.mean_of(least[space.ALL], budget) for budget in ("0.65", "0.5", "0.35")}
+    for kind, cells in rows.items():
+        wanted = [space.ratio(space.mean_of(least[kind], budget), value) for budget, value in best.items()]
+        assert cells == [space.written(value, "{:.2f}") for value in wanted]
 
 
-def test_the_readme_has_the_correlations_and_the_teacher_of_the_digits():
-    runs, section = committed("digits")
-    words, (found,) = " ".join(section.split()), compression_table.correlations(runs)
-    assert found["architectures"] == 12 and "Over twelve random choices at seed 0" in words
-    for score in ("combined", "output", "local"):
-        assert f"{found['scores'][score]['error']['spearman']:.2f} for `{score}`" in words
-    with_fid = [f"{found['scores'][score]['fid']['spearman']:.2f}" for score in ("combined", "output", "local")]
-    assert f"with FID it is {with_fid[0]}, {with_fid[1]} and {with_fid[2]}" in words
-    references = compression_table.summarise(runs)["1.0"]
-    assert spread(references["teacher"]["fid"]["classifier"], 4) in words
+def test_the_readme_has_the_figures_of_the_recipes():
+    runs: dict[str, list] = {}
+    for run in runs_of("recipes-digits"):
+        runs.setdefault(run["recipe"], []).append(run)
+    rows = cells_of(section_of("How to retrain"), "FID")
+    assert set(rows) == {*runs} and {"linear-9", "none-9", "none", "teacher"} <= set(rows)
+    for recipe, (seeds, error, fid) in rows.items():
+        found = runs[recipe]
+        assert seeds == str(len(found))
+        assert error == f"{statistics.mean(run['error'] for run in found):.4f}"
+        assert fid == f"{statistics.mean(run['fid']['classifier'] for run in found):.4f}"

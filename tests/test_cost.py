@@ -8,6 +8,8 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from stages.evaluation import cost, speed
+from stages.models.borders import borders_of
+from stages.models.specs import block_macs, shared_macs, tail_macs, unet_macs
 
 SHAPE = (1, 8, 8)
 
@@ -137,3 +139,13 @@ def test_a_machine_without_a_gpu_is_profiled_without_a_word(capfd: pytest.Captur
 )
 def test_operations_are_known_by_their_names(name: str, kind: str) -> None:
     assert speed.kind_of(name) == kind
+
+
+def test_the_tail_of_a_block_runs_from_its_input_to_the_output() -> None:
+    unet = tiny_unet()
+    borders = borders_of(unet)
+    entrance, head = shared_macs(unet)
+    assert tail_macs(unet, borders[0]) == unet_macs(unet) - entrance
+    last = borders[-1]
+    own = block_macs(unet.get_submodule(last.block), unet.config["sample_size"] >> last.level)
+    assert tail_macs(unet, last) == own + head

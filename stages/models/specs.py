@@ -5,7 +5,7 @@ from typing import Any
 from diffusers import UNet2DModel
 from torch import nn
 
-from stages.models.borders import borders_of
+from stages.models.borders import Border, borders_of
 from stages.models.multi_decoder_unet import Module, PointwiseUpsample, upsampler_kernel
 
 Spec = dict[str, Any]
@@ -73,6 +73,14 @@ def unet_macs(unet: UNet2DModel) -> int:
     side = unet.config["sample_size"]
     blocks = [block_macs(unet.get_submodule(border.block), side >> border.level) for border in borders_of(unet)]
     return sum(blocks) + sum(shared_macs(unet))
+
+
+def tail_macs(unet: UNet2DModel, border: Border) -> int:
+    """MACs for one sample from a block's input to the output, the block itself as the teacher has it."""
+    borders = borders_of(unet)
+    side = unet.config["sample_size"]
+    later = borders[[known.block for known in borders].index(border.block) :]
+    return sum(block_macs(unet.get_submodule(b.block), side >> b.level) for b in later) + shared_macs(unet)[1]
 
 
 def shared_params(unet: UNet2DModel) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stages.files import check_file, read_checked_json, sha256_file
 from stages.models.borders import border_of_job
 from stages.models.elastic import ChannelOrder, ElasticBlock
-from stages.models.specs import Spec, block_macs, parameter_count, unet_macs
+from stages.models.specs import Spec, block_macs, parameter_count, tail_macs
 from stages.models.stream import kept_channels, narrowed_teacher
 from stages.pieces import Pieces
 from stages.search.features import Features
@@ -168,14 +168,17 @@ class SearchJob:
         }
 
     def macs_spent(self, candidates: list[dict[str, Any]]) -> dict[str, float]:
-        """MACs of the job: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`."""
-        macs, whole = [candidate["macs"] for candidate in candidates], unet_macs(self.teacher)
+        """MACs of the job: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`.
+
+        The effect on the output takes the sub-block and the teacher from there on.
+        """
+        macs, tail = [candidate["macs"] for candidate in candidates], tail_macs(self.teacher, self.border)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
         local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))
         return {
             "training": 3.0 * self.steps * self.settings["batch_size"] * step,
-            "scoring": float(local * sum(macs) + measured * output * whole),
+            "scoring": float(local * sum(macs) + measured * output * tail),
         }
 
     def clean_up(self) -> None:
