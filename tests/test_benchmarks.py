@@ -16,7 +16,6 @@ import multistage
 import numpy as np
 import search_cost
 import space
-import space
 from curves import mean_curve, panel, write_figure
 from shared_inputs import Shared
 
@@ -25,7 +24,6 @@ from stages.datasets.training import TrainingSet
 from stages.models.given import Space
 from stages.train_teacher import given_teacher
 from stages.training.teacher import build_teacher
-
 
 RESULTS = ROOT / "benchmarks" / "results"
 
