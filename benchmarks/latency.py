@@ -27,7 +27,7 @@ from stages.evaluation.speed import time_evaluation
 from stages.models.elastic import natural_order
 from stages.models.multi_decoder_unet import Module
 from stages.models.pipelines import load_given_teacher
-from stages.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_to_measure
+from stages.search.latency import LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
 from stages.search.space import BlockSpace
 from stages.training.student import build_student
 from stages.training.teacher import build_teacher
@@ -91,10 +91,11 @@ def compare(preset: str, count: int, threads: int, batch: int, repeats: int, see
     specs = [pair for one in drawn for stage in range(stages) for pair in blocks_of(one, stage)]
     stopwatch = Stopwatch(device, batch, repeats, "fp32")
     begun = time.monotonic()
-    table = LatencyTable({"layers": stopwatch.measure(pairs_to_measure(layers, layers, specs))}, preset)
+    measured_layers = stopwatch.measure(pairs_to_measure(layers, layers, specs))
+    table = LatencyTable({"layers": measured_layers, "overhead": overhead_of(measured_layers, layers)}, preset)
     seconds = time.monotonic() - begun
-    fixed = table.milliseconds(layers.fixed()) + table.between(layers)
-    whole = table.milliseconds([layers.together()])
+    fixed = table.milliseconds(layers.fixed())
+    whole = table.of_teacher()
     config = unet.config
     shape = (batch, config["in_channels"], config["sample_size"], config["sample_size"])
     found = []

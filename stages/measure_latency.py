@@ -23,23 +23,25 @@ def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, impo
     from stages.models.pipelines import load_teacher
     from stages.models.stream import narrowed_teacher
     from stages.search.importance import choose_stream
-    from stages.search.latency import DESCRIPTION, LatencyTable, LayersOf, Stopwatch, pairs_to_measure
+    from stages.search.latency import DESCRIPTION, LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
     from stages.search.space import covering_specs
 
     unet, ranked = load_teacher(teacher), read_checked_json(importance, "rank_channels")
     space = {name.removeprefix("search_block."): value for name, value in params.items()}
     stream = choose_stream(unet, space["channels"], ranked["stream_importance"], space["channel_multiple"])
     student = narrowed_teacher(unet, stream)
-    pairs = pairs_to_measure(LayersOf(unet), LayersOf(student), covering_specs(student, space))
+    whole = LayersOf(unet)
+    pairs = pairs_to_measure(whole, LayersOf(student), covering_specs(student, space))
     if settings["source"] == "measure":
         device = pick_device(params["device"], min(threads, settings["threads"]))
         stopwatch = Stopwatch(device, settings["batch_size"], settings["repeats"], params["precision"])
-        content = {"layers": stopwatch.measure(pairs)} | stopwatch.describe()
+        layers = stopwatch.measure(pairs)
+        content = {"layers": layers, "overhead": overhead_of(layers, whole)} | stopwatch.describe()
     else:
         table = LatencyTable.read(Path(settings["path"]))
-        table.milliseconds(layer for layer, _ in pairs.values())
+        table.check(pairs)
         content = {key: value for key, value in table.content.items() if key in DESCRIPTION}
-        content["layers"] = {key: table.layers[key] for key in pairs}
+        content |= {"layers": {key: table.layers[key] for key in pairs}, "overhead": table.overhead}
     write_checked_json(output, content | {"source": settings["source"], "params": params})
 
 

@@ -54,9 +54,8 @@ def costs_of(
     costs = Costs(unet_macs(unet), parameter_count(unet), fixed_macs, shared_params(student)[0], weights)
     if latency is None:
         return costs
-    teacher = LayersOf(unet)
-    fixed_time = latency.milliseconds(LayersOf(student).fixed()) + latency.between(teacher)
-    return replace(costs, teacher_time=latency.milliseconds([teacher.together()]), fixed_time=fixed_time)
+    fixed_time = latency.milliseconds(LayersOf(student).fixed())
+    return replace(costs, teacher_time=latency.of_teacher(), fixed_time=fixed_time)
 
 
 def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:

@@ -384,6 +384,12 @@ def processor_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def overhead_of(layers: dict[str, float], teacher: LayersOf) -> float:
+    """Milliseconds an image that each layer takes more within the teacher than alone, taken as the same for all layers."""
+    whole = teacher.whole()
+    return (layers[WHOLE] - sum(layers[layer.key] for layer in whole)) / len(whole)
+
+
 def pairs_to_measure(
     teacher: LayersOf, student: LayersOf, specs: Iterable[tuple[str, Spec]]
 ) -> dict[str, tuple[Layer, Layer]]:
@@ -422,12 +428,14 @@ class LatencyTable:
     """Milliseconds an image by layer.
 
     Args:
-        content: what `results/latency.json` holds: `layers` by key, and what they were measured with.
+        content: what `results/latency.json` holds: `layers` by key, `overhead` that each takes within a network, and what they
+            were measured with.
         origin: where it is from, for messages.
     """
 
     def __init__(self, content: dict[str, Any], origin: str) -> None:
         self.layers: dict[str, float] = content["layers"]
+        self.overhead: float = content.get("overhead", 0.0)
         self.content, self.origin = content, origin
 
     @classmethod
@@ -445,9 +453,10 @@ class LatencyTable:
             raise ValueError(f"{path}: holds no `layers` with milliseconds; set measure_latency.source: measure")
         return cls(content, str(path))
 
-    def between(self, teacher: LayersOf) -> float:
-        """Milliseconds an image that the teacher takes beside its layers, as any student does."""
-        return max(0.0, self.milliseconds([teacher.together()]) - self.milliseconds(teacher.whole()))
+    def of_teacher(self) -> float:
+        """Milliseconds an image of the whole teacher; ValueError where the table lacks it."""
+        self.check([WHOLE])
+        return self.layers[WHOLE]
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of some layers that the table lacks."""
@@ -459,14 +468,14 @@ class LatencyTable:
         return lambda spec: self.milliseconds(layers.block(name, spec))
 
     def milliseconds(self, layers: Iterable[Layer]) -> float:
-        """The sum of some layers, per image.
-
-        Raises:
-            ValueError: the table lacks one.
-        """
+        """The sum of some layers within a network, per image; ValueError where the table lacks one."""
         keys = [layer.key for layer in layers]
+        self.check(keys)
+        return sum(self.layers[key] for key in keys) + self.overhead * len(keys)
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Raise ValueError unless the table has some layers."""
         if missing := self.missing(keys):
             raise ValueError(
                 f"{self.origin}: lacks the layer {missing[0]}; measure it: set measure_latency.source: measure"
             )
-        return sum(self.layers[key] for key in keys)
