@@ -115,12 +115,11 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("prepare_data.channels", 2, "prepare_data.channels: 2 is unknown, use one of 1, 3, null"),
         ("prepare_data.path", "x", 'prepare_data.path: "x" is unused by source digits; set source to folder or npz'),
         ("prepare_data.source", "folder", "prepare_data.path: null, but source folder needs one"),
-        ("measure_latency.source", "path", "measure_latency.path: null, but source path needs one"),
-        ("measure_latency.path", "x", 'measure_latency.path: "x" is unused by source none; set source to path'),
+        ("measure_latency.path", None, "measure_latency.path: null, but source path needs one"),
         (
-            "assemble.time",
-            0.5,
-            "measure_latency.source: none, but assemble.time is 0.5; set measure, or assemble.time: null",
+            "measure_latency.source",
+            "measure",
+            'measure_latency.path: "data/latency/digits.json" is unused by source measure; set source to path',
         ),
         ("assemble.time", 0, "assemble.time: 0 is too small, it must be above 0"),
         ("prepare_data.resolution", 9, "prepare_data.resolution: 9 pixels cannot be halved 1 time(s)"),
@@ -218,7 +217,7 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
         {"retrain.stage_probabilities": [1, 2, 3]},
         {"search_block.channels": [0.75, 1]},
         {"train_extractor.features": 60, "assemble.snap_boundaries": True, "sampling.steps": 3},
-        {"assemble.rule": "uniform_rank", "search_block.ranks": [0.5, 1.0]},
+        {"assemble.rule": "uniform_rank", "assemble.time": None, "search_block.ranks": [0.5, 1.0]},
         {
             "cluster_timesteps.method": "given",
             "cluster_timesteps.boundaries": [0.3, 5],
@@ -238,6 +237,10 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"measure_latency.source": "none", "measure_latency.path": None},
+            "measure_latency.source: none, but assemble.time is 0.54; set measure, or assemble.time: null",
+        ),
         (
             EDM_PARAMS | {"sampling.scheduler": "ddim"},
             "sampling.scheduler: ddim is no sampler of process edm, use one of edm",
@@ -376,6 +379,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_blocks_are_named_once_per_stage_in_the_up_path(params: dict[str, Any]) -> None:
     params["cluster_timesteps"]["stages"] = 2
+    params["search_block"]["ranges"] = "own"
     up = ["up_blocks.0.stage_0", "up_blocks.1.stage_0", "up_blocks.0.stage_1", "up_blocks.1.stage_1"]
     assert block_names(params) == ["down_blocks.0", "down_blocks.1", "mid_block", *up]
 

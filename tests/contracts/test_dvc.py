@@ -78,9 +78,10 @@ def drift(rules: dict[str, Any], stages: Stages) -> list[str]:
         if stage["cmd"] != f"snakemake {allowed[0]} --allowed-rules {' '.join(allowed)}":
             found.append(f"{name}: cmd makes something else: {stage['cmd']}")
         found += [f"{name}: code {path} differs" for path in sorted(rule.code ^ listed_code)]
+        inputs = {path for path in rule.inputs if not any(path.startswith(f"{own}/") for own in OWN.get(name, ()))}
         found += [
             f"{name}: input {path} differs"
-            for path in sorted(unmatched(rule.inputs, {*stage["deps"]} - listed_code - extra))
+            for path in sorted(unmatched(inputs, {*stage["deps"]} - listed_code - extra))
         ]
         found += [f"{name}: {path} is missing" for path in sorted(extra - {*stage["deps"]})]
         found += [f"{name}: output {path} differs" for path in sorted(unmatched(rule.outputs, outs))]
