@@ -23,8 +23,9 @@ from stages.models.weights import find_weights
 Params = dict[str, Any]
 Problem = tuple[str, str]  # key, what is wrong and what to do
 
-SCHEMA = Path(__file__).parents[1] / "workflow" / "schemas" / "params.schema.yaml"
-EXAMPLE = Path(__file__).parents[1] / "presets" / "digits.yaml"
+PROJECT = Path(__file__).parents[1]
+SCHEMA = PROJECT / "workflow" / "schemas" / "params.schema.yaml"
+EXAMPLE = PROJECT / "presets" / "digits.yaml"
 DIGITS_RESOLUTION = 8  # pixels
 INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
@@ -245,14 +246,18 @@ def autoencoder_files(settings: Params) -> list[str]:
 
 
 def latency_files(settings: Params) -> list[str]:
-    """The table that the `measure_latency` section names, none but for source `path`; ValueError when there is no such file."""
+    """The table that the `measure_latency` section names, none but for source `path`; ValueError when there is no such file.
+
+    One that the working folder lacks is taken from the project, whose presets name tables of its own.
+    """
     if settings["source"] != "path":
         return []
-    if not Path(settings["path"]).is_file():
-        raise ValueError(
-            f"measure_latency.path: {settings['path']} not found; give a results/latency.json, or source: measure"
-        )
-    return [str(settings["path"])]
+    for path in (Path(settings["path"]), PROJECT / settings["path"]):
+        if path.is_file():
+            return [str(path)]
+    raise ValueError(
+        f"measure_latency.path: {settings['path']} not found; give a results/latency.json, or source: measure"
+    )
 
 
 def extractor_files(settings: Params) -> list[str]:

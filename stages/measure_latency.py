@@ -18,6 +18,7 @@ def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, impo
         write_checked_json(output, {"source": "none", "layers": {}, "params": params})
         return
 
+    from stages.config import latency_files
     from stages.device import pick_device
     from stages.files import read_checked_json
     from stages.models.pipelines import load_teacher
@@ -38,7 +39,7 @@ def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, impo
         layers = stopwatch.measure(pairs)
         content = {"layers": layers, "overhead": overhead_of(layers, whole)} | stopwatch.describe()
     else:
-        table = LatencyTable.read(Path(settings["path"]))
+        table = LatencyTable.read(Path(*latency_files(settings)))
         table.check(pairs)
         content = {key: value for key, value in table.content.items() if key in DESCRIPTION}
         content |= {"layers": {key: table.layers[key] for key in pairs}, "overhead": table.overhead}
