@@ -169,13 +169,14 @@ class Choosing:
         from stages.config import stage_params
         from stages.measure_latency import measure_latency
 
-        results = self.run.shared.results(self.run.params)
+        run = self.run
         if self.rule not in UNTIMED_RULES:
-            return results / LATENCY
-        path = self.run.work / LATENCY
+            return run.shared.results(run.params) / LATENCY
+        path = run.work / LATENCY
         path.parent.mkdir(parents=True, exist_ok=True)
-        params = stage_params(changed(self.run.params, {"measure_latency": {"source": "none"}}), "measure_latency")
-        measure_latency(params, threads=1, teacher=self.run.shared.teacher, search=results, output=path)
+        params = stage_params(changed(run.params, {"measure_latency": {"source": "none"}}), "measure_latency")
+        importance = run.shared.search(run.params) / run.shared.importance_name(run.params)
+        measure_latency(params, threads=1, teacher=run.shared.teacher, importance=importance, output=path)
         return path
 
     def drawn(self) -> Path:
