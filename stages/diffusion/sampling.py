@@ -81,11 +81,16 @@ class Sampler:
 
     def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
         """One batch of images, uint8 N,H,W,C; sample i starts from, and is stepped with, a generator of its own."""
+        x = self.draw_undecoded(model, indices)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return to_uint8(self.decode(x) if self.decode else x).cpu().numpy()
+
+    def draw_undecoded(self, model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        """The same as N,C,H,W on the device: latents, or pixels that may be outside of [-1, 1]."""
         generators = [generator_for(self.seed, "sample", i) for i in indices]
         labels = None if self.labels is None else torch.tensor([self.labels(i) for i in indices]).to(self.device)
         with torch.no_grad(), autocast(self.device, self.precision):
-            x = self._integrate(model, generators, labels)
-            return to_uint8(self.decode(x) if self.decode else x).cpu().numpy()
+            return self._integrate(model, generators, labels)
 
     def _integrate(
         self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None

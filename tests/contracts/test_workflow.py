@@ -187,7 +187,7 @@ def set_back(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run under DVC and Git whose dvc.lock and metrics were set back, so that a run has something to settle."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("set") / "back"))
     shutil.copy(ROOT / "dvc.yaml", folder)
-    for name in ("data/latency", "data/raw", "data/teacher"):
+    for name in ("data/raw", "data/teacher"):
         (folder / name).mkdir(parents=True)
     identity = "-c user.name=t -c user.email=t@example.org"
     for command in (
