@@ -17,7 +17,7 @@ INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolat
 
 run: $(STAMP)
 	$(BIN)/snakemake
-	@$(BIN)/python -m stages.evaluation.table results/metrics.json
+	@$(BIN)/python -m stagecraft.report.table results/metrics.json
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,11 +20,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import Batch, NoisyBatches, predict
-from stages.diffusion.process import Process
-from stages.diffusion.seeds import generator_for
-from stages.models.specs import unet_macs
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
+from stagecraft.diffusion.process import Process
+from stagecraft.networks.specs import unet_macs
+from stagecraft.runtime.seeds import generator_for
 
 STEPS = 100  # in which the share of pruned channels rises
 MOST = 0.95  # share of a layer's channels that may go

@@ -27,13 +27,13 @@ from diffusers import UNet2DModel
 from latency import teacher_of
 from shared_inputs import cpu_params, preset_file, write
 
-from stages.command import keep_freed_memory
-from stages.evaluation.cost import count_macs
-from stages.evaluation.speed import time_evaluation
-from stages.models.elastic import natural_order
-from stages.models.multi_decoder_unet import Module, group_size
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.elastic.block import natural_order
+from stagecraft.evaluation.cost import count_macs
+from stagecraft.evaluation.speed import time_evaluation
+from stagecraft.networks.multi_decoder_unet import Module, group_size
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.runtime.command import keep_freed_memory
+from stagecraft.training.student import build_student
 
 Spec = dict[str, Any]
 WARM_UP = 2

@@ -23,9 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.clustering.denoiser import OptimalDenoiser
-from stages.clustering.partition import threshold_boundaries
-from stages.clustering.similarity import draw_pairs, limit_shares
+from stagecraft.clustering.denoiser import OptimalDenoiser
+from stagecraft.clustering.partition import threshold_boundaries
+from stagecraft.clustering.similarity import draw_pairs, limit_shares
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
 ETA, ALPHA = 2 / 255, 0.9

@@ -133,14 +133,14 @@ class Choosing:
 
     def sketch(self, setting: float) -> Made:
         """The net with random weights."""
-        from stages.training.student import build_student
+        from stagecraft.training.student import build_student
 
         plan = self.plan(setting)
         return Made(build_student(self.run.teacher, plan["unet"], plan["boundaries"], 0).eval(), plan["boundaries"], {})
 
     def make(self, setting: float) -> Made:
         """The net with weights of the supernets, or as `retrain.init` says."""
-        from stages.training.student import start_student, supernet_reader
+        from stagecraft.training.student import start_student, supernet_reader
 
         run, plan = self.run, self.plan(setting)
         search = run.shared.results(run.params)
@@ -150,8 +150,8 @@ class Choosing:
 
     def plan(self, setting: float) -> dict[str, Any]:
         """The content of architecture.json."""
+        from stagecraft.config.params import stage_params
         from stages.assemble import assemble
-        from stages.config import stage_params
 
         run = self.run
         folder, output = run.shared.search(run.params), run.work / "architecture.json"
@@ -166,7 +166,7 @@ class Choosing:
 
     def latency(self) -> Path:
         """The latencies of the candidates; none for a rule that does not choose among them."""
-        from stages.config import stage_params
+        from stagecraft.config.params import stage_params
         from stages.measure_latency import measure_latency
 
         run = self.run
@@ -181,8 +181,8 @@ class Choosing:
 
     def drawn(self) -> Path:
         """A copy of the search results with the candidates alone that `drawn_of` leaves."""
-        from stages.files import write_checked_json
-        from stages.search.results import read_results, write_index
+        from stagecraft.runtime.files import write_checked_json
+        from stagecraft.search.results import read_results, write_index
 
         run = self.run
         folder, most = run.work / "drawn", run.params["search_block"]["candidates"]
@@ -197,10 +197,10 @@ class Choosing:
         """The scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""
         from safetensors.torch import load_file
 
-        from stages.config import stage_params
-        from stages.search.architecture import costs_of, named_block
-        from stages.search.job import SearchJob
-        from stages.search.selection import value_of
+        from stagecraft.config.params import stage_params
+        from stagecraft.search.architecture import costs_of, named_block
+        from stagecraft.search.job import SearchJob
+        from stagecraft.search.selection import value_of
 
         run = self.run
         folder, costs = run.shared.search(run.params), costs_of(run.teacher, plan["steps_per_stage"])
@@ -222,7 +222,7 @@ def drawn_of(result: dict[str, Any], most: int) -> list[dict[str, Any]]:
     Args:
         most: `search_block.candidates`; a space that is not larger was scored whole, and is left whole.
     """
-    from stages.search.supernet import SAMPLED
+    from stagecraft.search.supernet import SAMPLED
 
     found: list[dict[str, Any]] = result["candidates"]
     return found[: math.ceil(most * SAMPLED)] if result["space_size"] > most else found

@@ -52,13 +52,13 @@ class Run:
     ) -> None:
         import torch
 
-        from stages.command import keep_freed_memory
-        from stages.datasets.prepared import PreparedData
-        from stages.datasets.training import TrainingSet
-        from stages.diffusion.process import make_process
-        from stages.evaluation.fidelity import open_extractor
-        from stages.models.autoencoder import open_autoencoder
-        from stages.models.pipelines import load_teacher, read_stated
+        from stagecraft.data.prepared import PreparedData
+        from stagecraft.data.training import TrainingSet
+        from stagecraft.diffusion.process import make_process
+        from stagecraft.evaluation.fidelity import open_extractor
+        from stagecraft.networks.autoencoder import open_autoencoder
+        from stagecraft.networks.pipelines import load_teacher, read_stated
+        from stagecraft.runtime.command import keep_freed_memory
 
         torch.set_num_threads(1)
         keep_freed_memory()
@@ -122,13 +122,13 @@ class Run:
 
     def steps_in(self, boundaries: Sequence[float], steps: int | None = None) -> list[int]:
         """How many of the sampler's evaluations fall into each interval; `steps` in all, else the params'."""
-        from stages.diffusion.sampling import steps_per_stage
+        from stagecraft.diffusion.sampling import steps_per_stage
 
         return steps_per_stage(self.process, self.params["sampling"]["scheduler"], steps or self.steps, boundaries)
 
     def cost(self, net: Any, boundaries: list[float]) -> dict[str, Any]:
         """MACs and parameters as shares of the teacher's."""
-        from stages.evaluation.cost import model_cost
+        from stagecraft.evaluation.cost import model_cost
 
         steps = self.steps_in(boundaries)
         small = model_cost(net, self.data.shape, boundaries, steps)
@@ -195,7 +195,7 @@ class Run:
         """The teacher or a student by a sampler with as many steps as the budget leaves."""
         from matching import evaluations_of, is_within
 
-        from stages.evaluation.cost import weighted_mean
+        from stagecraft.evaluation.cost import weighted_mean
 
         net, boundaries, about = self.source()
         evaluations = evaluations_of(net, boundaries)
@@ -217,7 +217,7 @@ class Run:
         from feature_reuse import FeatureReuse, ReuseCosts, as_student, branches_of
         from matching import is_within
 
-        from stages.diffusion.sampling import nodes_of
+        from stagecraft.diffusion.sampling import nodes_of
 
         net, boundaries, about = self.source()
         net = as_student(net) if net is self.teacher else net
@@ -256,9 +256,9 @@ class Run:
         """The teacher trained on by its own loss, for the MACs that search and retraining of the budget's student took."""
         import copy
 
-        from stages.evaluation.cost import count_macs
-        from stages.training.student import student_batches
-        from stages.training.teacher import DenoisingLoss
+        from stagecraft.evaluation.cost import count_macs
+        from stagecraft.training.student import student_batches
+        from stagecraft.training.teacher import DenoisingLoss
 
         settings = changed(self.params, NO_BLOCKS)["retrain"]
         macs = 3 * settings["batch_size"] * count_macs(self.teacher, self.data.shape, 0)
@@ -272,10 +272,10 @@ class Run:
 
     def spent(self) -> float:
         """MACs that search and retraining of the student at this budget take, as the report counts them."""
-        from stages.evaluation.cost import model_cost
-        from stages.evaluation.report import macs_of_retraining, macs_of_search
-        from stages.search.results import read_results
-        from stages.training.student import build_student, stage_probabilities
+        from stagecraft.evaluation.cost import model_cost
+        from stagecraft.report.page import macs_of_retraining, macs_of_search
+        from stagecraft.search.results import read_results
+        from stagecraft.training.student import build_student, stage_probabilities
 
         choosing = Choosing(self)
         plan = choosing.plan(self.matched(choosing)["setting"])
@@ -296,7 +296,7 @@ class Run:
         """The net with averaged weights after retraining."""
         from remembered import RememberedJointLoss
 
-        from stages.training.student import student_batches
+        from stagecraft.training.student import student_batches
 
         by_blocks = self.method.name in SEARCHED or self.method.name == DEPTH
         settings = (self.params if by_blocks else changed(self.params, NO_BLOCKS))["retrain"]
@@ -307,7 +307,7 @@ class Run:
 
     def train(self, net: Any, loss: Any, settings: dict[str, Any]) -> Any:
         """The net with averaged weights after training with a loss."""
-        from stages.training.loop import TrainSettings, train
+        from stagecraft.training.loop import TrainSettings, train
 
         result = train(
             net,
@@ -328,14 +328,14 @@ class Run:
 
     def keep_student(self, net: Any) -> None:
         """Keep config and weights of a retrained student."""
-        from stages.files import atomic_folder
+        from stagecraft.runtime.files import atomic_folder
 
         with atomic_folder(self.student_folder(self.budget)) as aside:
             net.save_pretrained(aside, safe_serialization=True)
 
     def student(self) -> Any:
         """The kept student of this seed at the options' student budget; ValueError when there is none."""
-        from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
+        from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
 
         folder = self.student_folder(self.options.student_budget)
         if not folder.is_dir():
@@ -348,8 +348,8 @@ class Run:
 
     def draw(self, net: Any, **how: Any) -> Any:
         """Samples, uint8 (N, H, W, C); `how` is what differs from the params, of which `steps` is the sampler's."""
-        from stages.diffusion.sampling import sample
-        from stages.pieces import Pieces
+        from stagecraft.diffusion.sampling import sample
+        from stagecraft.runtime.journal import Pieces
 
         settings = self.params["evaluate"]
         pieces = Pieces(self.work / "samples", {"params": self.params, "method": self.method.full} | how)
@@ -360,8 +360,8 @@ class Run:
         """The params' sampler, for all methods."""
         from functools import partial
 
-        from stages.diffusion.sampling import Sampler
-        from stages.models.autoencoder import decode
+        from stagecraft.diffusion.sampling import Sampler
+        from stagecraft.networks.autoencoder import decode
 
         decoding = None if self.vae is None else partial(decode, self.vae)
         shape = self.data.shape
@@ -369,7 +369,7 @@ class Run:
 
     def score(self, images: Any) -> dict[str, Any]:
         """Fidelity by every extractor, against the training split."""
-        from stages.evaluation.fidelity import fidelity
+        from stagecraft.evaluation.fidelity import fidelity
 
         settings = self.params["evaluate"]
         how = {"seed": 0, "device": self.device, "kid_subset_size": settings["kid_subset_size"], "neighbours": None}
@@ -378,7 +378,7 @@ class Run:
 
     def untrained(self, net: Any) -> float:
         """NMSE of the net's prediction to the teacher's before retraining, over 512 noised training images."""
-        from stages.diffusion.losses import nmse
+        from stagecraft.diffusion.losses import nmse
 
         ((found, wanted),) = self.predictions(net, "untrained", 1)
         return float(nmse([found], [wanted]))
@@ -395,8 +395,8 @@ class Run:
         """Pairs of the net's and the teacher's predictions for 512 images at once, whose noises depend on the name alone."""
         import torch
 
-        from stages.diffusion.losses import NoisyBatches, predict
-        from stages.diffusion.seeds import generator_for
+        from stagecraft.diffusion.losses import NoisyBatches, predict
+        from stagecraft.runtime.seeds import generator_for
 
         draw = NoisyBatches(self.data, self.process, 512, self.device)
         for number in range(batches):

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.evaluation.charts import (
+from stagecraft.report.charts import (
     BOTTOM,
     HEIGHT,
     LEFT,

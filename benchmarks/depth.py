@@ -12,8 +12,8 @@ import numpy as np
 from diffusers import UNet2DModel
 from matching import TOLERANCE, Evaluation, Meter
 
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student, warm_start
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student, warm_start
 
 
 class Site(NamedTuple):

@@ -15,10 +15,10 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from matching import Evaluation, Meter
 from torch import Tensor, nn
 
-from stages.evaluation.cost import stage_timesteps
-from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel, stage_of
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student, warm_start
+from stagecraft.evaluation.cost import stage_timesteps
+from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, stage_of
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student, warm_start
 
 ENCODER = "encoder"
 Branch = int | str  # the number of skip tensors that every step computes, or `encoder`

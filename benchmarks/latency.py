@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from shared_inputs import cpu_params, preset_file, write
 
-from stages.command import keep_freed_memory
-from stages.device import pick_device
-from stages.evaluation.cost import stage_timesteps
-from stages.evaluation.speed import time_evaluation
-from stages.models.elastic import natural_order
-from stages.models.multi_decoder_unet import Module
-from stages.models.pipelines import load_given_teacher
-from stages.search.latency import LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
-from stages.search.space import BlockSpace
-from stages.training.student import build_student
-from stages.training.teacher import build_teacher
+from stagecraft.elastic.block import natural_order
+from stagecraft.evaluation.cost import stage_timesteps
+from stagecraft.evaluation.speed import time_evaluation
+from stagecraft.networks.multi_decoder_unet import Module
+from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.runtime.command import keep_freed_memory
+from stagecraft.runtime.device import pick_device
+from stagecraft.search.latency import LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
+from stagecraft.search.space import BlockSpace
+from stagecraft.training.student import build_student
+from stagecraft.training.teacher import build_teacher
 
 ROOT = Path(__file__).parents[1]
 CHANNELS = {"digits": 1, "fashion-mnist": 1}

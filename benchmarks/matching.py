@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from filelock import FileLock
 
-from stages.evaluation.cost import count_macs, stage_timesteps, weighted_mean
-from stages.evaluation.speed import time_evaluation
+from stagecraft.evaluation.cost import count_macs, stage_timesteps, weighted_mean
+from stagecraft.evaluation.speed import time_evaluation
 
 TOLERANCE = 0.03  # how far from the budget a net may be, as a share of it
 WARM_UP = 2

@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stages.config import load_params, stage_params
+from stagecraft.config.params import load_params, stage_params
 
 ROOT = Path(__file__).parents[1]
 POINTS = [0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
@@ -85,12 +85,12 @@ class Run:
     ) -> None:
         import torch
 
-        from stages.datasets.prepared import PreparedData
-        from stages.datasets.training import TrainingSet
-        from stages.diffusion.process import make_process
-        from stages.evaluation.fidelity import open_extractor
-        from stages.models.autoencoder import open_autoencoder
-        from stages.training.teacher import build_teacher
+        from stagecraft.data.prepared import PreparedData
+        from stagecraft.data.training import TrainingSet
+        from stagecraft.diffusion.process import make_process
+        from stagecraft.evaluation.fidelity import open_extractor
+        from stagecraft.networks.autoencoder import open_autoencoder
+        from stagecraft.training.teacher import build_teacher
 
         torch.set_num_threads(1)
         self.process_name, self.arm, self.seed, self.arguments, self.work = process, arm, seed, arguments, work
@@ -106,8 +106,8 @@ class Run:
         """The stages' boundaries of the arm."""
         from functools import partial
 
-        from stages.clustering.gradients import loss_gradients
-        from stages.clustering.stages import cluster
+        from stagecraft.clustering.gradients import loss_gradients
+        from stagecraft.clustering.stages import cluster
 
         settings = dict(self.params["cluster_timesteps"]) | {"seeds": 1}
         if self.arm == "unified":
@@ -125,8 +125,8 @@ class Run:
 
     def build(self, boundaries: list[float]) -> Any:
         """The arm's net before training."""
-        from stages.search.architecture import given_architecture
-        from stages.training.student import build_student, warm_start
+        from stagecraft.search.architecture import given_architecture
+        from stagecraft.training.student import build_student, warm_start
 
         stages = len(boundaries) + 1
         widths = self.params["assemble"]["decoder_widths"] if self.arm == "multistage" else [1.0] * stages
@@ -144,14 +144,14 @@ class Run:
 
     def batches(self) -> Any:
         """Batches by the density of t, the same for all arms."""
-        from stages.diffusion.losses import NoisyBatches
+        from stagecraft.diffusion.losses import NoisyBatches
 
         return NoisyBatches(self.data, self.process, self.params["retrain"]["batch_size"], self.device)
 
     def train(self, net: Any, batches: Any, steps: int, name: str) -> Any:
         """The net with averaged weights after so many steps; goes on from where an earlier call with this name ended."""
-        from stages.training.loop import TrainSettings, train
-        from stages.training.teacher import DenoisingLoss
+        from stagecraft.training.loop import TrainSettings, train
+        from stagecraft.training.teacher import DenoisingLoss
 
         settings = TrainSettings(
             steps=steps,
@@ -174,9 +174,9 @@ class Run:
         """FID of `samples` images against the training split."""
         from functools import partial
 
-        from stages.diffusion.sampling import Sampler, sample
-        from stages.evaluation.fidelity import fidelity
-        from stages.models.autoencoder import decode
+        from stagecraft.diffusion.sampling import Sampler, sample
+        from stagecraft.evaluation.fidelity import fidelity
+        from stagecraft.networks.autoencoder import decode
 
         sampling, settings = self.params["sampling"], self.params["evaluate"]
         decoding = None if self.vae is None else partial(decode, self.vae)
@@ -190,8 +190,8 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Curve of FID over training MACs, with what the arm costs."""
-        from stages.diffusion.sampling import steps_per_stage
-        from stages.evaluation.cost import model_cost
+        from stagecraft.diffusion.sampling import steps_per_stage
+        from stagecraft.evaluation.cost import model_cost
 
         boundaries = self.boundaries()
         net, batches = self.build(boundaries), self.batches()

@@ -46,11 +46,11 @@ class Recipes:
     def __init__(self, preset: Path, shared: Shared, share: float, steps: int, rate: float | None) -> None:
         import torch
 
-        from stages.datasets.prepared import PreparedData
-        from stages.datasets.training import TrainingSet
-        from stages.diffusion.process import make_process
-        from stages.models.autoencoder import open_autoencoder
-        from stages.models.pipelines import load_teacher, read_stated
+        from stagecraft.data.prepared import PreparedData
+        from stagecraft.data.training import TrainingSet
+        from stagecraft.diffusion.process import make_process
+        from stagecraft.networks.autoencoder import open_autoencoder
+        from stagecraft.networks.pipelines import load_teacher, read_stated
 
         budgets = {"macs": None, "time": share, "params": 1.0, "params_active": None}
         retrain = {"steps": steps} | ({} if rate is None else {"learning_rate": rate})
@@ -62,8 +62,8 @@ class Recipes:
 
     def architecture(self, seed: int, path: Path) -> dict[str, Any]:
         """The content of architecture.json, searched with this seed."""
+        from stagecraft.config.params import stage_params
         from stages.assemble import assemble
-        from stages.config import stage_params
 
         self.searched = self.params | {"seed": seed}
         folder, results = self.shared.search(self.searched), self.shared.results(self.searched)
@@ -77,8 +77,8 @@ class Recipes:
         """The retrained student and the seconds that it took."""
         from remembered import RememberedJointLoss
 
-        from stages.training.loop import TrainSettings, train
-        from stages.training.student import start_student, student_batches, supernet_reader
+        from stagecraft.training.loop import TrainSettings, train
+        from stagecraft.training.student import start_student, student_batches, supernet_reader
 
         search = self.shared.results(self.searched)
         reader = supernet_reader(search, plan["supernets"], search / "index.json")
@@ -103,8 +103,8 @@ class Recipes:
         """Mean square difference from the teacher's predictions."""
         import torch
 
-        from stages.diffusion.losses import NoisyBatches, predict
-        from stages.diffusion.seeds import generator_for
+        from stagecraft.diffusion.losses import NoisyBatches, predict
+        from stagecraft.runtime.seeds import generator_for
 
         draw, errors = NoisyBatches(self.data, self.process, 512, self.device), []
         for number in range(ERROR_BATCHES):
@@ -118,10 +118,10 @@ class Recipes:
         """FID by extractor."""
         from functools import partial
 
-        from stages.diffusion.sampling import Sampler, sample
-        from stages.evaluation.fidelity import fidelity, open_extractor
-        from stages.models.autoencoder import decode
-        from stages.models.pipelines import read_stated
+        from stagecraft.diffusion.sampling import Sampler, sample
+        from stagecraft.evaluation.fidelity import fidelity, open_extractor
+        from stagecraft.networks.autoencoder import decode
+        from stagecraft.networks.pipelines import read_stated
 
         settings = self.params["evaluate"]
         sampler = Sampler.of(
@@ -174,7 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from stages.command import keep_freed_memory
+    from stagecraft.runtime.command import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.diffusion.losses import Batch
-from stages.files import atomic_path
-from stages.training.joint import JointLoss
+from stagecraft.diffusion.losses import Batch
+from stagecraft.runtime.files import atomic_path
+from stagecraft.training.joint import JointLoss
 
 
 class RememberedJointLoss(JointLoss):

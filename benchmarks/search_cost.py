@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
-from stages.config import stage_params
+from stagecraft.config.params import stage_params
 
 ROOT = Path(__file__).parents[1]
 WARM_UP, TIMED = 10, 100  # teacher steps
@@ -51,11 +51,11 @@ class Costs:
         """Seconds of a step of the teacher's training."""
         import torch
 
-        from stages.datasets.training import TrainingSet
-        from stages.diffusion.losses import NoisyBatches
-        from stages.diffusion.process import make_process
-        from stages.training.loop import TrainSettings, train
-        from stages.training.teacher import DenoisingLoss, build_teacher
+        from stagecraft.data.training import TrainingSet
+        from stagecraft.diffusion.losses import NoisyBatches
+        from stagecraft.diffusion.process import make_process
+        from stagecraft.training.loop import TrainSettings, train
+        from stagecraft.training.teacher import DenoisingLoss, build_teacher
 
         settings, seed = self.params["train_teacher"], self.params["seed"]
         data, device = TrainingSet.load(self.shared.data, self.shared.latents), torch.device("cpu")
@@ -121,7 +121,7 @@ class Costs:
         """What `job` starts."""
         import torch
 
-        from stages.models.pipelines import load_teacher
+        from stagecraft.networks.pipelines import load_teacher
         from stages.search_block import search_block
 
         torch.set_num_threads(1)
@@ -156,9 +156,9 @@ class Costs:
 
     def macs(self) -> dict[str, float]:
         """MACs of the teacher's training and of the search."""
-        from stages.evaluation.report import macs_of_search
-        from stages.models.pipelines import load_teacher
-        from stages.models.specs import unet_macs
+        from stagecraft.networks.pipelines import load_teacher
+        from stagecraft.networks.specs import unet_macs
+        from stagecraft.report.page import macs_of_search
 
         whole, settings = unet_macs(load_teacher(self.shared.teacher)), self.params["train_teacher"]
         results = self.shared.results(self.params)
@@ -198,7 +198,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from stages.command import keep_freed_memory
+    from stagecraft.runtime.command import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as every stage does that runs by itself

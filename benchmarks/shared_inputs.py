@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from stages.config import block_names, load_params, refined_from, stage_params
+from stagecraft.config.params import block_names, load_params, refined_from, stage_params
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets"

@@ -74,10 +74,10 @@ def searched_params(preset: Path, seed: int, steps: int | None, without: str, ta
 
 def least_errors(shared: Shared, params: dict[str, Any], budgets: list[float]) -> dict[str, float | None]:
     """The least sum of scores at every budget of time; None where it cannot be met."""
-    from stages.models.pipelines import load_teacher
-    from stages.search.architecture import assemble_architecture
-    from stages.search.latency import LatencyTable
-    from stages.search.results import read_results
+    from stagecraft.networks.pipelines import load_teacher
+    from stagecraft.search.architecture import assemble_architecture
+    from stagecraft.search.latency import LatencyTable
+    from stagecraft.search.results import read_results
 
     results, teacher = read_results(shared.results(params)), load_teacher(shared.teacher)
     latency = LatencyTable.read(shared.results(params) / LATENCY)

@@ -43,8 +43,8 @@ def train(shared: Shared, folder: Path) -> None:
     """Make the teacher, with its checkpoints in `folder`, and itself as the last."""
     import torch
 
-    from stages.config import load_params
-    from stages.models.pipelines import load_teacher
+    from stagecraft.config.params import load_params
+    from stagecraft.networks.pipelines import load_teacher
 
     folder.mkdir(parents=True, exist_ok=True)
     done = threading.Event()

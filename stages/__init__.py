@@ -1,1 +1,9 @@
-"""Search, cluster and retrain: a pretrained diffusion UNet becomes a smaller multi-decoder one."""
+"""The commands, one for each rule: python -m stages.<stage> --params JSON --threads N ..."""
+
+import sys
+
+from stagecraft.runtime.threads import prepare_process
+
+# Python imports this package before the command, and calls itself -m while it does.
+if sys.argv[0] == "-m":
+    prepare_process(sys.argv)

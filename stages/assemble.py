@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.sampling import snap, steps_per_stage
+from stagecraft.networks.pipelines import load_teacher, read_stated
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.files import read_checked_json, write_checked_json
+from stagecraft.search.architecture import assemble_architecture, given_architecture
+from stagecraft.search.latency import LatencyTable
+from stagecraft.search.results import read_results
 
 
 def assemble(
@@ -17,13 +24,6 @@ def assemble(
     output: Path,
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-    from stages.diffusion.process import make_process
-    from stages.diffusion.sampling import snap, steps_per_stage
-    from stages.files import read_checked_json, write_checked_json
-    from stages.models.pipelines import load_teacher, read_stated
-    from stages.search.architecture import assemble_architecture, given_architecture
-    from stages.search.latency import LatencyTable
-    from stages.search.results import read_results
 
     plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params["sampling"]
     settings, boundaries = params["assemble"], plan["boundaries"]

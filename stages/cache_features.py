@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks.pipelines import load_teacher
+from stagecraft.networks.weights import WEIGHTS
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
+from stagecraft.search.features import FeatureWriter
 
 
 def cache_features(
@@ -11,18 +18,8 @@ def cache_features(
 ) -> None:
     """Write the feature shards and their index, after predicting their size; the index alone when nothing is searched."""
     if params["architecture"] == "given":
-        from stages.files import write_checked_json
-
         write_checked_json(output / "index.json", {"stages": [], "sha256": {}, "params": params})
         return
-
-    from stages.datasets.training import TrainingSet
-    from stages.device import pick_device
-    from stages.diffusion.process import make_process
-    from stages.files import read_checked_json, sha256_file
-    from stages.models.pipelines import load_teacher
-    from stages.models.weights import WEIGHTS
-    from stages.search.features import FeatureWriter
 
     device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)
     process, plan = make_process(params["diffusion"]), read_checked_json(clusters, "cluster_timesteps")

@@ -1,9 +1,19 @@
 """Cluster the timesteps into stages by how alike the optimal denoisers are: data and noise process to clusters.json."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.clustering.gradients import bounded_gradients
+from stagecraft.clustering.stages import cluster
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks.pipelines import load_teacher
+from stagecraft.networks.weights import WEIGHTS
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import sha256_file, write_checked_json
+from stagecraft.runtime.journal import Pieces
 
 
 def cluster_timesteps(
@@ -13,24 +23,11 @@ def cluster_timesteps(
 
     The teacher is looked at by the method `gradient` only.
     """
-    from functools import partial
-
-    from stages.clustering.stages import cluster
-    from stages.datasets.training import TrainingSet
-    from stages.diffusion.process import make_process
-    from stages.files import write_checked_json
-    from stages.pieces import Pieces
 
     settings, process = params["cluster_timesteps"], make_process(params["diffusion"])
     images, gradients = TrainingSet.load(data, latents), None
     fingerprint: dict[str, Any] = {"params": params, "data": images.sha256}
     if settings["method"] == "gradient":
-        from stages.clustering.gradients import bounded_gradients
-        from stages.device import pick_device
-        from stages.files import sha256_file
-        from stages.models.pipelines import load_teacher
-        from stages.models.weights import WEIGHTS
-
         unet = load_teacher(teacher).to(pick_device(params["device"], threads))
         gradients = partial(bounded_gradients, unet, process, images, settings["draws"])
         fingerprint["teacher"] = sha256_file(teacher / "unet" / WEIGHTS)

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.runtime.command import run_command
+from stagecraft.search.results import write_index
 
 
 def collect_search(params: dict[str, Any], *, threads: int, names: list[str], search: Path) -> None:
     """Write results/search/index.json."""
-    from stages.search.results import write_index
 
     write_index(search, names, params)
 

@@ -3,25 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+import numpy as np
+
+from stagecraft.data.prepared import PreparedData, save_array
+from stagecraft.data.training import TrainingSet
+from stagecraft.networks.autoencoder import encode_all, open_autoencoder
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import atomic_path, read_checked_json, sha256_file, write_checked_json
 
 
 def encode_latents(params: dict[str, Any], *, threads: int, data: Path, autoencoder: Path, output: Path) -> None:
     """Write latents.npy, float32 (N,c,h,w) in the order of the training split, and index.json."""
-    from stages.datasets.prepared import PreparedData
-    from stages.files import atomic_path, read_checked_json, sha256_file, write_checked_json
 
     prepared = PreparedData.load(data)
     index = {"data": prepared.meta["sha256"], "sha256": None, "params": params}
     found = read_checked_json(autoencoder / "index.json", "train_autoencoder")
     if found["source"] != "none":
-        import numpy as np
-
-        from stages.datasets.prepared import save_array
-        from stages.datasets.training import TrainingSet
-        from stages.device import pick_device
-        from stages.models.autoencoder import encode_all, open_autoencoder
-
         device = pick_device(params["device"], threads)
         vae = open_autoencoder(autoencoder)
         assert vae is not None

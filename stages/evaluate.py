@@ -3,7 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.prepared import PreparedData
+from stagecraft.evaluation.comparison import Evaluation, check_architecture
+from stagecraft.evaluation.fidelity import open_extractor
+from stagecraft.evaluation.samples import save_samples
+from stagecraft.networks.autoencoder import open_autoencoder
+from stagecraft.networks.pipelines import load_student, load_teacher, read_stated
+from stagecraft.networks.weights import WEIGHTS
+from stagecraft.report.table import format_table
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
+from stagecraft.runtime.journal import Pieces
+from stagecraft.runtime.processes import is_main
+from stagecraft.training.student import stage_probabilities
 
 
 def evaluate(
@@ -20,19 +33,6 @@ def evaluate(
     samples: Path,
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
-    from stages.datasets.prepared import PreparedData
-    from stages.device import pick_device
-    from stages.evaluation.comparison import Evaluation, check_architecture
-    from stages.evaluation.fidelity import open_extractor
-    from stages.evaluation.samples import save_samples
-    from stages.evaluation.table import format_table
-    from stages.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
-    from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import load_student, load_teacher, read_stated
-    from stages.models.weights import WEIGHTS
-    from stages.pieces import Pieces
-    from stages.processes import is_main
-    from stages.training.student import stage_probabilities
 
     device = pick_device(params["device"], threads)
     prepared = PreparedData.load(data)

@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.config.params import latency_files
+from stagecraft.networks.pipelines import load_teacher
+from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import read_checked_json, write_checked_json
+from stagecraft.search.importance import choose_stream
+from stagecraft.search.latency import DESCRIPTION, LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
+from stagecraft.search.space import covering_specs
 
 
 def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, importance: Path, output: Path) -> None:
@@ -11,21 +19,11 @@ def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, impo
 
     It holds nothing but its source for `none`; likewise where nothing is searched.
     """
-    from stages.files import write_checked_json
 
     settings = params["measure_latency"]
     if settings["source"] == "none" or params["architecture"] == "given":
         write_checked_json(output, {"source": "none", "layers": {}, "params": params})
         return
-
-    from stages.config import latency_files
-    from stages.device import pick_device
-    from stages.files import read_checked_json
-    from stages.models.pipelines import load_teacher
-    from stages.models.stream import narrowed_teacher
-    from stages.search.importance import choose_stream
-    from stages.search.latency import DESCRIPTION, LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
-    from stages.search.space import covering_specs
 
     unet, ranked = load_teacher(teacher), read_checked_json(importance, "rank_channels")
     space = {name.removeprefix("search_block."): value for name, value in params.items()}

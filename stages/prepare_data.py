@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.prepared import save
+from stagecraft.data.sources import load_source
+from stagecraft.data.splits import divide
+from stagecraft.runtime.command import run_command
 
 
 def prepare_data(params: dict[str, Any], *, threads: int, output: Path) -> None:
     """Write images.npy, labels.npy and meta.json of the source in params."""
-    from stages.datasets.prepared import save
-    from stages.datasets.sources import load_source
-    from stages.datasets.splits import divide
 
     settings = params["prepare_data"]
     images = load_source(settings, threads)

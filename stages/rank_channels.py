@@ -3,14 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks.pipelines import load_teacher
+from stagecraft.networks.weights import WEIGHTS
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import sha256_file, write_checked_json
+from stagecraft.runtime.journal import Pieces
+from stagecraft.search.importance import BATCH, BATCHES, measure_importance
 
 
 def rank_channels(
     params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
 ) -> None:
     """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
-    from stages.files import write_checked_json
 
     shares = params["search_block.channels"]
     if params["architecture"] == "given" or all(
@@ -18,15 +25,6 @@ def rank_channels(
     ):
         write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params})
         return
-
-    from stages.datasets.training import TrainingSet
-    from stages.device import pick_device
-    from stages.diffusion.process import make_process
-    from stages.files import sha256_file
-    from stages.models.pipelines import load_teacher
-    from stages.models.weights import WEIGHTS
-    from stages.pieces import Pieces
-    from stages.search.importance import BATCH, BATCHES, measure_importance
 
     device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)
     made_from = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}

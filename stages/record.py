@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.files import write_json
+from stagecraft.runtime.versions import check_carried, commit, reason_not_to_commit
 
 
 def record(params: dict[str, Any], *, threads: int, results: list[Path], output: Path) -> None:
@@ -11,8 +13,6 @@ def record(params: dict[str, Any], *, threads: int, results: list[Path], output:
 
     Nothing is committed outside a DVC repository, nor for a run whose params are not those of params.yaml, which DVC reads.
     """
-    from stages.files import write_json
-    from stages.versions import check_carried, commit, reason_not_to_commit
 
     check_carried(results, params)
     reason = reason_not_to_commit(params)

@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.evaluation.samples import check_metrics, load_samples
+from stagecraft.report.page import render_report
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.files import atomic_path, read_checked_json, read_json, run_again
+from stagecraft.search.results import read_results
 
 
 def report(
@@ -19,10 +23,6 @@ def report(
     output: Path,
 ) -> None:
     """Write the page."""
-    from stages.evaluation.report import render_report
-    from stages.evaluation.samples import check_metrics, load_samples
-    from stages.files import atomic_path, read_checked_json, read_json, run_again
-    from stages.search.results import read_results
 
     measured, (images, sha256) = read_json(metrics, run_again("evaluate", metrics)), load_samples(samples)
     check_metrics(metrics, measured, sha256)

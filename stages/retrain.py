@@ -3,7 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks.autoencoder import open_autoencoder
+from stagecraft.networks.pipelines import load_teacher, read_stated, save_student
+from stagecraft.networks.weights import WEIGHTS
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
+from stagecraft.runtime.processes import is_main
+from stagecraft.training.joint import JointLoss
+from stagecraft.training.loop import TrainSettings, train
+from stagecraft.training.student import check_teacher, start_student, student_batches, supernet_reader
 
 
 def retrain(
@@ -20,17 +31,6 @@ def retrain(
     log: Path,
 ) -> None:
     """Write results/student and the loss history."""
-    from stages.datasets.training import TrainingSet
-    from stages.device import pick_device
-    from stages.diffusion.process import make_process
-    from stages.files import read_checked_json, sha256_file, write_checked_json
-    from stages.models.autoencoder import open_autoencoder
-    from stages.models.pipelines import load_teacher, read_stated, save_student
-    from stages.models.weights import WEIGHTS
-    from stages.processes import is_main
-    from stages.training.joint import JointLoss
-    from stages.training.loop import TrainSettings, train
-    from stages.training.student import check_teacher, start_student, student_batches, supernet_reader
 
     settings, device = params["retrain"], pick_device(params["device"], threads)
     images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)

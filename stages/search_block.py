@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from safetensors.torch import save_file
+
+from stagecraft.networks.pipelines import load_teacher
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import atomic_path, sha256_file, write_checked_json
+from stagecraft.search.job import SearchJob, Start
 
 
 def search_block(
@@ -23,12 +29,6 @@ def search_block(
 
     `start`: report and weights of the search that this one is fine-tuned from; empty to start from the teacher's block.
     """
-    from safetensors.torch import save_file
-
-    from stages.device import pick_device
-    from stages.files import atomic_path, sha256_file, write_checked_json
-    from stages.models.pipelines import load_teacher
-    from stages.search.job import SearchJob, Start
 
     device, checkpoint = pick_device(params["device"], threads), output.parent.parent / "checkpoints" / f"{name}.pt"
     given = Start.read(*map(Path, start)) if start else None

@@ -3,26 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.prepared import PreparedData
+from stagecraft.data.training import TrainingSet
+from stagecraft.networks.autoencoder import build_autoencoder, check_fits, encode_all, load_given_autoencoder
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import atomic_folder, sha256_file, write_checked_json
+from stagecraft.training.autoencoder import ReconstructionLoss
+from stagecraft.training.loop import TrainSettings, train
 
 
 def train_autoencoder(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
     """Write results/autoencoder, of which index.json says what there is, and the loss history."""
-    from stages.files import write_checked_json
 
     settings = params["train_autoencoder"]
     if settings["source"] == "none":
         write_checked_json(output / "index.json", {"source": "none", "sha256": {}, "params": params})
         write_checked_json(log, {"stage": "train_autoencoder", "history": [], "params": params})
         return
-
-    from stages.datasets.prepared import PreparedData
-    from stages.datasets.training import TrainingSet
-    from stages.device import pick_device
-    from stages.files import atomic_folder, sha256_file
-    from stages.models.autoencoder import build_autoencoder, check_fits, encode_all, load_given_autoencoder
-    from stages.training.autoencoder import ReconstructionLoss
-    from stages.training.loop import TrainSettings, train
 
     prepared, device = PreparedData.load(data), pick_device(params["device"], threads)
     checkpoint, history = output.parent / "checkpoints" / "train_autoencoder.pt", []

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_command
+from stagecraft.data.prepared import PreparedData
+from stagecraft.evaluation.extractor import save_classifier
+from stagecraft.evaluation.extractor import train_extractor as train
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.files import write_checked_json
 
 
 def train_extractor(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
     """Train a small classifier on the training split and write it with its accuracies."""
-    from stages.datasets.prepared import PreparedData
-    from stages.device import pick_device
-    from stages.evaluation.extractor import save_classifier
-    from stages.evaluation.extractor import train_extractor as train
-    from stages.files import write_checked_json
 
     prepared = PreparedData.load(data)
     labels = prepared.labels

@@ -33,7 +33,7 @@ def edm_settings() -> dict:
 @pytest.fixture(scope="session", params=["vp", "edm"])
 def process(request, diffusion_settings, edm_settings):
     """A noise process of each kind."""
-    from stages.diffusion.process import make_process
+    from stagecraft.diffusion.process import make_process
 
     return make_process({"vp": diffusion_settings, "edm": edm_settings}[request.param])
 
@@ -73,7 +73,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 def folder(tmp_path_factory) -> Path:
     """A folder with prepared images, in which stages can be run."""
     folder = tmp_path_factory.mktemp("stages")
-    (folder / "stages").symlink_to(ROOT / "stages")
+    for package in ("stages", "stagecraft"):
+        (folder / package).symlink_to(ROOT / package)
     prepare(folder)
     return folder
 

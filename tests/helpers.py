@@ -95,7 +95,7 @@ def prepare(folder: Path) -> None:
     """Run the stages before all training in a folder, with the smoke preset: images, no autoencoder, no latents."""
     import yaml
 
-    from stages.config import stage_params
+    from stagecraft.config.params import stage_params
 
     params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
     for stage, flags in (
@@ -116,7 +116,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
 
     The files are those of the rules. What Snakemake adds is tested on the smoke preset and, with stubs, in tests/contracts.
     """
-    from stages.config import block_names, refined_from, stage_params, validate_params
+    from stagecraft.config.params import block_names, refined_from, stage_params, validate_params
 
     results, logs, data = Path("results"), Path("results/logs"), {"data": Path("data/prepared")}
     encoded = data | {"latents": Path("data/latents")}
@@ -198,7 +198,7 @@ def clone(folder: Path) -> Path:
 
 def space_of(block, settings):
     """The search space of a block, its channels and heads as they stand."""
-    from stages.models.elastic import natural_order
-    from stages.search.space import BlockSpace
+    from stagecraft.elastic.block import natural_order
+    from stagecraft.search.space import BlockSpace
 
     return BlockSpace(block, settings, natural_order(block))

@@ -14,9 +14,10 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from helpers import ROOT, tiny_unet
 from PIL import Image
 
-from stages import config, preflight
-from stages.config import validate_params
-from stages.datasets.sources import source_fingerprint
+from stagecraft.config import params as config
+from stagecraft.config.params import validate_params
+from stagecraft.data.sources import source_fingerprint
+from stagecraft.preflight import run as preflight
 
 SMOKE = ROOT / "presets" / "smoke.yaml"
 VAE = {

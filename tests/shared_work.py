@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from helpers import tiny_unet
 
-from stages import processes
-from stages.datasets.training import TrainingSet
-from stages.device import pick_device
-from stages.diffusion.losses import NoisyBatches
-from stages.diffusion.process import VPProcess
-from stages.diffusion.sampling import Sampler, sample
-from stages.models.specs import identity_architecture
-from stages.pieces import Pieces
-from stages.training.joint import JointLoss
-from stages.training.loop import TrainSettings, train
-from stages.training.student import build_student
-from stages.training.teacher import DenoisingLoss
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.runtime import processes
+from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.journal import Pieces
+from stagecraft.training.joint import JointLoss
+from stagecraft.training.loop import TrainSettings, train
+from stagecraft.training.student import build_student
+from stagecraft.training.teacher import DenoisingLoss
 
 DIFFUSION = {
     "process": "vp",

@@ -9,12 +9,12 @@ import torch
 from helpers import ROOT, tiny_unet
 from torch import nn
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import NoisyBatches
-from stages.diffusion.process import make_process
-from stages.diffusion.seeds import generator_for
-from stages.evaluation.cost import count_macs
-from stages.training.joint import JointLoss
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.process import make_process
+from stagecraft.evaluation.cost import count_macs
+from stagecraft.runtime.seeds import generator_for
+from stagecraft.training.joint import JointLoss
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -91,7 +91,7 @@ def test_the_loss_of_the_noise_does_not_depend_on_what_is_predicted(data, diffus
 
 
 def test_every_method_has_params_that_are_valid():
-    from stages.config import cross_problems, schema_problems
+    from stagecraft.config.params import cross_problems, schema_problems
 
     names = [*compression_methods.METHODS, *(f"{m}-plain" for m in (*compression_methods.PRUNED, "depth", "search"))]
     for method, budget_of in product(names, compression_methods.BUDGETS_OF):

@@ -5,16 +5,16 @@ import pytest
 import torch
 from helpers import tiny_unet
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import NoisyBatches
-from stages.diffusion.seeds import generator_for
-from stages.models.borders import trace
-from stages.models.multi_decoder_unet import stage_of
-from stages.models.specs import identity_architecture
-from stages.search.features import FeatureWriter
-from stages.training.joint import JointLoss
-from stages.training.student import build_student, stage_probabilities, warm_start
-from stages.training.teacher import DenoisingLoss
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.networks.borders import trace
+from stagecraft.networks.multi_decoder_unet import stage_of
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.runtime.seeds import generator_for
+from stagecraft.search.features import FeatureWriter
+from stagecraft.training.joint import JointLoss
+from stagecraft.training.student import build_student, stage_probabilities, warm_start
+from stagecraft.training.teacher import DenoisingLoss
 
 CPU = torch.device("cpu")
 

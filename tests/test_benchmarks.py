@@ -19,11 +19,11 @@ import space
 from curves import mean_curve, panel, write_figure
 from shared_inputs import Shared
 
-from stages.config import load_params
-from stages.datasets.training import TrainingSet
-from stages.models.given import Space
-from stages.train_teacher import given_teacher
-from stages.training.teacher import build_teacher
+from stagecraft.config.params import load_params
+from stagecraft.data.training import TrainingSet
+from stagecraft.networks.given import Space
+from stagecraft.networks.given_teacher import open_given_teacher
+from stagecraft.training.teacher import build_teacher
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -144,7 +144,7 @@ def test_the_kept_teacher_is_one_of_its_preset():
     params = load_params(ROOT / "presets" / "fashion-mnist.yaml")
     images = TrainingSet.of_images(np.zeros((2, 16, 16, 1), np.uint8))
     folder = str(ROOT / "benchmarks" / "teachers" / "fashion-mnist")
-    kept, _ = given_teacher(folder, images, params["diffusion"], Space(16, 1))
+    kept, _ = open_given_teacher(folder, images, params["diffusion"], Space(16, 1))
     made = build_teacher(params["train_teacher"], 16, 1, 0, None).state_dict()
     assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
 

@@ -9,12 +9,12 @@ import pytest
 from helpers import ROOT, settings
 from PIL import Image
 
-from stages.datasets.classes import check_known, check_trained, number_classes
-from stages.datasets.prepared import PreparedData
-from stages.datasets.sources import load_source, source_fingerprint
-from stages.datasets.splits import divide
-from stages.datasets.survey import Survey, survey
-from stages.datasets.training import TrainingSet
+from stagecraft.data.classes import check_known, check_trained, number_classes
+from stagecraft.data.prepared import PreparedData
+from stagecraft.data.sources import load_source, source_fingerprint
+from stagecraft.data.splits import divide
+from stagecraft.data.survey import Survey, survey
+from stagecraft.data.training import TrainingSet
 from stages.prepare_data import prepare_data
 
 
@@ -563,7 +563,7 @@ def test_looking_loads_neither_numpy_nor_torch(tmp_path, picture):
     for number in range(10):
         (tmp_path / f"{number}.png").write_bytes(picture)
     program = (
-        "import sys; from stages.datasets.survey import survey;"
+        "import sys; from stagecraft.data.survey import survey;"
         f"[survey(s) for s in {[settings(path=tmp_path, resolution=8), settings(source='digits')]!r}];"
         "print({'numpy', 'PIL', 'sklearn', 'torch'} & {*sys.modules})"
     )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from helpers import tiny_unet
 
-from stages.clustering import stages as clustering
-from stages.clustering.denoiser import OptimalDenoiser
-from stages.clustering.gradients import Sketch, loss_gradients
-from stages.clustering.partition import (
+from stagecraft.clustering import stages as clustering
+from stagecraft.clustering.denoiser import OptimalDenoiser
+from stagecraft.clustering.gradients import Sketch, loss_gradients
+from stagecraft.clustering.partition import (
     agglomerative_labels,
     boundaries_of,
     dynamic_programming_labels,
@@ -23,14 +23,14 @@ from stages.clustering.partition import (
     threshold_boundaries,
     uniform_boundaries,
 )
-from stages.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
-from stages.clustering.stages import cluster
-from stages.datasets.training import TrainingSet
-from stages.diffusion.boundaries import nearest_timesteps
-from stages.diffusion.process import EDMProcess, VPProcess
-from stages.diffusion.stated import BETA_SCHEDULES
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
+from stagecraft.clustering.stages import cluster
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.boundaries import nearest_timesteps
+from stagecraft.diffusion.process import EDMProcess, VPProcess
+from stagecraft.diffusion.stated import BETA_SCHEDULES
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 
 def brute_force(y, z, sigma):

@@ -15,12 +15,12 @@ from compression_run import Run
 from matching import Counter
 from shared_inputs import cpu_params, preset_file
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.process import make_process
-from stages.diffusion.sampling import Sampler
-from stages.evaluation.cost import count_macs
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.sampling import Sampler
+from stagecraft.evaluation.cost import count_macs
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 SHAPE = (1, 8, 8)
 
@@ -98,7 +98,7 @@ def test_features_are_reused_as_often_as_the_budget_asks_for(run_of, monkeypatch
     # Of all ways at the budget it is the one that is nearest to the teacher's own samples.
     from feature_reuse import FeatureReuse, ReuseCosts, as_student, branches_of
 
-    from stages.diffusion.sampling import nodes_of
+    from stagecraft.diffusion.sampling import nodes_of
 
     teacher, indices = as_student(run.teacher), range(4)
     nodes = nodes_of(run.process, run.params["sampling"]["scheduler"], 10).tolist()

@@ -7,7 +7,7 @@ import time
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from stages.console import Job, Jobs, clock, describe_failure, draw
+from stagecraft.runtime.console import Job, Jobs, clock, describe_failure, draw
 
 COMMAND = "Command 'set -euo pipefail;  python -m stages.search_block 2>&1 | tee {}' returned non-zero exit status {}."
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from helpers import tiny_unet
 
-from stages.models.borders import border_of_job, borders_of
-from stages.models.elastic import natural_order
-from stages.models.specs import identity_spec, parameter_count
-from stages.search.architecture import costs_of
-from stages.search.controls import narrowed, select_largest, select_uniform, select_uniform_rank, within
-from stages.search.selection import Block, Budget, fits, totals
-from stages.training.student import build_student
+from stagecraft.elastic.block import natural_order
+from stagecraft.networks.borders import border_of_job, borders_of
+from stagecraft.networks.specs import identity_spec, parameter_count
+from stagecraft.search.architecture import costs_of
+from stagecraft.search.controls import narrowed, select_largest, select_uniform, select_uniform_rank, within
+from stagecraft.search.selection import Block, Budget, fits, totals
+from stagecraft.training.student import build_student
 
 STEPS = [12, 4, 9]
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from stages.evaluation import cost, speed
-from stages.models.borders import borders_of
-from stages.models.specs import block_macs, shared_macs, tail_macs, unet_macs
+from stagecraft.evaluation import cost, speed
+from stagecraft.networks.borders import borders_of
+from stagecraft.networks.specs import block_macs, shared_macs, tail_macs, unet_macs
 
 SHAPE = (1, 8, 8)
 

@@ -10,9 +10,9 @@ import pytest
 from helpers import settings
 from PIL import Image
 
-from stages.datasets.prepared import PreparedData, save
-from stages.datasets.sources import load_source, source_fingerprint
-from stages.datasets.splits import split
+from stagecraft.data.prepared import PreparedData, save
+from stagecraft.data.sources import load_source, source_fingerprint
+from stagecraft.data.splits import split
 
 
 def grey(side=8, seed=0, dtype=np.uint8):
@@ -222,7 +222,7 @@ def test_fingerprint_of_an_npz_changes_with_the_file_and_that_of_digits_never(tm
 def test_fingerprint_imports_neither_numpy_nor_pillow(tmp_path):
     save_files(tmp_path, ["a.png"])
     program = (
-        "import sys; from stages.datasets.sources import source_fingerprint as f;"
+        "import sys; from stagecraft.data.sources import source_fingerprint as f;"
         f"f({settings(path=tmp_path)!r}); assert not {{'numpy', 'PIL', 'sklearn'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -65,6 +65,6 @@ def test_the_build_needs_the_same_setuptools() -> None:
 
 
 def test_no_stage_calls_what_is_open_in_torch() -> None:
-    code = {path: path.read_text() for path in (ROOT / "stages").rglob("*.py")}
+    code = {path: path.read_text() for path in (ROOT / "stagecraft").rglob("*.py")}
     assert len(code) > 50
     assert [path for path, text in code.items() if re.search(r"jit\.(script|trace)\b|import transformers", text)] == []

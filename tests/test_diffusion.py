@@ -5,12 +5,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.images import to_network, to_uint8
-from stages.diffusion.losses import NoisyBatches, nmse
-from stages.diffusion.process import VPProcess
-from stages.diffusion.sampling import Sampler, sample, steps_per_stage
-from stages.diffusion.seeds import generator_for
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.images import to_network, to_uint8
+from stagecraft.diffusion.losses import NoisyBatches, nmse
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
+from stagecraft.runtime.seeds import generator_for
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])

@@ -8,11 +8,11 @@ import torch
 from helpers import space_of, tiny_unet
 from thop import profile
 
-from stages.models.borders import border_of_job, borders_of, run_block, trace
-from stages.models.elastic import ElasticBlock, full_ranks, student_state, tucker_factors
-from stages.models.multi_decoder_unet import LowRankConvolution, PointwiseUpsample, apply_spec
-from stages.models.specs import block_macs, identity_spec
-from stages.search.space import BlockSpace, key_of, largest_ranks
+from stagecraft.elastic.block import ElasticBlock, full_ranks, student_state, tucker_factors
+from stagecraft.networks.borders import border_of_job, borders_of, run_block, trace
+from stagecraft.networks.multi_decoder_unet import LowRankConvolution, PointwiseUpsample, apply_spec
+from stagecraft.networks.specs import block_macs, identity_spec
+from stagecraft.search.space import BlockSpace, key_of, largest_ranks
 
 SETTINGS = {"widths": [0.25, 0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
 SETTINGS |= {"heads": [0.25, 0.5, 1.0], "upsampler_kernels": [1, 3], "stream": [0.5, 1.0], "channel_multiple": 1}

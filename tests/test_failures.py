@@ -16,11 +16,11 @@ import yaml
 from helpers import TRAINED_ON, run, tiny_unet
 from safetensors.torch import save_file
 
-from stages.command import explain
-from stages.config import STAGE_SECTIONS
-from stages.files import atomic_folder, atomic_path, write_json
-from stages.pieces import Pieces, kept_array
-from stages.training.checkpoint import save_checkpoint
+from stagecraft.config.params import STAGE_SECTIONS
+from stagecraft.runtime.command import explain
+from stagecraft.runtime.files import atomic_folder, atomic_path, write_json
+from stagecraft.runtime.journal import Pieces, kept_array
+from stagecraft.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 20_000  # bytes

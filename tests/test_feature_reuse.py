@@ -23,10 +23,10 @@ from feature_reuse import (
 )
 from matching import Counter
 
-from stages.diffusion.process import make_process
-from stages.diffusion.sampling import Sampler, nodes_of
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.sampling import Sampler, nodes_of
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 SHAPE = (1, 8, 8)
 # Two layers a block; attention in the coarse level; resampling by convolutions, or by ResNet layers.

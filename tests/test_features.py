@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.process import VPProcess
-from stages.models.borders import borders_of, run_block, trace
-from stages.search.features import Features, FeatureWriter
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.networks.borders import borders_of, run_block, trace
+from stagecraft.search.features import Features, FeatureWriter
 
 SETTINGS = {"triples_per_stage": 20, "held_out": 0.25, "batch_size": 4, "shard_size": 8, "max_gib": 1.0}
 STAGES = [[0, 300], [300, 1000]]

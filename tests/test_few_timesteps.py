@@ -9,13 +9,13 @@ import torch
 import yaml
 from helpers import ROOT, run_stages
 
-from stages.clustering.denoiser import OptimalDenoiser
-from stages.clustering.stages import cluster
-from stages.config import validate_params
-from stages.datasets.training import TrainingSet
-from stages.diffusion.process import make_process
-from stages.evaluation.report import stage_table
-from stages.models.pipelines import load_student
+from stagecraft.clustering.denoiser import OptimalDenoiser
+from stagecraft.clustering.stages import cluster
+from stagecraft.config.params import validate_params
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks.pipelines import load_student
+from stagecraft.report.page import stage_table
 
 # What makes a run short, by section of the params.
 SHORT = {
@@ -128,7 +128,7 @@ def test_few_timesteps_of_which_the_last_is_noise_alone_are_clustered(digits, ze
 
 
 def test_neighbours_leave_no_middle_stage(digits, diffusion_settings, monkeypatch):
-    monkeypatch.setattr("stages.clustering.stages.threshold_boundaries", lambda *_: (7, 8))
+    monkeypatch.setattr("stagecraft.clustering.stages.threshold_boundaries", lambda *_: (7, 8))
     how = {"method": "threshold", "stages": 3, "boundaries": None, "seeds": 1, "boundaries_in": "t", "grid": 3}
     how |= {"draws": 30, "eta": 0.4, "alpha": 0.9, "literal": False}
     with pytest.raises(ValueError, match=r"7 and 8 leave no middle stage; raise alpha or lower eta"):

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from stages.evaluation import extractor as ex
-from stages.evaluation import fidelity as fi
-from stages.evaluation.samples import load_samples, save_samples
+from stagecraft.evaluation import extractor as ex
+from stagecraft.evaluation import fidelity as fi
+from stagecraft.evaluation.samples import load_samples, save_samples
 
 CPU = torch.device("cpu")
 SETTINGS = {"features": 8, "width": 8, "steps": 40, "batch_size": 32, "learning_rate": 0.01, "checkpoint_every": 1000}

@@ -8,13 +8,13 @@ import torch
 from diffusers import DiffusionPipeline
 from helpers import tiny_unet
 
-from stages.diffusion.process import VPProcess, make_process
-from stages.diffusion.sampling import steps_per_stage
-from stages.evaluation.cost import model_cost
-from stages.models.pipelines import load_student, save_student
-from stages.models.specs import identity_architecture, identity_spec
-from stages.search.architecture import given_architecture
-from stages.training.student import build_student, warm_start
+from stagecraft.diffusion.process import VPProcess, make_process
+from stagecraft.diffusion.sampling import steps_per_stage
+from stagecraft.evaluation.cost import model_cost
+from stagecraft.networks.pipelines import load_student, save_student
+from stagecraft.networks.specs import identity_architecture, identity_spec
+from stagecraft.search.architecture import given_architecture
+from stagecraft.training.student import build_student, warm_start
 
 BOUNDARIES, STEPS = [300, 700], [5, 3, 2]
 VARIANTS = [

@@ -10,10 +10,10 @@ import torch
 from helpers import ROOT
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from stages.config import load_params
-from stages.evaluation.counts import INCEPTION_FILE, check_extractor, inception_weights
-from stages.evaluation.fidelity import open_extractor
-from stages.preflight import check_counts
+from stagecraft.config.params import load_params
+from stagecraft.evaluation.counts import INCEPTION_FILE, check_extractor, inception_weights
+from stagecraft.evaluation.fidelity import open_extractor
+from stagecraft.preflight.run import check_counts
 
 
 class Means(torch.nn.Module):
@@ -87,5 +87,5 @@ def test_the_cache_is_that_of_torch_hub(monkeypatch, names):
 
 
 def test_looking_loads_no_torch():
-    code = "import sys, stages.preflight; assert not {'torch', 'numpy', 'diffusers'} & {*sys.modules}"
+    code = "import sys, stagecraft.preflight.run; assert not {'torch', 'numpy', 'diffusers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, check=True)

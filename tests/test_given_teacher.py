@@ -16,18 +16,18 @@ import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel, VQModel
 from helpers import ROOT, tiny_unet
 
-from stages.config import autoencoder_files, teacher_files, validate_params
-from stages.datasets.survey import Survey
-from stages.datasets.training import TrainingSet
-from stages.diffusion.stated import check_steps
-from stages.models.at_start import check_given_autoencoder, check_given_teacher, network_space
-from stages.models.autoencoder import encode, load_given_autoencoder
-from stages.models.given import BLOCK_TYPES
-from stages.models.multi_decoder_unet import BLOCK_TYPES as REBUILT
-from stages.models.pipelines import load_given_teacher
-from stages.models.weights import find_weights
-from stages.preflight import check_inputs
-from stages.train_teacher import given_teacher
+from stagecraft.config.params import autoencoder_files, teacher_files, validate_params
+from stagecraft.data.survey import Survey
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.stated import check_steps
+from stagecraft.networks.autoencoder import encode, load_given_autoencoder
+from stagecraft.networks.given import BLOCK_TYPES
+from stagecraft.networks.given_teacher import open_given_teacher
+from stagecraft.networks.multi_decoder_unet import BLOCK_TYPES as REBUILT
+from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.weights import find_weights
+from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space
+from stagecraft.preflight.run import check_inputs
 
 LEVELS = {
     "block_out_channels": (16, 16, 32, 32),
@@ -101,7 +101,7 @@ def in_stage(params: dict, seen: Survey) -> str | None:
     x = torch.zeros(40, space.channels, space.side, space.side)
     images = TrainingSet(x, labels, class_numbers=seen.classes)
     try:
-        given_teacher(params["train_teacher"]["path"], images, params["diffusion"], space)
+        open_given_teacher(params["train_teacher"]["path"], images, params["diffusion"], space)
     except ValueError as error:
         return str(error)
     return None
@@ -196,7 +196,7 @@ def test_the_types_of_blocks_are_those_that_can_be_rebuilt():
 def test_a_size_that_is_a_pair_or_left_out_is_read(folder, params, size):
     edit(folder, sample_size=size)
     assert at_start(params, survey()) is None
-    unet, _ = given_teacher(
+    unet, _ = open_given_teacher(
         str(folder), TrainingSet(torch.zeros(4, 1, 8, 8)), params["diffusion"], network_space(params, survey())
     )
     assert unet.config["sample_size"] == 8
@@ -230,7 +230,7 @@ def test_a_size_binds_where_the_levels_can_halve_it(folder, size, side, accepted
     params = teacher_of_levels(folder, size)
     assert (at_start(params, survey(side)) is None) == accepted
     if accepted and side == 32:
-        unet, _ = given_teacher(
+        unet, _ = open_given_teacher(
             str(folder),
             TrainingSet(torch.zeros(4, 1, side, side)),
             params["diffusion"],
@@ -502,7 +502,7 @@ def test_of_a_learned_variance_the_mean_is_used(folder, params, capsys):
     edit(folder, "scheduler/scheduler_config.json", variance_type="learned_range")
     assert at_start(params, survey()) is None
     images = TrainingSet(torch.zeros(4, 1, 8, 8))
-    found, _ = given_teacher(str(folder), images, params["diffusion"], network_space(params, survey()))
+    found, _ = open_given_teacher(str(folder), images, params["diffusion"], network_space(params, survey()))
     assert "a learned variance; only the mean is used" in capsys.readouterr().out
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
     with torch.no_grad():
@@ -598,7 +598,7 @@ def test_steps_that_are_no_different_timesteps_are_refused_with_some_that_are(fo
 def test_headers_say_what_safetensors_says(whole):
     from safetensors import safe_open
 
-    from stages.models.weights import read_header
+    from stagecraft.networks.weights import read_header
 
     file = whole / "unet" / PLAIN
     header = read_header(file)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from stages import gpus
+from stagecraft.runtime import gpus
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import os, sys
-from stages import gpus
+from stagecraft.runtime import gpus
 gpus.WAIT_SECONDS = 0.05
 gpus.claim_gpus(sys.argv[1], int(sys.argv[2]))
 print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
@@ -113,7 +113,7 @@ def test_a_stage_claims_before_torch_is_imported(job, tmp_path):
     program = """
         import os, sys
         from typing import Any
-        from stages.command import run_command
+        from stagecraft.runtime.command import run_command
 
         def body(params: dict[str, Any], *, threads: int) -> None:
             print(os.environ.get("CUDA_VISIBLE_DEVICES"), "torch" in sys.modules)

@@ -47,7 +47,7 @@ def check_pairing(folder: Path) -> None:
     """All results carry the params of params.yaml, and dvc.lock describes them."""
     import yaml
 
-    from stages.config import param_at
+    from stagecraft.config.params import param_at
 
     params = yaml.safe_load((folder / "params.yaml").read_text())
     results = {*folder.glob("results/**/*.json")} - {folder / "results" / "record.json"}
@@ -164,7 +164,7 @@ def test_params_edited_while_a_run_is_going_are_not_recorded_with_it(recorded):
 def test_code_edited_while_a_run_is_going_is_not_recorded_with_it(recorded):
     lock = (recorded / "dvc.lock").read_bytes()
     edit(recorded, "images: 16", "images: 9")
-    code = recorded / "stages" / "training" / "student.py"
+    code = recorded / "stagecraft" / "training" / "student.py"
     code.write_text(code.read_text() + "# later\n")
     edited = run(recorded, "snakemake", "report", "--allowed-rules", "report", "record")
     assert edited.returncode == 0

@@ -9,17 +9,17 @@ import torch
 from diffusers import UNet2DModel
 from helpers import tiny_unet
 
-from stages.clustering.gradients import bounded_gradients, loss_gradients
-from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import predict
-from stages.diffusion.process import VPProcess
-from stages.files import read_checked_json
-from stages.models import activations
-from stages.models.activations import BOUND, activation_bytes, bounded_activations
-from stages.pieces import Pieces
+from stagecraft.clustering.gradients import bounded_gradients, loss_gradients
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import predict
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.networks import activations
+from stagecraft.networks.activations import BOUND, activation_bytes, bounded_activations
+from stagecraft.runtime.files import read_checked_json
+from stagecraft.runtime.journal import Pieces
+from stagecraft.search import importance
+from stagecraft.search.importance import BATCH, masked_prediction, measure_importance
 from stages.rank_channels import rank_channels
-from stages.search import importance
-from stages.search.importance import BATCH, masked_prediction, measure_importance
 
 CPU, GIB = torch.device("cpu"), 2**30
 DOWN, UP = "DownBlock2D", "UpBlock2D"

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import Batch, NoisyBatches
-from stages.diffusion.process import VPProcess
-from stages.diffusion.seeds import generator_for
-from stages.models.borders import borders_of, trace
-from stages.models.elastic import ElasticBlock
-from stages.models.specs import identity_architecture
-from stages.training.joint import JointLoss
-from stages.training.schedule import end_to_end_share, passes_per_step
-from stages.training.student import build_student, inherit, start_student, student_blocks
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import Batch, NoisyBatches
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.elastic.block import ElasticBlock
+from stagecraft.networks.borders import borders_of, trace
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.runtime.seeds import generator_for
+from stagecraft.training.joint import JointLoss
+from stagecraft.training.schedule import end_to_end_share, passes_per_step
+from stagecraft.training.student import build_student, inherit, start_student, student_blocks
 
 SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0, "jacobian_weight": 0.0}
 

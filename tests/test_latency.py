@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stages.models.borders import borders_of
-from stages.models.multi_decoder_unet import narrow_stream
-from stages.models.specs import identity_spec
-from stages.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_to_measure
+from stagecraft.networks.borders import borders_of
+from stagecraft.networks.multi_decoder_unet import narrow_stream
+from stagecraft.networks.specs import identity_spec
+from stagecraft.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_to_measure
 
 SPACE = {
     "widths": [0.5, 1.0],

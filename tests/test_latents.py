@@ -9,14 +9,13 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
 from helpers import settings, tiny_unet
 
-from stages.datasets.prepared import save
-from stages.datasets.sources import load_source
-from stages.datasets.splits import split
-from stages.datasets.training import TrainingSet
-from stages.diffusion.process import make_process
-from stages.diffusion.sampling import Sampler, sample
-from stages.files import sha256_file, write_checked_json
-from stages.models.autoencoder import (
+from stagecraft.data.prepared import save
+from stagecraft.data.sources import load_source
+from stagecraft.data.splits import split
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.networks.autoencoder import (
     WEIGHTS,
     build_autoencoder,
     check_fits,
@@ -26,12 +25,13 @@ from stages.models.autoencoder import (
     load_given_autoencoder,
     open_autoencoder,
 )
-from stages.models.given import check_autoencoder_folder
-from stages.models.pipelines import load_teacher, save_student, save_teacher
-from stages.models.specs import identity_architecture
-from stages.training.autoencoder import ReconstructionLoss
-from stages.training.loop import TrainSettings, train
-from stages.training.student import build_student, warm_start
+from stagecraft.networks.given import check_autoencoder_folder
+from stagecraft.networks.pipelines import load_teacher, save_student, save_teacher
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.runtime.files import sha256_file, write_checked_json
+from stagecraft.training.autoencoder import ReconstructionLoss
+from stagecraft.training.loop import TrainSettings, train
+from stagecraft.training.student import build_student, warm_start
 
 CPU = torch.device("cpu")
 SHAPE = {

@@ -27,9 +27,9 @@ from helpers import ROOT, clone, run, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stages.command import run_command
-from stages.config import load_params, stage_params
-from stages.files import read_checked_json, sha256_file, write_checked_json
+from stagecraft.config.params import load_params, stage_params
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 
 SMOKE = (ROOT / "presets" / "smoke.yaml").read_text()
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block", *(f"up_blocks.{i}.stage_{s}" for s in (0, 1) for i in (0, 1))]
@@ -303,7 +303,7 @@ def test_a_checkpoint_cannot_run_code(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole_teacher(tmp_path_factory, diffusion_settings) -> Path:
-    from stages.diffusion.process import VPProcess
+    from stagecraft.diffusion.process import VPProcess
 
     path = tmp_path_factory.mktemp("given") / "teacher"
     tiny_unet().save_pretrained(path / "unet")
@@ -618,7 +618,7 @@ def test_members_outside_the_archive_are_not_unpacked(folder, monkeypatch, tmp_p
     path = tmp_path / "in" / "images.npz"
     path.parent.mkdir()
     path.write_bytes(archive(("../x.npy", npy()), (f"{tmp_path}/y.npy", npy()), ("images.npy", npy())))
-    from stages.datasets.sources import load_npz
+    from stagecraft.data.sources import load_npz
 
     settings = {"source": "npz", "path": str(path), "resolution": None, "channels": None, "resize": "crop"}
     assert load_npz(settings).images.shape == (12, 8, 8, 1)

@@ -12,9 +12,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import matching
 from matching import Clock, Counter, Evaluation, share_of, turn_knob
 
-from stages.evaluation.cost import model_cost
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.evaluation.cost import model_cost
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 SHAPE = (1, 8, 8)
 

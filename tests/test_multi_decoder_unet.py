@@ -9,12 +9,12 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from helpers import tiny_unet
 
-from stages.diffusion.process import VPProcess
-from stages.evaluation.cost import count_macs
-from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
-from stages.models.pipelines import load_given_teacher, load_student, save_student
-from stages.models.specs import block_macs, identity_architecture, parameter_count
-from stages.training.student import build_student
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.evaluation.cost import count_macs
+from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
+from stagecraft.networks.pipelines import load_given_teacher, load_student, save_student
+from stagecraft.networks.specs import block_macs, identity_architecture, parameter_count
+from stagecraft.training.student import build_student
 
 
 def student_of(unet, boundaries, architecture=None):

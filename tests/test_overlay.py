@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from helpers import EDM, ROOT
 
-from stages.config import load_params, read_params, validate_params
-from stages.overlay import lay_over
+from stagecraft.config.overlay import lay_over
+from stagecraft.config.params import load_params, read_params, validate_params
 
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
 EDM_SAMPLING = {"scheduler": "edm_euler"}

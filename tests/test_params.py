@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import EDM
 
-from stages.config import (
+from stagecraft.config.params import (
     SCHEMA,
     STAGE_SECTIONS,
     autoencoder_files,
@@ -26,7 +26,7 @@ from stages.config import (
     typed,
     validate_params,
 )
-from stages.versions import check_carried
+from stagecraft.runtime.versions import check_carried
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

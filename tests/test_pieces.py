@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.pieces import JOURNAL, Pieces, kept_array, kept_record
+from stagecraft.runtime.journal import JOURNAL, Pieces, kept_array, kept_record
 
 
 def make_all(folder, fingerprint, made):

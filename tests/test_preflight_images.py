@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from helpers import ROOT, tiny_unet
 from PIL import Image
 
-from stages import preflight
+from stagecraft.preflight import run as preflight
 
 
 @pytest.fixture

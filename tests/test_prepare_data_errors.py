@@ -11,9 +11,9 @@ import pytest
 from helpers import settings
 from PIL import Image
 
-from stages.datasets.prepared import PreparedData, save
-from stages.datasets.sources import load_source, source_fingerprint
-from stages.datasets.splits import split
+from stagecraft.data.prepared import PreparedData, save
+from stagecraft.data.sources import load_source, source_fingerprint
+from stagecraft.data.splits import split
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from stages.diffusion.images import to_uint8
-from stages.diffusion.keys import SAMPLERS
-from stages.diffusion.process import EDMProcess, VPProcess
-from stages.diffusion.sampling import Sampler, sample
-from stages.diffusion.seeds import generator_for
-from stages.models.multi_decoder_unet import stage_of
+from stagecraft.diffusion.images import to_uint8
+from stagecraft.diffusion.keys import SAMPLERS
+from stagecraft.diffusion.process import EDMProcess, VPProcess
+from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.networks.multi_decoder_unet import stage_of
+from stagecraft.runtime.seeds import generator_for
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
 

@@ -16,10 +16,10 @@ import yaml
 from helpers import TRAINED_ON, run
 from shared_work import BOUNDARY, batches, results
 
-from stages import launch
-from stages.config import STAGE_SECTIONS
-from stages.diffusion.seeds import generator_for
-from stages.processes import own_rows
+from stagecraft.config.params import STAGE_SECTIONS
+from stagecraft.runtime import launch
+from stagecraft.runtime.processes import own_rows
+from stagecraft.runtime.seeds import generator_for
 
 ROOT = Path(__file__).parents[1]
 BATCH = 7
@@ -82,10 +82,10 @@ def test_two_processes_draw_the_images_of_one(one_and_two):
 
 @pytest.mark.parametrize(("n", "count"), [(7, 2), (8, 3), (4, 4)])
 def test_every_row_belongs_to_one_process(monkeypatch, n, count):
-    monkeypatch.setattr("stages.processes.count", lambda: count)
+    monkeypatch.setattr("stagecraft.runtime.processes.count", lambda: count)
     shares = []
     for rank in range(count):
-        monkeypatch.setattr("stages.processes.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("stagecraft.runtime.processes.rank", lambda rank=rank: rank)
         shares.append(range(n)[own_rows(n)])
     assert [row for share in shares for row in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, readme_blocks, run
 
-from stages.config import schema_problems
+from stagecraft.config.params import schema_problems
 
 # `make` has run when the clone is finished; `make test` is what runs this file.
 RUN_ELSEWHERE = {"make", "make test", "snakemake --workflow-profile workflow/profiles/slurm"}

@@ -14,8 +14,9 @@ import pytest
 from helpers import EDM, ROOT
 from refusals import ROWS, Scene, at_start, check_words, message_of, names, says
 
-from stages import lifeline, preflight
-from stages.config import load_params, validate_params
+from stagecraft.config.params import load_params, validate_params
+from stagecraft.preflight import run as preflight
+from stagecraft.runtime import lifeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -415,7 +416,7 @@ def test_every_row_of_the_page_is_provoked_at_its_moment():
 # Functions that return words of a refusal, beside those called `why_...`.
 TELLERS = {"no_middle_stage", "infeasible", "without_images", "what_there_is", "describe"}
 # Modules whose ValueErrors tell of the program's own mistakes: what they check has been made, and hashed, by a stage.
-INVARIANTS = {"models/multi_decoder_unet.py", "models/borders.py"}
+INVARIANTS = {"stagecraft/networks/multi_decoder_unet.py", "stagecraft/networks/borders.py"}
 # Messages that no user sees by themselves.
 UNSEEN = {
     "not found; every stage needs its command": "a rule without its stage",
@@ -458,7 +459,7 @@ def messages_in(file: Path) -> Iterator[str]:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             if isinstance(node.exc.func, ast.Name) and node.exc.func.id in ("ValueError", "OSError"):
                 yield from texts_in(node.exc)
-        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and file.name == "config.py":
+        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and file.parent.name == "config":
             yield from texts_in(node.value.elts[-1])
         elif isinstance(node, ast.FunctionDef) and (node.name.startswith("why_") or node.name in TELLERS):
             for inner in ast.walk(node):
@@ -468,8 +469,9 @@ def messages_in(file: Path) -> Iterator[str]:
 
 MESSAGES = sorted(
     {
-        (str(file.relative_to(ROOT / "stages")), text)
-        for file in (ROOT / "stages").rglob("*.py")
+        (file.relative_to(ROOT).as_posix(), text)
+        for package in ("stagecraft", "stages")
+        for file in (ROOT / package).rglob("*.py")
         for text in messages_in(file)
         # Others pass on the words of another.
         if len(re.findall(r"[A-Za-z]{2,}", text)) > 1 and " " in text.strip(" …:;") and not text.startswith("…: …; ")

@@ -14,32 +14,32 @@ from PIL import Image
 from refusals import ROWS, Scene, before_the_first_job, check_words, message_of, names
 from safetensors.torch import load_file, save_file
 
-from stages import device, files, gpus, launch, versions
-from stages.clustering import partition
-from stages.clustering import stages as clustering
-from stages.command import explain
-from stages.config import STAGE_SECTIONS
-from stages.datasets.sources import load_source
-from stages.datasets.training import TrainingSet
-from stages.diffusion import losses
-from stages.diffusion.process import VPProcess
-from stages.diffusion.sampling import snap
-from stages.evaluation import fidelity
-from stages.evaluation.comparison import check_architecture
-from stages.evaluation.extractor import read_classifier
-from stages.evaluation.report import check_same_run
-from stages.evaluation.samples import load_samples
-from stages.models.autoencoder import load_given_autoencoder
-from stages.models.pipelines import load_given_teacher
-from stages.models.specs import identity_architecture
-from stages.pieces import Pieces, kept_array
-from stages.search.architecture import check_results, check_times, stream_of
-from stages.search.features import Features, FeatureWriter
-from stages.search.latency import LatencyTable, LayersOf
-from stages.search.selection import Block, Budget, Costs, select_budget
-from stages.training import loop
-from stages.training.checkpoint import load_checkpoint
-from stages.training.student import check_teacher
+from stagecraft.clustering import partition
+from stagecraft.clustering import stages as clustering
+from stagecraft.config.params import STAGE_SECTIONS
+from stagecraft.data.sources import load_source
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion import losses
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.sampling import snap
+from stagecraft.evaluation import fidelity
+from stagecraft.evaluation.comparison import check_architecture
+from stagecraft.evaluation.extractor import read_classifier
+from stagecraft.evaluation.samples import load_samples
+from stagecraft.networks.autoencoder import load_given_autoencoder
+from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.report.page import check_same_run
+from stagecraft.runtime import device, files, gpus, launch, versions
+from stagecraft.runtime.command import explain
+from stagecraft.runtime.journal import Pieces, kept_array
+from stagecraft.search.architecture import check_results, check_times, stream_of
+from stagecraft.search.features import Features, FeatureWriter
+from stagecraft.search.latency import LatencyTable, LayersOf
+from stagecraft.search.selection import Block, Budget, Costs, select_budget
+from stagecraft.training import loop
+from stagecraft.training.checkpoint import load_checkpoint
+from stagecraft.training.student import check_teacher
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -188,8 +188,8 @@ def train(scene: Scene, value: float = 1.0) -> None:
 
 def other_latents(scene: Scene) -> None:
     """Latents of a data set that was prepared anew."""
-    from stages.datasets.prepared import PreparedData, save
-    from stages.datasets.splits import split
+    from stagecraft.data.prepared import PreparedData, save
+    from stagecraft.data.splits import split
 
     images = load_source(scene.params["prepare_data"])
     save(scene.folder / "data", images, split(len(images.images), 0.2, 0, None), scene.params)
@@ -251,8 +251,8 @@ def infeasible(scene: Scene) -> None:
 
 def results_of(unet: Any, **changes: Any) -> dict[str, Any]:
     """Search results of a teacher, of one stage, with changes to the first."""
-    from stages.models.borders import borders_of
-    from stages.models.specs import identity_spec
+    from stagecraft.networks.borders import borders_of
+    from stagecraft.networks.specs import identity_spec
 
     found = {
         f"{border.block}{'.stage_0' * (border.kind == 'up')}": {

@@ -9,17 +9,17 @@ import torch
 import yaml
 from helpers import ROOT
 
-from stages import device
-from stages.clustering.denoiser import OptimalDenoiser
-from stages.command import explain
-from stages.config import SCHEMA, STAGE_SECTIONS, param_at, validate_params
-from stages.console import Job, explain_end
-from stages.datasets.training import TrainingSet
-from stages.device import images_at_once
-from stages.evaluation import extractor, fidelity
-from stages.models.autoencoder import encode_all
-from stages.remedies import REMEDIES
-from stages.search import supernet
+from stagecraft.clustering.denoiser import OptimalDenoiser
+from stagecraft.config.params import SCHEMA, STAGE_SECTIONS, param_at, validate_params
+from stagecraft.data.training import TrainingSet
+from stagecraft.evaluation import extractor, fidelity
+from stagecraft.networks.autoencoder import encode_all
+from stagecraft.runtime import device
+from stagecraft.runtime.command import explain
+from stagecraft.runtime.console import Job, explain_end
+from stagecraft.runtime.device import images_at_once
+from stagecraft.runtime.remedies import REMEDIES
+from stagecraft.search import supernet
 
 KEY = re.compile(r"[a-z_]+\.[a-z_]+")
 SCHEMA_SECTIONS = yaml.safe_load(SCHEMA.read_text())["properties"]
@@ -87,7 +87,9 @@ def test_passes_without_gradients_are_bounded(monkeypatch, digits):
     assert extractor.accuracy(model, extractor.make_task(np.zeros(64, dtype=int)), digits, np.zeros(64, dtype=int)) >= 0
     assert max(model.sizes) == 5 and sum(model.sizes) == 64 + 4 * 64  # rotations of each
     sizes = []
-    monkeypatch.setattr("stages.models.autoencoder.encode", lambda vae, images: sizes.append(len(images)) or images)
+    monkeypatch.setattr(
+        "stagecraft.networks.autoencoder.encode", lambda vae, images: sizes.append(len(images)) or images
+    )
     assert len(encode_all(None, data, torch.device("cpu"))) == 64 and max(sizes) == 5
 
 
@@ -111,7 +113,7 @@ def test_features_for_the_fid_are_of_no_more_images_than_are_sampled_at_once(mon
 
 
 def test_the_denoiser_holds_a_bounded_number_of_weights(monkeypatch):
-    monkeypatch.setattr("stages.clustering.denoiser.MOST_WEIGHTS", 100)
+    monkeypatch.setattr("stagecraft.clustering.denoiser.MOST_WEIGHTS", 100)
     y = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
     denoiser = OptimalDenoiser(y)
     assert denoiser.batch == 2

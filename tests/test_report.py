@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.evaluation import charts, report, table
+from stagecraft.report import charts, table
+from stagecraft.report import page as report
 
 TEACHER = {"fid": 0.05, "kid": 0.001, "precision": 0.9, "recall": 0.8, "macs": 1e6, "macs_with_attention": 1.1e6}
 TEACHER |= {

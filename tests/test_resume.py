@@ -12,8 +12,8 @@ import pytest
 import yaml
 from helpers import run
 
-from stages.config import stage_params
-from stages.evaluation.samples import load_samples
+from stagecraft.config.params import stage_params
+from stagecraft.evaluation.samples import load_samples
 
 FLAGS = {
     "cluster_timesteps": "--latents data/latents --teacher results/teacher --output results/clusters.json",

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipel
 from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 from helpers import EDM, tiny_unet
 
-from stages.diffusion.process import make_process
-from stages.models import multi_decoder_unet
-from stages.models.multi_decoder_unet import SeparateUNet2DModel
-from stages.models.pipelines import save_student, save_teacher
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks import multi_decoder_unet
+from stagecraft.networks.multi_decoder_unet import SeparateUNet2DModel
+from stagecraft.networks.pipelines import save_student, save_teacher
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 WEIGHTS = "diffusion_pytorch_model"
 # What a new process does: load every folder of its first argument, save it into the second, and keep what its UNet predicts.

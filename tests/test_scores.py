@@ -5,18 +5,26 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.process import VPProcess
-from stages.models.borders import borders_of, run_tail, tail_inputs, trace
-from stages.models.elastic import ElasticBlock
-from stages.models.multi_decoder_unet import MultiDecoderUNet2DModel
-from stages.models.specs import identity_architecture
-from stages.pieces import Pieces
-from stages.search.features import Features, FeatureWriter
-from stages.search.space import key_of
-from stages.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, front_of, relatively, score_outputs
-from stages.training.loop import TrainSettings, train
-from stages.training.student import build_student, warm_start
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.elastic.block import ElasticBlock
+from stagecraft.networks.borders import borders_of, run_tail, tail_inputs, trace
+from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.runtime.journal import Pieces
+from stagecraft.search.features import Features, FeatureWriter
+from stagecraft.search.space import key_of
+from stagecraft.search.supernet import (
+    BlockScore,
+    OutputScore,
+    SandwichLoss,
+    explore,
+    front_of,
+    relatively,
+    score_outputs,
+)
+from stagecraft.training.loop import TrainSettings, train
+from stagecraft.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}

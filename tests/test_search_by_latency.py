@@ -9,24 +9,24 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stages.config import SPACE_KEYS
-from stages.datasets.training import TrainingSet
-from stages.diffusion.process import VPProcess
-from stages.files import read_checked_json, write_checked_json
+from stagecraft.config.params import SPACE_KEYS
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.elastic.block import natural_order
+from stagecraft.networks.borders import border_of_job, borders_of
+from stagecraft.networks.multi_decoder_unet import apply_spec
+from stagecraft.networks.specs import block_macs, parameter_count
+from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.runtime.files import read_checked_json, write_checked_json
+from stagecraft.search import job
+from stagecraft.search.architecture import assemble_architecture
+from stagecraft.search.features import FeatureWriter
+from stagecraft.search.job import SearchJob
+from stagecraft.search.latency import LatencyTable, LayersOf, pairs_to_measure
+from stagecraft.search.selection import pareto
+from stagecraft.search.space import BlockSpace, covering_specs, key_of
+from stagecraft.search.supernet import BlockScore, best_of, explore, front_of
 from stages.measure_latency import measure_latency
-from stages.models.borders import border_of_job, borders_of
-from stages.models.elastic import natural_order
-from stages.models.multi_decoder_unet import apply_spec
-from stages.models.specs import block_macs, parameter_count
-from stages.models.stream import narrowed_teacher
-from stages.search import job
-from stages.search.architecture import assemble_architecture
-from stages.search.features import FeatureWriter
-from stages.search.job import SearchJob
-from stages.search.latency import LatencyTable, LayersOf, pairs_to_measure
-from stages.search.selection import pareto
-from stages.search.space import BlockSpace, covering_specs, key_of
-from stages.search.supernet import BlockScore, best_of, explore, front_of
 
 CPU = torch.device("cpu")
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
@@ -111,7 +111,7 @@ def test_the_specs_to_measure_hold_every_option_of_a_space_once_or_more():
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """The stage measure_latency on a tiny teacher of which half of the residual stream is kept."""
-    monkeypatch.setattr("stages.models.pipelines.load_teacher", lambda folder: tiny_unet())
+    monkeypatch.setattr("stagecraft.networks.pipelines.load_teacher", lambda folder: tiny_unet())
     ranked = {"stream_importance": [list(range(16)), list(range(32))], "stream_triples": 1}
     write_checked_json(tmp_path / "importance.json", ranked)
     space = {f"search_block.{key}": SPACE[key] for key in SPACE_KEYS} | {"search_block.channels": 0.5}

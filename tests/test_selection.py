@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.search.selection import (
+from stagecraft.search.selection import (
     Block,
     Budget,
     Costs,

@@ -10,9 +10,9 @@ import yaml
 from diffusers import DiffusionPipeline
 from helpers import FILES_IN_LATENTS, ROOT, run_stages
 
-from stages.diffusion.process import make_process
-from stages.diffusion.sampling import nodes_of
-from stages.evaluation.samples import load_samples
+from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.sampling import nodes_of
+from stagecraft.evaluation.samples import load_samples
 
 LATENT_EDM = {
     "diffusion": {

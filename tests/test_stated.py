@@ -17,11 +17,11 @@ from diffusers import (
 )
 from helpers import tiny_unet
 
-from stages.config import cross_problems, load_params
-from stages.diffusion.images import to_uint8
-from stages.diffusion.process import make_process, unclipped
-from stages.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
-from stages.diffusion.stated import (
+from stagecraft.config.params import cross_problems, load_params
+from stagecraft.diffusion.images import to_uint8
+from stagecraft.diffusion.process import make_process, unclipped
+from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
+from stagecraft.diffusion.stated import (
     BETA_SCHEDULES,
     EDM_SCHEDULERS,
     SILENT,
@@ -32,9 +32,9 @@ from stages.diffusion.stated import (
     spacing_of,
     timesteps_of,
 )
-from stages.models.pipelines import load_teacher, read_stated, save_student, save_teacher
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.networks.pipelines import load_teacher, read_stated, save_student, save_teacher
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 GIVEN = {"train_teacher": {"source": "path"}}
 

@@ -11,22 +11,22 @@ import pytest
 import torch
 from helpers import tiny_unet
 
-from stages.datasets.training import TrainingSet
-from stages.diffusion.losses import NoisyBatches
-from stages.diffusion.process import VPProcess
-from stages.diffusion.seeds import generator_for
-from stages.evaluation.cost import count_macs
-from stages.files import write_checked_json
-from stages.models.borders import border_of_job, borders_of, trace
-from stages.models.multi_decoder_unet import narrow_stream, stream_levels
-from stages.models.specs import parameter_count
-from stages.models.stream import kept_channels, kept_part, narrowed_teacher, with_part
-from stages.search.architecture import assemble_architecture, stream_of
-from stages.search.features import FeatureWriter
-from stages.search.importance import choose_stream, measure_importance, stream_importance, stream_writers
-from stages.search.job import SearchJob
-from stages.training.joint import JointLoss
-from stages.training.student import start_student
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.process import VPProcess
+from stagecraft.evaluation.cost import count_macs
+from stagecraft.networks.borders import border_of_job, borders_of, trace
+from stagecraft.networks.multi_decoder_unet import narrow_stream, stream_levels
+from stagecraft.networks.specs import parameter_count
+from stagecraft.networks.stream import kept_channels, kept_part, narrowed_teacher, with_part
+from stagecraft.runtime.files import write_checked_json
+from stagecraft.runtime.seeds import generator_for
+from stagecraft.search.architecture import assemble_architecture, stream_of
+from stagecraft.search.features import FeatureWriter
+from stagecraft.search.importance import choose_stream, measure_importance, stream_importance, stream_writers
+from stagecraft.search.job import SearchJob
+from stagecraft.training.joint import JointLoss
+from stagecraft.training.student import start_student
 
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
 STAGES, STEPS = [[0, 400], [400, 1000]], [10, 15]

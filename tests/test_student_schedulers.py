@@ -8,10 +8,10 @@ import torch
 from diffusers import DiffusionPipeline
 from helpers import tiny_unet
 
-from stages.diffusion.process import make_process
-from stages.models.pipelines import load_student, save_student
-from stages.models.specs import identity_architecture
-from stages.training.student import build_student
+from stagecraft.diffusion.process import make_process
+from stagecraft.networks.pipelines import load_student, save_student
+from stagecraft.networks.specs import identity_architecture
+from stagecraft.training.student import build_student
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from stages.training.checkpoint import load_checkpoint, save_checkpoint
-from stages.training.loop import TrainSettings, learning_rate_factor, train
+from stagecraft.training.checkpoint import load_checkpoint, save_checkpoint
+from stagecraft.training.loop import TrainSettings, learning_rate_factor, train
 
 SETTINGS = TrainSettings(
     steps=12, learning_rate=0.01, warmup_steps=3, ema_decay=0.9, gradient_clip=1.0, checkpoint_every=5

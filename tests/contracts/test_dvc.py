@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from stagecraft.runtime.provenance import with_code_files
+
 ROOT = Path(__file__).parents[2]
 # A stage stands for the rule of its name, but searches, a rule with wildcards, need another that asks for all of them.
 RULES = {"search_block": ("collect_search", "search_block")}
@@ -72,7 +74,7 @@ def drift(rules: dict[str, Any], stages: Stages) -> list[str]:
     for name in sorted(jobs.keys() & stages.keys()):
         rule, stage = jobs[name], stages[name]
         extra = OWN.get(name, set()) | SOMETIMES.get(name, set())
-        listed_code = {path for path in stage["deps"] if path.startswith("stages/")}
+        listed_code = {path for path in stage["deps"] if path.startswith(("stages/", "stagecraft/"))}
         outs = paths(stage["outs"]) | paths(stage.get("metrics", []))
         allowed = RULES.get(name, (name,))
         if stage["cmd"] != f"snakemake {allowed[0]} --allowed-rules {' '.join(allowed)}":
@@ -93,6 +95,12 @@ def drift(rules: dict[str, Any], stages: Stages) -> list[str]:
 
 def test_stages_and_rules_agree(rules: dict[str, Any], stages: Stages) -> None:
     assert drift(rules, stages) == []
+
+
+def test_the_code_files_are_as_the_command_writes_them() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    assert with_code_files(text) == text
+    assert with_code_files(text.replace("      - stagecraft/runtime/files.py\n", "")) == text
 
 
 def test_there_is_one_rule_file_per_stage(stages: Stages) -> None:
@@ -117,7 +125,10 @@ def test_metrics_are_left_to_git(stages: Stages) -> None:
             "search_block: input results/features",
         ),
         (lambda stages: stages["search_block"]["params"].remove("architecture"), "search_block: params architecture"),
-        (lambda stages: stages["assemble"]["deps"].remove("stages/files.py"), "assemble: code stages/files.py"),
+        (
+            lambda stages: stages["assemble"]["deps"].remove("stagecraft/runtime/files.py"),
+            "assemble: code stagecraft/runtime/files.py",
+        ),
         (lambda stages: stages["evaluate"]["params"].remove("sampling"), "evaluate: params sampling"),
         (lambda stages: stages.pop("report"), "report: is a rule or a stage"),
         (lambda stages: stages["report"].update(cmd="snakemake"), "report: cmd"),
@@ -136,7 +147,7 @@ def test_drift_is_found(rules: dict[str, Any], stages: Stages, change: Callable[
         ("outputs", "results/search/notes.txt", None),
         ("outputs", "results/notes.txt", "search_block: output results/notes.txt"),
         ("inputs", "results/clusters.json", "search_block: input results/clusters.json"),
-        ("code", "stages/clustering/partition.py", "search_block: code stages/clustering/partition.py"),
+        ("code", "stagecraft/clustering/partition.py", "search_block: code stagecraft/clustering/partition.py"),
         ("params", "assemble", "search_block: params assemble"),
     ],
 )

@@ -20,31 +20,43 @@ import yaml
 from helpers import FILES_IN_LATENTS, activated
 from PIL import Image
 
-from stages import lifeline, provenance
-from stages.remedies import REMEDIES
+from stagecraft.runtime import lifeline, provenance
+from stagecraft.runtime.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.stage_{stage}" for level in range(2) for stage in range(2)]
 AFTER_RETRAIN = {"retrain", "evaluate", "report", "record"}
 
-# Stands in for stages/command.py, so that the real commands parse the real flags but compute nothing.
+# Stands in for stages/__init__.py, which Python runs before a command: it parses the real flags but imports and computes nothing.
 STUB = """
-import json, os, sys
+import ast, json, os, sys
 from pathlib import Path
-from stages.real_command import build_parser
+from typing import Any
+from stagecraft.runtime.command import build_parser
 
-def run_command(body):
-    arguments = vars(build_parser(body).parse_args())
-    print("stub", body.__name__, "of", sys.prefix)
-    if Path(f"fail-{arguments.get('name', body.__name__)}").exists():
-        sys.exit(f"error: {body.__name__}: told to fail")
-    if Path(f"kill-{arguments.get('name', body.__name__)}").exists():
+def signature_of(name):
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    names = {"Any": Any, "Path": Path, "__name__": __name__}
+    exec(compile(ast.Module(functions, []), name, "exec"), names)
+    return names[name]
+
+def pretend(name):
+    arguments = vars(build_parser(signature_of(name)).parse_args())
+    print("stub", name, "of", sys.prefix)
+    if Path(f"fail-{arguments.get('name', name)}").exists():
+        sys.exit(f"error: {name}: told to fail")
+    if Path(f"kill-{arguments.get('name', name)}").exists():
         os.kill(os.getpid(), 9)
-    for pattern in json.loads(Path("outputs.json").read_text())[body.__name__]:
+    for pattern in json.loads(Path("outputs.json").read_text())[name]:
         path = Path(pattern.format(block=arguments.get("name")))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(arguments, default=str))
+    sys.exit()
+
+if sys.argv[0] == "-m":
+    pretend(sys.orig_argv[sys.orig_argv.index("-m") + 1].removeprefix("stages."))
 """
 
 
@@ -74,7 +86,7 @@ def edit(path: Path, old: str, new: str) -> None:
 def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with stubs, whose smoke preset has run on a folder of images."""
     folder = tmp_path_factory.mktemp("run") / "repository"
-    for name in ("stages", "workflow", "presets", "data/latency"):
+    for name in ("stages", "stagecraft", "workflow", "presets", "data/latency"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
     (folder / "images").mkdir()
@@ -86,8 +98,7 @@ def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     outputs = {name: rule.outputs for name, rule in rules.items() if rule.outputs}
     outputs["cache_features"] = shards | {"results/features/index.json"}
     (folder / "outputs.json").write_text(json.dumps(outputs, default=sorted))
-    (folder / "stages" / "command.py").rename(folder / "stages" / "real_command.py")
-    (folder / "stages" / "command.py").write_text(STUB)
+    (folder / "stages" / "__init__.py").write_text(STUB)
     result = run(folder)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
@@ -116,7 +127,7 @@ def test_a_stage_gets_its_params_only(finished: Path) -> None:
 
 
 def test_nothing_runs_again_in_another_folder_with_newer_code_files(copied: Path) -> None:
-    for path in copied.glob("stages/**/*.py"):
+    for path in copied.glob("stage*/**/*.py"):
         path.touch()
     assert planned(copied) == {}
 
@@ -144,7 +155,7 @@ def test_a_changed_image_reruns_everything(copied: Path) -> None:
 
 
 def test_a_change_of_code_reruns_the_stages_that_import_it(copied: Path) -> None:
-    with (copied / "stages" / "training" / "joint.py").open("a") as file:
+    with (copied / "stagecraft" / "training" / "joint.py").open("a") as file:
         file.write("# changed\n")
     assert set(planned(copied)) == AFTER_RETRAIN
 
@@ -520,27 +531,29 @@ def test_the_conda_environment_is_that_of_the_package() -> None:
 
 def test_code_files_follow_imports_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "__init__.py": "",
-        "report.py": "import json\ndef report():\n    from stages.inner.page import render",
-        "inner/__init__.py": "from . import sibling",
-        "inner/page.py": "import stages.far",
-        "inner/page.html.j2": "",
-        "inner/page.py~": "",
-        "inner/sibling.py": "",
-        "inner/unused.py": "",
-        "far.py": "from .inner.page import render",
+        "stages/report.py": "import json\ndef report():\n    from stagecraft.inner.page import render",
+        "stagecraft/__init__.py": "",
+        "stagecraft/inner/__init__.py": "from . import sibling",
+        "stagecraft/inner/page.py": "import stagecraft.far",
+        "stagecraft/inner/page.html.j2": "",
+        "stagecraft/inner/page.py~": "",
+        "stagecraft/inner/sibling.py": "",
+        "stagecraft/inner/unused.py": "",
+        "stagecraft/far.py": "from .inner.page import render",
     }
     for name, text in files.items():
-        (tmp_path / "stages" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "stages" / name).write_text(text)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    used = sorted(f"stages/{name}" for name in files if "unused" not in name and not name.endswith("~"))
+    used = sorted(name for name in files if "unused" not in name and not name.endswith("~"))
     assert provenance.code_files("report") == used
     with pytest.raises(ValueError, match=r"stages/retrain\.py: not found"):
         provenance.code_files("retrain")
 
 
 def test_parsing_imports_nothing_heavy() -> None:
-    check = "import sys, stages.config, stages.provenance, stages.datasets.sources; print({'torch', 'numpy'} & {*sys.modules})"
+    light = ("config.params", "runtime.provenance", "data.sources", "preflight.run")
+    modules = ", ".join(f"stagecraft.{name}" for name in light)
+    check = f"import sys, {modules}; print({{'torch', 'numpy'}} & {{*sys.modules}})"
     result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"

@@ -14,10 +14,13 @@ sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from snakemake.logging import logger
 
-from stages import config as settings
-from stages import console, lifeline, preflight, provenance
-from stages.datasets.sources import source_fingerprint
-from stages.overlay import lay_over
+from stagecraft.config import params as settings
+from stagecraft.runtime import console
+from stagecraft.runtime import lifeline
+from stagecraft.preflight import run as preflight
+from stagecraft.runtime import provenance
+from stagecraft.data.sources import source_fingerprint
+from stagecraft.config.overlay import lay_over
 
 jobs = console.Jobs()
 logger.addHandler(jobs)

@@ -3,7 +3,8 @@
 from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
-from stages import calls, versions
+from stagecraft.runtime import calls
+from stagecraft.runtime import versions
 
 # Kept open as long as this process lives.
 alive = []

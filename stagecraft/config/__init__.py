@@ -1,0 +1,1 @@
+"""The params: read, checked, laid over one another."""

@@ -1,0 +1,317 @@
+"""The images a run starts from: scikit-learn's digits, a folder of image files, or an npz archive.
+
+Importing this module and calling `source_fingerprint` loads neither NumPy nor Pillow, so that a Snakefile may do both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagecraft.data import archives, folders
+from stagecraft.data.images import Contents, Images
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image as PillowImage
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
+MIN_SIDE = 4  # pixels
+POLICIES = ("crop", "squash", "pad")
+DIGITS = 1797
+DIGITS_SIDE = 8  # pixels
+
+
+def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
+    """Load the images of `settings` (params section `prepare_data`), decoding files on `threads` threads.
+
+    `resolution`, in pixels, brings every image to that side by the policy `resize`: `crop` scales the short side to it and
+    cuts the centre, `squash` ignores the aspect ratio, `pad` puts the image, scaled down if its long side is longer, on the
+    centre of a black square; LANCZOS when no side grows, BICUBIC otherwise. With `resolution` null the images keep their own
+    size and must all be square and alike. `channels` null is what the images have: 1 if every image is grey (in a folder:
+    also those stored as RGB with equal channels), otherwise 3. Raises ValueError, one line, for anything a user can mend.
+    """
+    loaders: dict[str, Callable[[dict[str, Any]], Images]] = {
+        "digits": load_digits,
+        "folder": partial(load_folder, threads=threads),
+        "npz": load_npz,
+    }
+    if settings["source"] not in loaders:
+        raise ValueError(f"prepare_data.source: {settings['source']!r} is unknown; use one of {', '.join(loaders)}")
+    if settings["resize"] not in POLICIES:
+        raise ValueError(f"prepare_data.resize: {settings['resize']!r} is unknown; use one of {', '.join(POLICIES)}")
+    if settings["channels"] not in (None, 1, 3):
+        raise ValueError(f"prepare_data.channels: {settings['channels']!r}, but images have 1 or 3; or use null")
+    resolution = settings["resolution"]
+    if resolution is not None and resolution < MIN_SIDE:
+        raise ValueError(f"prepare_data.resolution: {resolution} pixels are too few; use at least {MIN_SIDE}, or null")
+    return loaders[settings["source"]](settings)
+
+
+def source_fingerprint(settings: dict[str, Any]) -> str:
+    """Return a string that changes when the source does: over (relative path, size, mtime) of its files, unopened.
+
+    Folders without images count, as classes are numbered with them.
+
+    Raises:
+        ValueError: the path is missing or holds no images.
+    """
+    if settings["source"] == "digits":
+        return "digits"
+    path = source_path(settings)
+    if settings["source"] == "npz":
+        entries, empty = [(path.name, path.stat())], []
+    else:
+        listing = folders.list_folder(path)
+        entries = [(name, entry.stat()) for name, entry in listing.files]
+        empty = listing.empty_folders()
+    digest = hashlib.sha256()
+    for name, stat in entries:
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    for name in empty:
+        digest.update(f"{name}/\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def source_path(settings: dict[str, Any]) -> Path:
+    """Return the existing folder (source `folder`) or file (source `npz`) at `path`; ValueError otherwise."""
+    source = settings["source"]
+    if settings["path"] is None:
+        raise ValueError(f"prepare_data.path: null, but the source {source!r} needs one; set it")
+    path = Path(settings["path"])
+    if not (path.is_dir() if source == "folder" else path.is_file()):
+        kind = "folder" if source == "folder" else "file"
+        raise ValueError(f"prepare_data.path: {path}: there is no such {kind}; correct the path")
+    return path
+
+
+# --- digits ---
+
+
+def load_digits(settings: dict[str, Any]) -> Images:
+    """Load the 1,797 handwritten digits that scikit-learn carries, 8x8, their values 0..16 stretched to 0..255."""
+    import numpy as np
+    from sklearn.datasets import load_digits as load_bunch
+
+    bunch = load_bunch()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    contents = digits_contents(bunch.target)
+    return Images(conform(images, settings, "digits"), contents, "the handwritten digits of scikit-learn")
+
+
+def digits_contents(labels: np.ndarray | None = None) -> Contents:
+    """What the digits are, known without loading them."""
+    return Contents(DIGITS, labels, {str(digit): digit for digit in range(10)})
+
+
+# --- npz ---
+
+
+def load_npz(settings: dict[str, Any]) -> Images:
+    """Load images uint8 (N, H, W) or (N, H, W, 1 or 3), with integer labels (N,) if there are any.
+
+    They are called `images` and `labels`, `arr_0` and `arr_1` (guided-diffusion), or `x_train` and `y_train` with `x_test`
+    (Keras), `train_images` and `train_labels` with `test_images` (MedMNIST), of which the test images are held out.
+    """
+    import numpy as np
+
+    path = source_path(settings)
+    layout = archives.read_layout(path)
+    arrays = [archives.read_array(path, part.images) for part in layout.parts]
+    images = np.concatenate([array.reshape(*array.shape[:3], layout.channels) for array in arrays])
+    names = " and ".join(part.images for part in layout.parts)
+    return Images(conform(images, settings, f"{path}: {names}"), layout.contents, f"{names} of {path.name}")
+
+
+def conform(images: np.ndarray, settings: dict[str, Any], origin: str) -> np.ndarray:
+    """Bring images (N, H, W, C), all of one size, to the wanted resolution and channels; `origin` opens messages."""
+    import numpy as np
+    from PIL import Image
+
+    count, height, width, own_channels = images.shape
+    check_side((width, height), origin)
+    side = settings["resolution"] or square_side((width, height), origin)
+    channels = settings["channels"] or own_channels
+    if (height, width, own_channels) == (side, side, channels):
+        return np.ascontiguousarray(images)
+    result = np.empty((count, side, side, channels), np.uint8)
+    for index in range(count):
+        image = Image.fromarray(images[index].squeeze(2) if own_channels == 1 else images[index])
+        result[index] = to_array(image, side, settings["resize"], channels)
+    return result
+
+
+# --- folder ---
+
+
+def load_folder(settings: dict[str, Any], threads: int = 1) -> Images:
+    """Load the PNG, JPEG and WebP files of a folder and all below it, sorted by their relative posix paths.
+
+    Hidden files and folders are ignored, images with other endings counted in a note. Of an animation the first frame counts;
+    EXIF orientation is applied; transparent pixels are laid over white; 16-bit grey is scaled to 8 bit. Classes and splits
+    are those of `folders.read_layout`.
+    """
+    folder = source_path(settings)
+    layout = folders.read_layout(folder)
+    paths = [folder / name for name in layout.names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", decompression_bomb_warning())
+        images = decode_files(paths, settings, threads)
+    return Images(images, layout.contents, f"{len(paths)} image files")
+
+
+def decompression_bomb_warning() -> type[Warning]:
+    """Return the warning that Pillow gives for images so large that they are likely an attack."""
+    from PIL import Image
+
+    Image.init()  # load the plugins once, not in every thread
+    return Image.DecompressionBombWarning
+
+
+def decode_files(paths: Sequence[Path], settings: dict[str, Any], threads: int) -> np.ndarray:
+    """Decode files to uint8 (N, side, side, channels); the first bad file in their order is the one reported."""
+    import numpy as np
+
+    side = settings["resolution"] or square_side(read_image(paths[0]).size, str(paths[0]))
+    channels = settings["channels"] or (1 if all(map(is_grey, paths)) else 3)
+    images = np.empty((len(paths), side, side, channels), np.uint8)
+
+    def decode(index: int) -> None:
+        image = read_image(paths[index])
+        if settings["resolution"] is None and image.size != (side, side):
+            raise ValueError(
+                f"{paths[0]} has {side}x{side} pixels but {paths[index]} has {image.width}x{image.height}; "
+                "set prepare_data.resolution to give all images one size"
+            )
+        images[index] = to_array(image, side, settings["resize"], channels)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in show_progress(pool.map(decode, range(len(paths))), len(paths)):
+            pass
+    return images
+
+
+def show_progress(done: Iterator[None], total: int) -> Iterator[None]:
+    """Show a bar on a terminal; in a log a line every 30 s, none if all ends sooner."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return iter(tqdm(done, "decode", total, unit="image"))
+    line = "{desc}: {n_fmt} of {total_fmt} images, {remaining} left\n"
+    return iter(tqdm(done, "decode", total, mininterval=30, maxinterval=60, delay=30, bar_format=line))
+
+
+# --- one image ---
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[PillowImage.Image]:
+    """Open an image file; whatever fails while it is open becomes a ValueError that names the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a PNG, JPEG or WebP image; replace or remove the file") from None
+    except Exception as error:  # on damaged bytes decoders raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{path}: cannot be decoded ({one_line(error)}); replace or remove the file") from error
+
+
+def read_image(path: Path) -> PillowImage.Image:
+    """Decode a file to an upright L or RGB image of at least 4x4 pixels."""
+    from PIL import ImageOps
+
+    with opened(path) as file:
+        image = flatten(ImageOps.exif_transpose(file))
+    check_side(image.size, str(path))
+    return image
+
+
+def is_grey(path: Path) -> bool:
+    """Tell whether a file shows no colour; only those that could are decoded."""
+    import numpy as np
+
+    with opened(path) as file:
+        if file.mode in GREY_MODES:
+            return True
+        pixels = np.asarray(flatten(file))
+    return bool((pixels[..., :1] == pixels[..., 1:]).all())
+
+
+def flatten(image: PillowImage.Image) -> PillowImage.Image:
+    """Return the image as L or RGB, transparency laid over white, 16-bit grey (its tRNS chunk ignored) as 8 bit."""
+    import numpy as np
+    from PIL import Image
+
+    mode = "L" if image.mode in GREY_MODES else "RGB"
+    if image.mode.startswith("I"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image.load()
+    return image.convert(mode)
+
+
+def to_array(image: PillowImage.Image, side: int, policy: str, channels: int) -> np.ndarray:
+    """Return an L or RGB image as uint8 (side, side, channels); a resized crop never looks beyond what it keeps."""
+    import numpy as np
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (side, side):
+        image = pad(image, side) if policy == "pad" else stretch(image, side, policy == "crop")
+    return np.asarray(image).reshape(side, side, channels)
+
+
+def stretch(image: PillowImage.Image, side: int, crop: bool) -> PillowImage.Image:
+    """Scale an image, or the square in its centre, to a square."""
+    from PIL import Image
+
+    width, height = image.size
+    cut_width, cut_height = (min(image.size),) * 2 if crop else image.size
+    left, top = (width - cut_width) // 2, (height - cut_height) // 2
+    filter_ = Image.Resampling.LANCZOS if min(cut_width, cut_height) >= side else Image.Resampling.BICUBIC
+    return image.resize((side, side), filter_, (left, top, left + cut_width, top + cut_height))
+
+
+def pad(image: PillowImage.Image, side: int) -> PillowImage.Image:
+    """Put an image on the centre of a black square, scaled down only if it is larger."""
+    from PIL import Image
+
+    longest = max(image.size)
+    if longest > side:
+        width, height = (max(1, round(length * side / longest)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    square = Image.new(image.mode, (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def check_side(size: tuple[int, int], origin: str) -> None:
+    """Refuse images with too few pixels to be learnt from."""
+    if min(size) < MIN_SIDE:
+        raise ValueError(f"{origin}: {size[0]}x{size[1]} pixels; images need at least {MIN_SIDE}x{MIN_SIDE}, remove it")
+
+
+def square_side(size: tuple[int, int], origin: str) -> int:
+    """Return the side of a square image; others need a resolution to be brought to."""
+    if size[0] != size[1]:
+        raise ValueError(
+            f"{origin}: {size[0]}x{size[1]} pixels are not square; set prepare_data.resolution, as only squares can be prepared "
+            f"(prepare_data.resize says how: {', '.join(POLICIES)})"
+        )
+    return size[0]
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an exception's text, or its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,99 @@
+"""What a look at the source of the images tells before any is decoded: names of files, headers, labels. Light."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stagecraft.data import archives, folders, sources
+from stagecraft.data.classes import Classes, are_named
+from stagecraft.data.images import Contents
+from stagecraft.data.splits import count_held_out
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a look at the source of the images tells without decoding them; None for what only decoding would tell.
+
+    Args:
+        train: images of the training split.
+        held_out: images of the held-out split.
+        height, width: pixels of the prepared images.
+        channels: 1 (grey) or 3 (RGB).
+        classes: number of each class by its name; None when the images have no labels.
+        notes: what is done with the source that its owner may not expect, one line each.
+    """
+
+    train: int
+    held_out: int
+    height: int | None = None
+    width: int | None = None
+    channels: int | None = None
+    classes: Classes | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> bool:
+        """Whether the classes have names, whose order alone gives their numbers."""
+        return self.classes is not None and are_named(self.classes)
+
+
+def survey(settings: dict[str, Any]) -> Survey:
+    """Look at the source of `settings` (params section `prepare_data`).
+
+    Of a folder names are listed, and of the first image the header is read when `resolution` is null; of an npz archive
+    headers and labels are read.
+
+    Raises:
+        ValueError: what `load_source` and the split would refuse, as far as it is seen so.
+    """
+    looks = {"digits": look_at_digits, "folder": look_at_folder, "npz": look_at_archive}
+    contents, side, channels = looks[settings["source"]](settings)
+    with explained(contents.notes):
+        held_out = count_held_out(contents, settings["held_out"])
+    train, channels = contents.count - held_out, settings["channels"] or channels
+    return Survey(train, held_out, side, side, channels, contents.classes, contents.notes)
+
+
+@contextmanager
+def explained(notes: tuple[str, ...]) -> Iterator[None]:
+    """Add the notes to what is said of a wrong number of images, as they tell which images were not counted."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} ({'; '.join(notes)})" if notes else str(error)) from error
+
+
+def look_at_digits(settings: dict[str, Any]) -> tuple[Contents, int, int | None]:
+    """Contents, side of the prepared images and channels of the digits."""
+    return sources.digits_contents(), settings["resolution"] or sources.DIGITS_SIDE, 1
+
+
+def look_at_folder(settings: dict[str, Any]) -> tuple[Contents, int, int | None]:
+    """The same of a folder of images, whose channels are not known without all of their pixels."""
+    folder = sources.source_path(settings)
+    layout = folders.read_layout(folder)
+    return layout.contents, settings["resolution"] or own_side(folder / layout.names[0]), None
+
+
+def own_side(path: Path) -> int:
+    """Side of a square image by its header."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", sources.decompression_bomb_warning())
+        with sources.opened(path) as image:
+            size = image.size
+    sources.check_side(size, str(path))
+    return sources.square_side(size, str(path))
+
+
+def look_at_archive(settings: dict[str, Any]) -> tuple[Contents, int, int | None]:
+    """The same of an npz archive."""
+    path = sources.source_path(settings)
+    layout = archives.read_layout(path)
+    origin = f"{path}: {layout.parts[0].images}"
+    sources.check_side(layout.size, origin)
+    return layout.contents, settings["resolution"] or sources.square_side(layout.size, origin), layout.channels

@@ -1,0 +1,90 @@
+"""What a network is trained on: images or latents, with labels when there are any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stagecraft.data.classes import Classes, check_trained
+from stagecraft.data.prepared import PreparedData
+from stagecraft.diffusion.images import to_network
+from stagecraft.runtime.files import check_file, read_checked_json
+
+STAGE = "encode_latents"
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training split in the space that the diffusion runs in.
+
+    Args:
+        x: images uint8 (N,H,W,C), or latents float32 (N,C,H,W).
+        labels: classes int64 (N,), or None when they are unknown.
+        sha256: hash of what it was read from.
+        class_numbers: number of each class by its name, as images of a class may all be held out; None without labels.
+    """
+
+    x: torch.Tensor
+    labels: torch.Tensor | None = None
+    sha256: str = ""
+    class_numbers: Classes | None = None
+
+    @classmethod
+    def of_images(
+        cls, images_NHWC: Any, labels: Any = None, sha256: str = "", class_numbers: Classes | None = None
+    ) -> TrainingSet:
+        """Images in memory, uint8; the numbers of classes that are not given are those of the labels."""
+        found = None if labels is None else torch.as_tensor(labels)
+        if class_numbers is None and found is not None:
+            class_numbers = {str(number): number for number in found.unique().tolist()}
+        return cls(torch.as_tensor(images_NHWC), found, sha256, class_numbers)
+
+    @classmethod
+    def load(cls, data: Path, latents: Path) -> TrainingSet:
+        """The training split of a prepared folder, as latents when the folder of latents holds any.
+
+        Raises:
+            ValueError: a file is missing, not as it was written, or of another data set.
+        """
+        prepared = PreparedData.load(data)
+        labels = None if prepared.labels is None else prepared.labels[prepared.train_index]
+        index = read_checked_json(latents / "index.json", STAGE)
+        if index["data"] != prepared.meta["sha256"]:
+            raise ValueError(f"{latents}/index.json: of other images; run {STAGE} again (snakemake --forcerun {STAGE})")
+        if index["sha256"] is None:
+            return cls.of_images(prepared.train_images, labels, prepared.meta["sha256"], prepared.classes)
+        path = latents / "latents.npy"
+        check_file(path, index["sha256"], latents / "index.json", STAGE)
+        return cls.of_images(np.load(path, allow_pickle=False), labels, index["sha256"], prepared.classes)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        if self.x.dtype == torch.uint8:
+            _, height, width, channels = self.x.shape
+            return channels, height, width
+        _, channels, height, width = self.x.shape
+        return channels, height, width
+
+    def classes(self) -> int:
+        """Embeddings of a class-conditional teacher trained on it; ValueError when none can be."""
+        return check_trained(self.class_numbers)
+
+    def x0(self, rows: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] or latents of these rows, float32 (N,C,H,W)."""
+        x = self.x[rows]
+        return to_network(x) if x.dtype == torch.uint8 else x.float()
+
+    def flat(self, image_range: tuple[float, float]) -> np.ndarray:
+        """All of it as float32 (N, n): pixels scaled to a range, latents as they are."""
+        if self.x.dtype != torch.uint8:
+            return self.x.float().flatten(1).numpy()
+        low, high = image_range
+        return self.x.flatten(1).numpy().astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)

@@ -1,0 +1,1 @@
+"""Supernets of blocks."""

@@ -1,0 +1,190 @@
+"""Teacher and student by the same code, seeds and reference: what metrics.json holds."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stagecraft.data.prepared import PreparedData
+from stagecraft.diffusion.keys import SAMPLERS
+from stagecraft.diffusion.process import Process, make_process
+from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
+from stagecraft.evaluation.cost import decoder_cost, model_cost
+from stagecraft.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
+from stagecraft.evaluation.speed import measure_speed
+from stagecraft.networks.autoencoder import decode
+from stagecraft.networks.pipelines import is_class_conditional
+from stagecraft.report.table import compare
+from stagecraft.runtime.files import run_again
+from stagecraft.runtime.journal import Pieces, kept_record
+from stagecraft.runtime.processes import from_main, is_main
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How models are compared.
+
+    Args:
+        params: the params of the stage `evaluate`.
+        data: images to compare with; its training split is the reference.
+        extractor: features of FID, KID, precision and recall.
+        boundaries: K - 1 ascending timesteps between the student's stages.
+        shares: how often training draws each stage, K numbers that sum to 1.
+        restart: whether multistep solvers start again at the student's boundaries.
+        vae: the autoencoder of latent diffusion; None in pixels.
+        pieces: samples and scores of a run that was killed, and where to keep those of this one.
+        stated: the scheduler config of a given teacher, as in `Process`.
+        predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
+    """
+
+    params: dict[str, Any]
+    data: PreparedData
+    extractor: Extractor
+    boundaries: list[float]
+    shares: list[float]
+    device: torch.device
+    restart: bool = False
+    vae: Any = None
+    pieces: Pieces | None = None
+    stated: dict[str, Any] | None = None
+    predicted_time: float | None = None
+
+    @property
+    def process(self) -> Process:
+        """The noise process of both models."""
+        return make_process(self.params["diffusion"], self.stated)
+
+    @property
+    def prediction(self) -> dict[str, float]:
+        """`time_predicted`, or nothing."""
+        return {} if self.predicted_time is None else {"time_predicted": self.predicted_time}
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """Keyword arguments of `fidelity`."""
+        settings = self.params["evaluate"]
+        keys = ("kid_subset_size", "neighbours", "batch_size")
+        return {key: settings[key] for key in keys} | {"seed": self.params["seed"], "device": self.device}
+
+    def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Metrics of both models, and their samples uint8 (N, H, W, C) from the same seeds with real images beside.
+
+        Of several processes all draw samples; rank 0 does the rest, the others return None.
+
+        Raises ValueError when there are too few images to compare, before any is drawn.
+        """
+        reference, settings = self.data.train_images, self.params["evaluate"]
+        check_counts(
+            settings["samples"], len(reference), self.extractor, settings["kid_subset_size"], settings["neighbours"]
+        )
+        models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
+        shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
+        steps = self.steps_per_stage()
+        speed = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
+        images = {name: self.draw(name, model, shape) for name, model in models.items()}
+        if not is_main():
+            return None
+        found = {
+            name: self.score(name, images[name])
+            | model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers())
+            | speed[name]
+            for name, model in models.items()
+        }
+        metrics = {
+            **found,
+            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
+            "ratio": compare(found["teacher"], found["student"]) | self.prediction,
+            "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
+            "protocol": self.protocol(steps),
+            "params": self.params,
+        }
+        return metrics, images | {"real": reference}
+
+    def steps_per_stage(self) -> list[int]:
+        """The sampler's network evaluations in each stage."""
+        return self.steps_of_samplers()[self.params["sampling"]["scheduler"]]
+
+    def steps_of_samplers(self) -> dict[str, list[int]]:
+        """The same for every sampler of the process, with as many steps in all."""
+        process, steps = self.process, self.params["sampling"]["steps"]
+        return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
+
+    def measure_speed(
+        self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
+    ) -> dict[str, dict[str, Any]]:
+        """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
+        settings = self.params["evaluate"]
+        how = {"batch": settings["speed_batch"], "repeats": settings["speed_repeats"]}
+        how |= {"device": self.device, "precision": self.params["precision"]}
+        measure = partial(measure_speed, models, shape, self.boundaries, steps, **how)
+        return kept_record(self.pieces, "speed.json", measure)
+
+    def score(self, name: str, images: np.ndarray) -> dict[str, float]:
+        """FID, KID, precision and recall of a model's images."""
+        reference = self.data.train_images
+        return kept_record(
+            self.pieces, f"{name}.json", lambda: fidelity(images, reference, self.extractor, **self.scoring)
+        )
+
+    def score_held_out(self) -> dict[str, Any]:
+        """The same of the held-out real images."""
+        held_out, reference = self.data.held_out_images, self.data.train_images
+        return held_out_fidelity(held_out, reference, self.extractor, **self.scoring)
+
+    def draw(self, name: str, model: Any, shape: tuple[int, int, int]) -> np.ndarray:
+        """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
+        settings, vae = self.params["evaluate"], None if self.vae is None else self.vae.to(self.device)
+        sampler = Sampler.of(
+            self.params,
+            shape,
+            self.device,
+            settings["batch_size"],
+            restarts=self.boundaries if self.restart and name == "student" else (),
+            decode=None if vae is None else partial(decode, vae),
+            labels=self.labels() if is_class_conditional(model) else None,
+            stated=self.stated,
+        )
+        return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
+
+    def labels(self) -> np.ndarray:
+        """The classes of the training images."""
+        assert self.data.labels is not None, "a class-conditional model was trained with labels"
+        return self.data.labels[self.data.train_index]
+
+    def protocol(self, steps: list[int]) -> dict[str, Any]:
+        """What the figures depend on beside the models."""
+        sampling, settings, meta = self.params["sampling"], self.params["evaluate"], self.data.meta
+        return {
+            "samples": settings["samples"],
+            "sampler": sampling["scheduler"],
+            "steps": sampling["steps"],
+            "steps_per_stage": steps,
+            "training_shares": self.shares,
+            "restarts": self.restart,
+            "seed": self.params["seed"],
+            "extractor": describe_extractor(self.extractor),
+            "reference": {
+                "split": "train",
+                "count": len(self.data.train_index),
+                "sha256": meta["sha256"],
+                "source": meta["source"],
+            },
+            "held_out": len(self.data.held_out_index),
+            "kid_subset_size": settings["kid_subset_size"],
+            "neighbours": settings["neighbours"],
+            "speed_batch": settings["speed_batch"],
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def check_architecture(student: Any, architecture: dict[str, Any], folder: str) -> None:
+    """Raise ValueError unless the student was built from this architecture.json."""
+    config = student.config
+    if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
+        remedy = run_again("retrain", Path(folder))
+        raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")

@@ -1,0 +1,132 @@
+"""Images per second and peak memory of teacher and student, measured in turn so that both meet the same machine."""
+
+import os
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stagecraft.diffusion.losses import predict
+from stagecraft.evaluation.cost import first_class, stage_timesteps
+from stagecraft.runtime.device import autocast
+
+WARM_UP = 2
+# A level above all that Kineto, the library behind torch's profiler, has to say.
+SILENT = "6"
+# Kinds of operations by what their names contain; the first that fits counts.
+KINDS = {
+    "convolution": ("conv",),
+    "matrix product": ("mm", "linear", "matmul", "attention", "gemm"),
+    "normalisation": ("norm",),
+    "activation": ("silu", "softmax", "gelu", "relu"),
+}
+OTHER = "other (sums, copies, concatenation, resampling)"
+
+
+def measure_speed(
+    models: dict[str, nn.Module],
+    shape: tuple[int, int, int],
+    boundaries: Sequence[float],
+    steps: Sequence[int],
+    *,
+    batch: int,
+    repeats: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, dict[str, Any]]:
+    """Time whole-sampler throughput from single network evaluations.
+
+    Every repeat evaluates each model once in each stage, one model after the other. The time of an evaluation is the median
+    over `repeats`, after warm-up; a batch needs the sum over stages of `steps[s]` such times. The scheduler's arithmetic,
+    the same for both models, is left out.
+
+    Args:
+        models: name -> UNet called as model(x_NCHW, t), on `device`.
+        shape: C, H, W.
+        boundaries, steps: as in `cost.model_cost`.
+
+    Returns:
+        name -> `images_per_second`; `milliseconds` an image of one evaluation, the mean over the sampler's; `peak_memory_mib`,
+        the model's own weights and what one evaluation of `batch` images allocates beside its input, None on the CPU, where the
+        allocator keeps no such count; and `time_by_operation`, the share of the time that each kind of operation takes, which
+        sum to 1.
+    """
+    x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    times = stage_timesteps(boundaries)
+    seconds: dict[tuple[str, int], list[float]] = {(name, s): [] for name in models for s in range(len(times))}
+    with torch.no_grad(), autocast(device, precision):
+        for repeat in range(WARM_UP + repeats):
+            for (name, stage), taken in seconds.items():
+                elapsed = time_evaluation(models[name], x_NCHW, times[stage])
+                taken += [elapsed] if repeat >= WARM_UP else []
+        memory = {name: peak_memory(model, x_NCHW, times) for name, model in models.items()}
+        kinds = {name: time_by_operation(model, x_NCHW, times, steps) for name, model in models.items()}
+    totals = {name: sum(n * median(seconds[name, s]) for s, n in enumerate(steps)) for name in models}
+    return {
+        name: {
+            "images_per_second": batch / totals[name],
+            "milliseconds": 1000 * totals[name] / batch / sum(steps),
+            "peak_memory_mib": memory[name],
+            "time_by_operation": kinds[name],
+        }
+        for name in models
+    }
+
+
+def time_evaluation(model: nn.Module, x_NCHW: Tensor, timestep: float) -> float:
+    """Seconds of one network evaluation, with the device's queue empty before and after."""
+    labels = first_class(model, len(x_NCHW))
+    labels = None if labels is None else labels.to(x_NCHW.device)
+    synchronize(x_NCHW.device)
+    begun = time.perf_counter()
+    predict(model, x_NCHW, timestep, labels)
+    synchronize(x_NCHW.device)
+    return time.perf_counter() - begun
+
+
+def time_by_operation(
+    model: nn.Module, x_NCHW: Tensor, timesteps: Sequence[float], steps: Sequence[int]
+) -> dict[str, float]:
+    """Share of the time of a whole sampling run that each kind of operation takes, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = x_NCHW.device.type == "cuda"
+    if not cuda:
+        # Kineto looks for a GPU all the same, and calls it an error that there is none.
+        os.environ.setdefault("KINETO_LOG_LEVEL", SILENT)
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    taken = dict.fromkeys([*KINDS, OTHER], 0.0)
+    for timestep, count in zip(timesteps, steps, strict=True):
+        with profile(activities=[activity], acc_events=True) as profiler:
+            time_evaluation(model, x_NCHW, timestep)
+        for event in profiler.key_averages():
+            taken[kind_of(event.key)] += count * (event.self_device_time_total if cuda else event.self_cpu_time_total)
+    total = sum(taken.values())
+    return {kind: microseconds / total for kind, microseconds in taken.items()}
+
+
+def kind_of(operation: str) -> str:
+    """The kind of an operation or a device kernel by its name."""
+    name = operation.lower()
+    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a CUDA device; the CPU has no queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(model: nn.Module, x_NCHW: Tensor, timesteps: Sequence[float]) -> float | None:
+    """MiB of the model's weights and of the most that one evaluation allocates on a CUDA device; None on the CPU."""
+    if x_NCHW.device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(x_NCHW.device)
+    before = torch.cuda.memory_allocated(x_NCHW.device)
+    for timestep in timesteps:
+        time_evaluation(model, x_NCHW, timestep)
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return (torch.cuda.max_memory_allocated(x_NCHW.device) - before + weights) / 2**20

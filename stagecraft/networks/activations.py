@@ -1,0 +1,60 @@
+"""How much memory the activations take that a backward pass of a UNet needs, and how many images fit at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from stagecraft.diffusion.losses import predict
+
+Run = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+BOUND = 2 * 2**30  # bytes of activations that a pass may keep, unless one image alone has more
+
+
+@contextmanager
+def bounded_activations(
+    unet: UNet2DModel, shape: Sequence[int], most: int, run: Run = predict, bound: int = BOUND
+) -> Iterator[int]:
+    """Give the number of images in a pass, at most `most`, whose activations take no more than `bound` bytes, at least 1.
+
+    Where not even one image fits, the UNet computes the activations within its blocks again in the backward pass, until the
+    context ends; gradients stay the same. All this follows from the config alone.
+
+    Args:
+        shape: C, H, W of an image.
+        run: the forward pass, called as `predict`.
+    """
+    bytes_each = activation_bytes(unet, shape, run)
+    again = bytes_each > bound
+    try:
+        if again:
+            unet.enable_gradient_checkpointing()
+            bytes_each = activation_bytes(unet, shape, run, again)
+        yield max(1, min(most, bound // bytes_each))
+    finally:
+        if again:
+            unet.disable_gradient_checkpointing()
+
+
+def activation_bytes(unet: UNet2DModel, shape: Sequence[int], run: Run = predict, checkpointing: bool = False) -> int:
+    """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.device("meta"):
+        empty = UNet2DModel.from_config(unet.config).eval()
+        if checkpointing:
+            empty.enable_gradient_checkpointing()
+        x = torch.zeros(1, *shape, requires_grad=True)
+        labels = None if unet.config["num_class_embeds"] is None else torch.zeros(1, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run(empty, x, torch.zeros(1), labels)
+    weights = {weight.untyped_storage()._cdata for weight in empty.parameters()}
+    return sum(storage.nbytes() for number, storage in kept.items() if number not in weights)

@@ -1,0 +1,381 @@
+"""A teacher and an autoencoder from elsewhere, checked by what their folders say, against the images. Light: no torch.
+
+A run's first moment (stagecraft/preflight/given_models.py) and the stages that load the models ask the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stagecraft.data.classes import Classes, check_trained
+from stagecraft.networks.weights import Weights, check_weights, find_weights
+from stagecraft.runtime.files import pipeline_file, read_json
+
+Config = Mapping[str, Any]
+
+# Types of blocks that can be searched; stagecraft/networks/multi_decoder_unet.py rebuilds them.
+BLOCK_TYPES = {
+    "DownBlock2D",
+    "AttnDownBlock2D",
+    "ResnetDownsampleBlock2D",
+    "UNetMidBlock2D",
+    "UpBlock2D",
+    "AttnUpBlock2D",
+    "ResnetUpsampleBlock2D",
+}
+# What UNet2DModel can do and the search cannot.
+UNSUPPORTED = ("class_embed_type",)
+AUTOENCODERS = ("AutoencoderKL", "VQModel")
+TEACHER, AUTOENCODER = "give another teacher", "give another autoencoder"
+WIDTHS = [224, 448, 672, 896]  # of a UNet2DModel whose config says none
+GROUPS = 32  # of a model whose config says none
+CHANNELS = (1, 3)  # of images
+SIDES = (4, 4096)  # pixels that prepare_data.resolution may be
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a UNet draws: images, or latents of an autoencoder; None for what is not known yet.
+
+    Args:
+        side: pixels, or latents, a side.
+        channels: of each.
+        factor: pixels a side that one latent stands for; None for images.
+    """
+
+    side: int | None
+    channels: int | None
+    factor: int | None = None
+
+    @property
+    def points(self) -> str:
+        """What its sides are counted in."""
+        return "pixels" if self.factor is None else "latents"
+
+    @property
+    def others(self) -> str:
+        """What else a user can do about a teacher of another side."""
+        return TEACHER if self.factor is None else f"{TEACHER} or another autoencoder"
+
+    def remedy(self, sides: list[int], others: str) -> str:
+        """What a user can do to get one of these sides, or else."""
+        pixels = [side * (self.factor or 1) for side in sides]
+        found = [
+            f"prepare_data.resolution: {side}{' (resize: pad keeps their pixels)' * self.is_padding(side)}"
+            for side in pixels
+            if SIDES[0] <= side <= SIDES[1]
+        ]
+        return f"set {' or '.join(found)}, or {others}" if found else others
+
+    def is_padding(self, side: int) -> bool:
+        """Whether images of this side could hold the ones there are, with a border."""
+        return self.side is not None and side > self.side * (self.factor or 1)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The sides that a UNet can draw: multiples of `unit`, and where it says so one `only`."""
+
+    unit: int
+    only: int | None = None
+
+    def near(self, side: int, factor: int = 1) -> list[int]:
+        """Those next to a side of images, the larger first, each times the factor of an autoencoder."""
+        if self.only is not None:
+            return [self.only * factor]
+        unit = self.unit * factor
+        larger = side + -side % unit
+        return [larger, larger - unit]
+
+
+def sides_of(config: Config, path: Path) -> Sides:
+    """The sides that a given UNet can draw.
+
+    A UNet2DModel is convolutional and its sample_size a default, so where it has none, or one that its own levels cannot halve,
+    any side that they can halve will do.
+    """
+    unit = 2 ** (len(config["down_block_types"]) - 1)
+    size = sample_side(config, path)
+    return Sides(unit, None if size is None or size % unit else size)
+
+
+ANY = Sides(1)
+
+
+# --- Autoencoders ---
+
+
+def check_autoencoder_folder(folder: Path) -> Weights:
+    """The weights in an autoencoder's folder; ValueError unless it holds an AutoencoderKL or VQModel that can be read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; give the folder of an AutoencoderKL or VQModel (vae or vqvae)")
+    config = read_json(path, AUTOENCODER)
+    kind = config.get("_class_name")
+    if kind not in AUTOENCODERS:
+        raise ValueError(f"{path}: _class_name is {kind!r}; the autoencoder must be an AutoencoderKL or a VQModel")
+    widths = config.get("block_out_channels", [64])
+    if not isinstance(widths, list) or not widths:
+        raise ValueError(f"{path}: block_out_channels is {widths!r}, no list of channels; {AUTOENCODER}")
+    check_groups(path, config, widths, AUTOENCODER)
+    check_scales(config, path)
+    weights = find_weights(folder, kind)
+    check_weights(weights, kind, AUTOENCODER)
+    return weights
+
+
+def check_scales(config: Config, path: Path) -> None:
+    """Raise ValueError unless what an autoencoder's latents are scaled by are numbers, of each channel where they are lists."""
+    factor, shift = config.get("scaling_factor"), config.get("shift_factor")
+    if not (factor is None or (is_number(factor) and factor > 0)):
+        raise ValueError(f"{path}: scaling_factor is {factor!r}, no number above 0; {AUTOENCODER}")
+    if not (shift is None or is_number(shift)):
+        raise ValueError(f"{path}: shift_factor is {shift!r}, no number; {AUTOENCODER}")
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None and std is None:
+        return
+    channels = latent_channels_of(config)
+    for key, values in (("latents_mean", mean), ("latents_std", std)):
+        if not isinstance(values, list) or len(values) != channels or not all(map(is_number, values)):
+            raise ValueError(
+                f"{path}: {key} is {values!r}, no list of {channels} numbers, one of each channel; {AUTOENCODER}"
+            )
+    if min(config["latents_std"]) <= 0:
+        raise ValueError(f"{path}: latents_std is {std!r}, not all above 0; {AUTOENCODER}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a config is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_autoencoder_fits(
+    config: Config, folder: Path | str, side: int | None, channels: int | None, wanted: Sides = ANY
+) -> None:
+    """Raise ValueError when an autoencoder is for other images; None for what is not known of them.
+
+    Args:
+        wanted: what the UNet in its latents can draw, for what the message advises.
+    """
+    theirs, given = config.get("in_channels", 3), config.get("out_channels", 3)
+    if theirs != given:
+        raise ValueError(
+            f"{folder}/config.json: out_channels is {given} but in_channels is {theirs}; {AUTOENCODER}, of images to images"
+        )
+    if theirs not in CHANNELS:
+        raise ValueError(
+            f"{folder}/config.json: in_channels is {theirs} but images have 1 or 3 channels; {AUTOENCODER}"
+        )
+    if channels is not None and theirs != channels:
+        raise ValueError(
+            f"{folder}/config.json: in_channels is {theirs} but the images have {channels} channels; "
+            f"set prepare_data.channels: {theirs} or {AUTOENCODER}"
+        )
+    factor = downscaling_of(config)
+    if side is not None and side % factor:
+        raise ValueError(
+            f"{folder}/config.json: one latent stands for {factor} pixels, which {side} is no multiple of; "
+            f"{Space(side, None).remedy(wanted.near(side, factor), AUTOENCODER)}"
+        )
+
+
+def why_undivided(side: int | None, levels: int, wanted: Sides) -> str | None:
+    """Why the levels of an autoencoder that is trained here cannot halve a side of images, and what to do; None when they can.
+
+    Args:
+        wanted: what the UNet in its latents can draw.
+    """
+    factor = 2 ** (levels - 1)
+    if side is None or side % factor == 0:
+        return None
+    remedy = Space(side, None).remedy(wanted.near(side, factor), "give it fewer levels")
+    return (
+        f"{side} pixels cannot be divided by {factor}, as the {levels} levels of train_autoencoder.block_out_channels do; "
+        f"{remedy}"
+    )
+
+
+def downscaling_of(config: Config) -> int:
+    """How many pixels a side one latent stands for."""
+    return int(2 ** (len(config.get("block_out_channels", [64])) - 1))
+
+
+def latent_channels_of(config: Config) -> int:
+    """Channels of the latents that the diffusion runs in; a VQModel may say so by `vq_embed_dim`."""
+    usual = 3 if config.get("_class_name") == "VQModel" else 4
+    return int(config.get("vq_embed_dim") or config.get("latent_channels") or usual)
+
+
+# --- Teachers ---
+
+
+def check_own_teacher(settings: Config, space: Space, classes: Classes | None) -> None:
+    """Raise ValueError when a teacher that is trained here would be for other images."""
+    levels = len(settings["block_out_channels"])
+    problem = why_not_halved(space, levels, "train_teacher.block_out_channels", "give it fewer levels")
+    if problem is not None:
+        raise ValueError(f"prepare_data.resolution: {problem}")
+    if settings["class_conditional"]:
+        check_trained(classes)
+
+
+def check_teacher_folder(folder: Path) -> tuple[Config, Path]:
+    """unet/config.json of a pipeline folder and its path; ValueError unless it is a UNet2DModel that can be read and searched."""
+    path = pipeline_file(folder, "unet", "config.json")
+    config = check_config(path)
+    check_weights(find_weights(path.parent, "UNet2DModel"), "UNet2DModel", TEACHER)
+    return config, path
+
+
+def check_config(path: Path) -> Config:
+    """The config of a UNet; ValueError unless it describes a UNet2DModel whose blocks can be searched."""
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; give a diffusers pipeline folder with unet/config.json")
+    config = read_json(path, TEACHER)
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{path}: _class_name is {config.get('_class_name')!r}; the teacher must be a UNet2DModel")
+    for key in ("down_block_types", "up_block_types"):
+        for kind in block_types(path, config, key):
+            if kind not in BLOCK_TYPES:
+                known = ", ".join(sorted(BLOCK_TYPES))
+                raise ValueError(f"{path}: block type {kind} is not supported (supported are {known}); {TEACHER}")
+    for key in UNSUPPORTED:
+        if config.get(key) is not None:
+            raise ValueError(
+                f"{path}: {key} is {config[key]!r}, but only classes given by num_class_embeds are supported; {TEACHER}"
+            )
+    check_levels(path, config)
+    return config
+
+
+def block_types(path: Path, config: Config, key: str) -> list[str]:
+    """The block types under one key of a UNet's config; ValueError when they are not there."""
+    types = config.get(key)
+    if not isinstance(types, list) or not types or not all(isinstance(name, str) for name in types):
+        raise ValueError(f"{path}: {key} is no list of names; give a diffusers UNet2DModel")
+    return types
+
+
+def check_levels(path: Path, config: Config) -> None:
+    """Raise ValueError when a UNet's levels are not as many of each kind, or do not halve and double the side."""
+    levels = len(config["down_block_types"])
+    for key in ("up_block_types", "block_out_channels"):
+        found = config.get(key, WIDTHS)
+        if not isinstance(found, list) or len(found) != levels:
+            raise ValueError(f"{path}: {key} is {found!r} for {levels} levels of down_block_types; {TEACHER}")
+    for key in ("downsample_type", "upsample_type"):
+        if config.get(key, "conv") not in ("conv", "resnet", None):
+            raise ValueError(f"{path}: {key} is {config[key]!r}, but only conv and resnet are supported; {TEACHER}")
+    if config.get("downsample_padding", 1) not in (0, 1):
+        raise ValueError(
+            f"{path}: downsample_padding is {config['downsample_padding']!r}, with which no level halves the side; {TEACHER}"
+        )
+    check_groups(path, config, config.get("block_out_channels", WIDTHS), TEACHER)
+
+
+def check_groups(path: Path, config: Config, widths: Sequence[Any], remedy: str) -> None:
+    """Raise ValueError unless the groups of GroupNorm divide the channels of every level."""
+    groups = config.get("norm_num_groups", GROUPS)
+    numbers = all(isinstance(number, int) and number > 0 for number in (groups, *widths))
+    if not numbers or any(width % groups for width in widths):
+        raise ValueError(
+            f"{path}: block_out_channels {widths!r} are no multiples of norm_num_groups {groups!r}; {remedy}"
+        )
+
+
+def check_teacher_fits(config: Config, path: Path, space: Space, process: str) -> None:
+    """Raise ValueError when what a teacher draws has another shape than the images or latents."""
+    check_size(config, path, space)
+    inputs, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
+    if outputs != inputs and not (process == "vp" and has_learned_variance(config)):
+        twice = ", or twice as many (a learned variance)" if process == "vp" else ""
+        raise ValueError(
+            f"{path}: out_channels is {outputs} for in_channels {inputs}; wanted are as many{twice}; {TEACHER}"
+        )
+    if space.factor is None and inputs not in CHANNELS:
+        raise ValueError(f"{path}: in_channels is {inputs} but images have 1 or 3 channels; {TEACHER}")
+    if space.channels is None or inputs == space.channels:
+        return
+    if space.factor is None:
+        raise ValueError(
+            f"{path}: in_channels is {inputs} but the images have {space.channels} channels; "
+            f"set prepare_data.channels: {inputs} or {TEACHER}"
+        )
+    raise ValueError(
+        f"{path}: in_channels is {inputs} but the autoencoder's latents have {space.channels} channels; {space.others}"
+    )
+
+
+def has_learned_variance(config: Config) -> bool:
+    """Whether a UNet predicts a variance beside the mean, as diffusers' only models with twice as many outputs do."""
+    inputs, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
+    return bool(outputs == 2 * inputs)
+
+
+def check_size(config: Config, path: Path, space: Space) -> None:
+    """Raise ValueError when a teacher is for other sides, or its levels cannot halve those of the images or latents."""
+    size = sides_of(config, path).only
+    if size is None:
+        problem = why_not_halved(space, len(config["down_block_types"]), "down_block_types", space.others)
+        if problem is not None:
+            raise ValueError(f"{path}: {problem}")
+    elif space.side is not None and size != space.side:
+        whose = "images" if space.factor is None else "autoencoder's latents"
+        raise ValueError(
+            f"{path}: sample_size is {size} but the {whose} have {space.side} {space.points} a side; "
+            f"{space.remedy([size], space.others)}"
+        )
+
+
+def sample_side(config: Config, path: Path) -> int | None:
+    """The one side that a UNet's sample_size says, as a number or a pair; None when it says none."""
+    size = config.get("sample_size")
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if size is None:
+        return None
+    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
+        raise ValueError(f"{path}: sample_size is {size!r}, no side or pair of sides; {TEACHER}")
+    if pair[0] != pair[1]:
+        raise ValueError(f"{path}: sample_size is {size!r}, but only square images are supported; {TEACHER}")
+    return int(pair[0])
+
+
+def why_not_halved(space: Space, levels: int, where: str, others: str) -> str | None:
+    """Why the levels of a UNet cannot halve a side, as each but the last does, and what to do; None when they can.
+
+    Args:
+        where: the key that gives the levels.
+        others: what to do instead of taking other sides.
+    """
+    unit = 2 ** (levels - 1)
+    if space.side is None or space.side % unit == 0:
+        return None
+    remedy = space.remedy(Sides(unit).near(space.side), others)
+    return (
+        f"{space.side} {space.points} cannot be halved {levels - 1} time(s), as the {levels} levels of {where} do, but "
+        f"multiples of {unit} can; {remedy}"
+    )
+
+
+def check_shares(shares: Sequence[float], widths: Sequence[int]) -> None:
+    """Raise ValueError unless there is a share of the residual stream for each level, the same for neighbours of equal width."""
+    if len(shares) != len(widths):
+        raise ValueError(
+            f"search_block.channels: {shares} for {len(widths)} levels; give one share, or one for each level"
+        )
+    for level in range(1, len(widths)):
+        if widths[level] == widths[level - 1] and shares[level] != shares[level - 1]:
+            raise ValueError(
+                f"search_block.channels[{level}]: {shares[level]} for a level as wide as the one before, which passes its "
+                f"channels on; give both {shares[level - 1]}"
+            )
+
+
+def read_scheduler_config(folder: Path) -> dict[str, Any] | None:
+    """scheduler/scheduler_config.json of a pipeline folder; None when the folder has none."""
+    path = pipeline_file(folder, "scheduler", "scheduler_config.json")
+    return read_json(path, TEACHER) if path.is_file() else None

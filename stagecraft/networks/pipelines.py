@@ -1,0 +1,195 @@
+"""Teacher and student as diffusers pipeline folders: safetensors only, never a pickle."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import UNet2DModel
+
+from stagecraft.diffusion.process import unclipped
+from stagecraft.networks import multi_decoder_unet, multi_stage_pipeline
+from stagecraft.networks.given import TEACHER, check_teacher_folder, has_learned_variance
+from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stagecraft.networks.weights import WEIGHTS, find_weights
+from stagecraft.runtime.files import (
+    atomic_folder,
+    check_file,
+    pipeline_file,
+    read_checked_json,
+    read_json,
+    sha256_file,
+    write_checked_json,
+    write_json,
+)
+
+Student = MultiDecoderUNet2DModel | SeparateUNet2DModel
+
+HASHES, SCHEDULER = "sha256.json", "scheduler_config.json"
+
+
+def load_teacher(folder: Path) -> UNet2DModel:
+    """The UNet of a folder written by `save_teacher`, in eval mode on the CPU; ValueError when a file is not as written."""
+    check_hashes(folder, "train_teacher")
+    return _load(UNet2DModel, folder)
+
+
+def load_student(folder: Path) -> Student:
+    """The same of a folder written by `save_student`."""
+    check_hashes(folder, "retrain")
+    name = read_json(folder / "unet" / "config.json")["_class_name"]
+    return _load({"SeparateUNet2DModel": SeparateUNet2DModel}.get(name, MultiDecoderUNet2DModel), folder)
+
+
+def load_given_teacher(folder: Path) -> UNet2DModel:
+    """The UNet of a pipeline folder from elsewhere, in eval mode on the CPU.
+
+    Raises:
+        ValueError: the folder has no config or weights, its UNet is no UNet2DModel, has blocks that cannot be searched, or
+            has weights that are missing, of another shape or not finite.
+    """
+    _, path = check_teacher_folder(folder)
+    weights = find_weights(path.parent)
+    unet = _load(UNet2DModel, folder, weights.variant).float()
+    for name, value in unet.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{weights.files[0]}: {name} holds values that are not finite; {TEACHER}")
+    return unet
+
+
+def fit_teacher(unet: UNet2DModel, side: int) -> UNet2DModel:
+    """Make a given teacher, in place, one of this side that predicts the mean alone, where it has learned a variance too."""
+    channels = unet.config["in_channels"]
+    if has_learned_variance(unet.config):
+        output: Any = unet.conv_out
+        output.weight = torch.nn.Parameter(output.weight.detach()[:channels].clone())
+        output.bias = torch.nn.Parameter(output.bias.detach()[:channels].clone())
+        output.out_channels = channels
+    unet.register_to_config(out_channels=channels, sample_size=side)
+    return unet
+
+
+def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
+    unet = pipeline_file(folder, "unet", "config.json").parent
+    try:
+        model, report = kind.from_pretrained(
+            str(unet), use_safetensors=True, variant=variant, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except Exception as error:
+        raise ValueError(f"{unet}: cannot be loaded as {kind.__name__} ({shorten(str(error), 300)})") from error
+    for problem, names in (("lacks", report["missing_keys"]), ("has the unknown", report["unexpected_keys"])):
+        if names:
+            raise ValueError(f"{unet}/{WEIGHTS}: {problem} {min(names)}, by its config.json; {TEACHER}")
+    return model.eval()
+
+
+def save_teacher(
+    folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+) -> None:
+    """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written.
+
+    Args:
+        given: whether the teacher is from elsewhere; see `save_scheduler`.
+    """
+    with atomic_folder(folder) as aside:
+        unet.save_pretrained(aside / "unet", safe_serialization=True)
+        write_pipeline(aside, unet, "diffusers", scheduler, vae, given=given)
+        write_json(aside / "params.json", params)
+        write_hashes(aside)
+
+
+def save_student(
+    folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+) -> None:
+    """Write a student's pipeline folder with its model file, so that diffusers alone loads it.
+
+    Args:
+        given: whether the teacher is from elsewhere; see `save_scheduler`.
+    """
+    with atomic_folder(folder) as aside:
+        unet.save_pretrained(aside / "unet", safe_serialization=True)
+        write_pipeline(aside, unet, Path(multi_decoder_unet.__file__).stem, scheduler, vae, given=given)
+        write_json(aside / "params.json", params)
+        write_hashes(aside)
+
+
+def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any, *, given: bool = False) -> None:
+    """Write what makes a folder with a UNet a pipeline.
+
+    DDPMPipeline where it draws right; it knows no latents, no classes, no scheduler that scales its input, and, of those that a
+    student may be given, none that takes no generator.
+
+    Args:
+        origin: module that diffusers finds the UNet's class in.
+        given: see `save_scheduler`.
+    """
+    forget_origin(folder / "unet" / "config.json")
+    scheduler = scheduler if vae is None else unclipped(scheduler)
+    save_scheduler(folder / "scheduler", scheduler, given)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": [origin, type(unet).__name__],
+    }
+    if vae is not None:
+        vae.save_pretrained(folder / "vae", safe_serialization=True)
+        forget_origin(folder / "vae" / "config.json")
+    if isinstance(unet, Student) or needs_own_pipeline(unet, scheduler, vae):
+        source = Path(inspect.getfile(multi_stage_pipeline))
+        shutil.copyfile(source, folder / source.name)
+        index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
+        index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
+    write_json(folder / "model_index.json", index)
+
+
+def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:
+    """Write a scheduler's folder; of a teacher from elsewhere it states what the teacher's did, and no defaults beside."""
+    scheduler.save_pretrained(folder)
+    if given:
+        path, defaults = folder / SCHEDULER, scheduler.config.get("_use_default_values", [])
+        said = {key: value for key, value in read_json(path).items() if key not in defaults}
+        # As diffusers writes it, which has infinities in it.
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_stated(folder: Path) -> dict[str, Any] | None:
+    """What the scheduler config of a teacher from elsewhere states, of a folder written by `save_teacher`.
+
+    None for a teacher that was trained here: its folder holds the defaults of one scheduler, and samplers have their own.
+    """
+    made_with = read_json(folder / "params.json").get("train_teacher", {})
+    return read_json(folder / "scheduler" / SCHEDULER) if made_with.get("source") == "path" else None
+
+
+def needs_own_pipeline(unet: Any, scheduler: Any, vae: Any) -> bool:
+    """Whether DDPMPipeline would not draw what the models can."""
+    return vae is not None or is_class_conditional(unet) or type(scheduler).__name__.startswith("EDM")
+
+
+def is_class_conditional(unet: Any) -> bool:
+    """Whether a UNet wants labels."""
+    return unet.config["num_class_embeds"] is not None
+
+
+def write_hashes(folder: Path) -> None:
+    """Write sha256.json with the hash of every file of a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    write_checked_json(folder / HASHES, {file.relative_to(folder).as_posix(): sha256_file(file) for file in files})
+
+
+def check_hashes(folder: Path, stage: str) -> None:
+    """Raise ValueError unless every file that `stage` wrote into a folder is as sha256.json says."""
+    for name, sha256 in read_checked_json(folder / HASHES, stage).items():
+        check_file(folder / name, sha256, folder / HASHES, stage)
+
+
+def forget_origin(config: Path) -> None:
+    """Drop the folder that a model was loaded from out of its saved config."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    write_json(config, settings)

@@ -1,0 +1,99 @@
+"""What is wrong with a teacher or an autoencoder, as far as it is known before the first job. Light: no torch, no diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagecraft.data.classes import check_known
+from stagecraft.diffusion.stated import check_stated, check_steps, kept_settings
+from stagecraft.networks.given import (
+    WIDTHS,
+    Config,
+    Sides,
+    Space,
+    check_autoencoder_fits,
+    check_autoencoder_folder,
+    check_config,
+    check_own_teacher,
+    check_shares,
+    check_teacher_fits,
+    check_teacher_folder,
+    downscaling_of,
+    latent_channels_of,
+    read_scheduler_config,
+    sides_of,
+    why_undivided,
+)
+from stagecraft.runtime.files import pipeline_file, read_json
+
+if TYPE_CHECKING:
+    from stagecraft.data.survey import Survey
+
+Params = dict[str, Any]
+
+
+def check_given_autoencoder(params: Params, survey: Survey) -> None:
+    """Raise ValueError when the autoencoder that params give, or describe, is not for the images.
+
+    Args:
+        survey: what is known of the images; what is None is not checked.
+    """
+    settings = params["train_autoencoder"]
+    if settings["source"] == "path":
+        folder = Path(settings["path"])
+        check_autoencoder_folder(folder)
+        wanted = wanted_sides(params["train_teacher"])
+        check_autoencoder_fits(read_json(folder / "config.json"), folder, survey.height, survey.channels, wanted)
+    elif settings["source"] == "train":
+        wanted = wanted_sides(params["train_teacher"])
+        problem = why_undivided(survey.height, len(settings["block_out_channels"]), wanted)
+        if problem is not None:
+            raise ValueError(f"prepare_data.resolution: {problem}")
+
+
+def wanted_sides(settings: Params) -> Sides:
+    """The sides that the teacher of the `train_teacher` section can draw; ValueError when a given one's config is no UNet's."""
+    if settings["source"] == "train":
+        return Sides(2 ** (len(settings["block_out_channels"]) - 1))
+    path = pipeline_file(settings["path"], "unet", "config.json")
+    return sides_of(check_config(path), path)
+
+
+def check_given_teacher(params: Params, survey: Survey) -> None:
+    """Raise ValueError when the teacher that params give, or describe, is not for the images; its autoencoder has been checked.
+
+    Args:
+        survey: what is known of the images; a size or a number of channels that is None is not checked.
+    """
+    settings, space = params["train_teacher"], network_space(params, survey)
+    if settings["source"] == "train":
+        check_own_teacher(settings, space, survey.classes)
+        check_search(params, settings)
+        return
+    folder = Path(settings["path"])
+    config, path = check_teacher_folder(folder)
+    check_search(params, config)
+    check_teacher_fits(config, path, space, params["diffusion"]["process"])
+    if config.get("num_class_embeds") is not None:
+        check_known(survey.classes, config["num_class_embeds"], str(path))
+    stated = read_scheduler_config(folder)
+    check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), params["diffusion"])
+    check_steps(params["sampling"], params["diffusion"], kept_settings(stated, params["diffusion"]["process"]))
+
+
+def check_search(params: Params, teacher: Config) -> None:
+    """Raise ValueError when the shares of the residual stream are not for the levels of this teacher."""
+    shares = params["search_block"]["channels"]
+    if params["architecture"] == "searched" and isinstance(shares, list):
+        check_shares(shares, teacher.get("block_out_channels", WIDTHS))
+
+
+def network_space(params: Params, survey: Survey) -> Space:
+    """What the UNet draws, as far as params, the autoencoder's folder and a survey tell."""
+    settings = params["train_autoencoder"]
+    if settings["source"] == "none":
+        return Space(survey.height, survey.channels)
+    config = read_json(Path(settings["path"]) / "config.json") if settings["source"] == "path" else settings
+    factor = downscaling_of(config)
+    return Space(None if survey.height is None else survey.height // factor, latent_channels_of(config), factor)

@@ -1,0 +1,480 @@
+"""results/report.html: one self-contained page of what a run made and how it compares with the teacher."""
+
+import math
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from stagecraft.networks.ranges import job_name, range_of_name, ranges_in
+from stagecraft.report import charts
+from stagecraft.report.table import feature_name, measured_with, table_rows
+from stagecraft.training.schedule import passes_per_step
+
+PACKAGES = (
+    "stagecraft",
+    "torch",
+    "diffusers",
+    "torch-fidelity",
+    "thop",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "pillow",
+    "snakemake",
+    "dvc",
+)
+COLUMNS = 8
+
+
+def render_report(
+    metrics: dict[str, Any],
+    samples: dict[str, np.ndarray],
+    clusters: dict[str, Any],
+    architecture: dict[str, Any],
+    searches: dict[str, dict[str, Any]],
+    logs: dict[str, dict[str, Any]],
+    params: dict[str, Any],
+) -> str:
+    """The page as HTML text, the same for the same inputs and versions.
+
+    Args:
+        metrics, clusters, architecture: contents of the JSON files of those names.
+        samples: `teacher`, `student`, `real`, uint8 (N, H, W, C).
+        searches: contents of results/search/*.json by block job name.
+        logs: contents of results/logs/*.json by stage.
+        params: the params of the stage `report`; `report.images` samples are shown of each set.
+
+    Raises:
+        ValueError: the architecture was made from other clusters or searches.
+    """
+    check_same_run(clusters, architecture, searches)
+    made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params}]
+    return page_template().render(
+        verdict=verdict(metrics),
+        tiles=tiles(metrics),
+        rows=table_rows(metrics),
+        times=time_table(metrics),
+        measured_with=measured_with(metrics["protocol"]),
+        held_out_reason=metrics["held_out"].get("reason"),
+        pictures=pictures(samples, params["report"]["images"]),
+        stages=stage_table(architecture, metrics),
+        samplers=sampler_table(metrics),
+        autoencoder=metrics["autoencoder"],
+        clusters=cluster_charts(clusters),
+        architecture=architecture_rows(architecture, searches),
+        shared=shared_text(architecture["unet"]),
+        expected=architecture["expected"],
+        stream=[len(level) for level in architecture["unet"].get("stream", [])],
+        rule=architecture["rule"],
+        score=architecture["score"],
+        stage_count=len(architecture["steps_per_stage"]),
+        candidates=candidate_charts(architecture, searches),
+        spent=costs(metrics, searches, logs),
+        losses=loss_charts(logs, searches),
+        protocol=flat(metrics["protocol"]),
+        params=[(section, flat(value)) for section, value in merged_params(made_with).items()],
+        own_params=params,
+        versions=versions(),
+    )
+
+
+def page_template() -> jinja2.Template:
+    """The template of the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html.j2")
+
+
+def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless an architecture was made from these clusters and searches."""
+    found = {name: search["weights_sha256"] for name, search in searches.items()}
+    if architecture["clustered"] != clusters["boundaries"] or architecture["supernets"] != found:
+        remedy = "run assemble again (snakemake --forcerun assemble)"
+        raise ValueError(f"architecture.json: made from other clusters.json or search results; {remedy}")
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """The result in two sentences."""
+    ratio, teacher, student = metrics["ratio"], metrics["teacher"], metrics["student"]
+    difference = ratio["fid_difference"]
+    quality = "no worse than" if difference <= 0 else f"{difference:.4g} worse than"
+    return (
+        f"The student takes {ratio['time']:.2f} of the teacher's time and {ratio['macs']:.2f} of its MACs per sampling step, and "
+        f"has {ratio['params']:.2f} of its parameters, {ratio['params_active']:.2f} active at any one step. "
+        f"Its FID ({feature_name(metrics)}) is {student['fid']:.4g}, {quality} the "
+        f"teacher's {teacher['fid']:.4g} from the same seeds."
+    )
+
+
+def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The headline figures: (name, value, note)."""
+    ratio, teacher, student = metrics["ratio"], metrics["teacher"], metrics["student"]
+
+    def against(key: str) -> str:
+        return f"{charts.number(student[key])} against {charts.number(teacher[key])}"
+
+    predicted = f"; predicted × {ratio['time_predicted']:.2f}" if "time_predicted" in ratio else ""
+    return [
+        ("Time per step", f"× {ratio['time']:.2f}", f"{against('milliseconds')} ms an image{predicted}"),
+        ("MACs per step", f"× {ratio['macs']:.2f}", against("macs")),
+        ("Parameters", f"× {ratio['params']:.2f}", against("params")),
+        ("Active parameters", f"× {ratio['params_active']:.2f}", against("params_active")),
+        (
+            f"FID difference, {feature_name(metrics)}",
+            f"{ratio['fid_difference']:+.3g}",
+            f"{student['fid']:.3g} against {teacher['fid']:.3g}",
+        ),
+    ]
+
+
+def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str, str]]:
+    """Sheets of samples: (title, text alternative, data URI)."""
+    shown = {name: images[:count] for name, images in samples.items()}
+    titles = {"teacher": "Teacher", "student": "Student, same seeds", "real": "Real training images"}
+    return [
+        (title, f"{len(shown[name])} images, {title.lower()}", charts.image_grid(shown[name], COLUMNS))
+        for name, title in titles.items()
+    ]
+
+
+def stage_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per stage: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
+    # None in the file is a boundary at the noise level infinity.
+    sigmas = [None, *(math.inf if sigma is None else sigma for sigma in architecture["boundaries_sigma"]), None]
+    stages, shares = architecture["stages"], metrics["protocol"]["training_shares"]
+    total = stages[-1][1] - stages[0][0]
+    return [
+        {
+            "range": f"{low:g} ≤ t < {high:g}",
+            "sigma": sigma_range(sigmas[s], sigmas[s + 1]),
+            "steps": architecture["steps_per_stage"][s],
+            "training": f"{shares[s]:.3f}",
+            "share": (high - low) / total,
+        }
+        for s, (low, high) in enumerate(stages)
+    ]
+
+
+def time_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Milliseconds that an image takes in each kind of operation: (kind, teacher, student, ratio), with their sum at the end."""
+    models = [metrics[name] for name in ("teacher", "student")]
+    whole = [1000 / model["images_per_second"] for model in models]
+    kinds = {kind: [model["time_by_operation"][kind] for model in models] for kind in models[0]["time_by_operation"]}
+    times = {kind: [w * share for w, share in zip(whole, shares, strict=True)] for kind, shares in kinds.items()}
+    return [
+        (kind, f"{a:.3g} ms", f"{b:.3g} ms", f"x {b / a:.2f}" if a else "")
+        for kind, (a, b) in (times | {"sum": whole}).items()
+    ]
+
+
+def sampler_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """MACs per sample in training, and per step of every sampler of the process: (what, teacher, student, ratio)."""
+    teacher, student = metrics["teacher"], metrics["student"]
+    pairs = {"training, one forward pass": (teacher["macs_training"], student["macs_training"])}
+    pairs |= {name: (macs, student["macs_of_samplers"][name]) for name, macs in teacher["macs_of_samplers"].items()}
+    return [(what, f"{a:,.0f}", f"{b:,.0f}", f"x {b / a:.3f}") for what, (a, b) in pairs.items()]
+
+
+def spread_text(spread: dict[str, Any]) -> str:
+    """Boundaries over seeds in a sentence, empty when there is nothing to say."""
+    known = [boundaries for boundaries in spread["boundaries"] if boundaries is not None]
+    if len(known) < 2 or not spread["std"]:
+        return ""
+    columns = zip(*known, strict=True)
+    each = [
+        f"{min(c):g} to {max(c):g} (standard deviation {std:.3g})"
+        for c, std in zip(columns, spread["std"], strict=True)
+    ]
+    return f"Over {len(known)} seeds the boundaries are {', '.join(each)}."
+
+
+def reasons(missing: dict[str, str]) -> list[str]:
+    """One sentence for each reason why something of the clustering could not be computed."""
+    names: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        names.setdefault(reason, []).append(name)
+    return [f"Not computed: {', '.join(some)} ({reason})." for reason, some in names.items()]
+
+
+def sigma_range(low: float | None, high: float | None) -> str:
+    """A range of noise levels, open where an end is None."""
+    start = "" if low is None else f"{low:.3g} ≤ "
+    return f"{start}σ" + ("" if high is None else f" < {high:.3g}")
+
+
+def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
+    """Heat map, silhouette and S0/S1 curves; None for what the method did not compute."""
+    cuts = ", ".join(f"{b:g}" for b in clusters["boundaries"]) or "none"
+    matrix, silhouette, curves = clusters.get("similarity"), clusters.get("silhouette"), clusters.get("curves")
+    found: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
+    found["spread"] = spread_text(clusters["spread"])
+    found["missing"] = reasons(clusters.get("missing", {}))
+    if matrix:
+        alt = f"Similarity of the optimal denoisers between timesteps; stage boundaries at {cuts}"
+        found["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
+        found["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
+    points = sorted((float(k), value) for k, value in (silhouette or {}).items() if value is not None)
+    if points:
+        found["silhouette"] = charts.line_chart(
+            {"silhouette": points},
+            x_label="number of stages K",
+            y_label="silhouette",
+            alt="Silhouette over K: " + ", ".join(f"{k:g}: {value:.3f}" for k, value in points),
+            dots=True,
+        )
+    if curves:
+        series = {name: list(zip(curves["t"], curves[name.lower()], strict=True)) for name in ("S0", "S1")}
+        found["curves"] = charts.line_chart(
+            series,
+            x_label="timestep t",
+            y_label="share of coordinates",
+            alt=f"S0 and S1 over timesteps; stage boundaries at {cuts}",
+            marks=clusters["boundaries"],
+        )
+        found["curves_key"] = charts.key(list(series))
+    return found
+
+
+def shared_text(unet: dict[str, Any]) -> str:
+    """Which stages share which up blocks, in a sentence; empty where there is one stage."""
+    if len(unet["decoders"]) == 1:
+        return ""
+    found = []
+    for index in range(len(unet["decoders"][0])):
+        tiles = [tile for tile in ranges_in(unet, index) if len(tile) > 1]
+        found += [f"stages {' and '.join(map(str, tile))} share up_blocks.{index}" for tile in tiles]
+    return f"{', '.join(found).capitalize()}." if found else "Every stage has up blocks of its own."
+
+
+def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
+    unet, identity = architecture["unet"], architecture["identity"]
+    down = enumerate(pairs(identity, unet, "down_blocks"))
+    rows = [(f"down_blocks.{i}", spec, {f"down_blocks.{i}": chosen}) for i, (spec, chosen) in down]
+    if unet["mid_block"] is not None:
+        rows.append(("mid_block", identity["mid_block"], {"mid_block": unet["mid_block"]}))
+    for i, spec in enumerate(identity["decoders"][0]):
+        tiles = ranges_in(unet, i)
+        rows.append(
+            (f"up_blocks.{i}", spec, {job_name(f"up_blocks.{i}", tile): unet["decoders"][tile[0]][i] for tile in tiles})
+        )
+    return [block_row(name, spec, chosen, architecture["chosen"], searches) for name, spec, chosen in rows]
+
+
+def pairs(identity: dict[str, Any], unet: dict[str, Any], key: str) -> list[tuple[Any, Any]]:
+    """The teacher's and the chosen specs under one key, side by side."""
+    return list(zip(identity[key], unet[key], strict=True))
+
+
+def block_row(
+    name: str,
+    identity: dict[str, Any],
+    chosen: dict[str, dict[str, Any]],
+    costs: dict[str, Any],
+    searches: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The teacher's block and the chosen ones by search job, with their costs when they were searched."""
+    first = next(iter(chosen))
+    ranges = [job.partition(".stage_")[2] for job in chosen]
+    spans = [len(range_of_name(text)) if text else None for text in ranges]
+    if first not in searches:
+        drawn = [{"layers": draw_layers(spec, identity), "macs": None} for spec in (identity, *chosen.values())]
+        return {"name": name, "teacher": drawn[0], "chosen": list(zip(drawn[1:], spans, strict=True))}
+    search = searches[first]
+    teacher_cost = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
+    return {
+        "name": name,
+        "teacher": {"layers": draw_layers(identity, identity), **cost_text(teacher_cost, teacher_cost)},
+        "chosen": [
+            ({"layers": draw_layers(spec, identity), **cost_text(costs[job], teacher_cost)}, span)
+            for (job, spec), span in zip(chosen.items(), spans, strict=True)
+        ],
+    }
+
+
+def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, str]:
+    """MACs and parameters of a block, with the ratio to the teacher's."""
+    return {
+        key: f"{charts.number(cost[key])} (× {cost[key] / teacher[key]:.2f})"
+        if cost is not teacher
+        else charts.number(cost[key])
+        for key in ("macs", "params")
+    }
+
+
+def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """The layers of a block for the drawing: width as a share of the teacher's, kernels, what is read and written; the rest."""
+    layers = []
+    for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
+        attention = attention_text(spec["attentions"][index]) if index < len(spec["attentions"]) else None
+        if layer is None:
+            layers.append({"share": 0, "text": "dropped", "attention": attention})
+            continue
+        ranks = layer.get("ranks", [None, None])
+        kernels = " ".join(
+            f"{k}×{k}" + ("" if rank is None else f" of rank {rank}")
+            for k, rank in zip(layer["kernels"], ranks, strict=True)
+        )
+        layers.append(
+            {
+                "share": min(1, layer["width"] / whole["width"]),
+                "text": " · ".join([str(layer["width"]), kernels, *parts_text(layer)]),
+                "attention": attention,
+            }
+        )
+    if kernel := spec.get("upsampler"):
+        layers.append({"share": kernel / 3, "text": f"upsampler · {kernel}×{kernel}", "attention": None})
+    return layers
+
+
+def ranks_text(layer: dict[str, Any]) -> list[str]:
+    """The ranks of a layer's convolutions, a dash for one that is whole; nothing where both are."""
+    ranks = layer.get("ranks")
+    return [] if ranks is None else ["ranks", "/".join("-" if rank is None else str(rank) for rank in ranks)]
+
+
+def parts_text(part: dict[str, Any]) -> list[str]:
+    """What a layer or an attention has of its heads, reads and writes, where that is not all."""
+    texts = {"heads": "{} heads", "reads": "reads {} groups", "writes": "writes {} groups"}
+    return [text.format(len(part[key])) for key, text in texts.items() if part.get(key)]
+
+
+def attention_text(kept: bool | dict[str, Any]) -> str:
+    """An attention of a spec in a few words."""
+    parts = parts_text(kept) if isinstance(kept, dict) else []
+    return " · ".join(["attention", *parts]) if kept else "no attention"
+
+
+def candidate_charts(
+    architecture: dict[str, Any], searches: dict[str, dict[str, Any]]
+) -> list[tuple[str, str, Markup]]:
+    """NMSE over MACs for every searched block: (name, note, chart)."""
+    found = []
+    for name, search in sorted(searches.items()):
+        chosen, whole, candidates = architecture["chosen"].get(name), search["teacher_macs"], search["candidates"]
+        points = [(candidate["macs"] / whole, candidate["nmse"]) for candidate in candidates]
+        note, picked = f"{len(points)} candidates; none chosen", None
+        if chosen is not None:
+            share, error = chosen["macs"] / whole, chosen.get("nmse")
+            picked = None if error is None else (share, error)
+            measured = "" if error is None else f", NMSE {error:.3g}"
+            note = f"{len(points)} candidates; chosen: × {share:.2f} MACs{measured}"
+        chart = charts.candidate_chart(
+            points, picked, [spec_text(candidate["spec"]) for candidate in candidates], f"{name}: {note}"
+        )
+        found.append((name, note, chart))
+    return found
+
+
+def costs(
+    metrics: dict[str, Any], searches: dict[str, dict[str, Any]], logs: dict[str, dict[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """MACs that student and teacher took to make: (what, MACs, share of the teacher's training when that was done here)."""
+    if not searches:
+        return []
+    spent = macs_of_search(metrics["teacher"]["macs"], list(searches.values()))
+    spent["the search in all"] = sum(spent.values())
+    spent |= macs_of_retraining(metrics, logs["retrain"])
+    made_with = logs["train_teacher"]["params"]["train_teacher"]
+    trained = 3 * made_with["steps"] * made_with["batch_size"] * metrics["teacher"]["macs_training"]
+    if made_with["source"] == "path":
+        return [(what, f"{macs:.3g}", "") for what, macs in spent.items()]
+    return [
+        (what, f"{macs:.3g}", f"{macs / trained:.1%}")
+        for what, macs in (spent | {"the teacher's training": trained}).items()
+    ]
+
+
+def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[str, float]:
+    """MACs of the parts of a search; one teacher pass takes `teacher_macs` for a sample."""
+    passes = searches[0]["triples"] + 3 * searches[0]["stream_triples"]
+    spent = {"teacher passes for the features and the importance of channels": passes * teacher_macs}
+    for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
+        spent[name] = sum(search["macs_spent"][part] for search in searches)
+    return spent
+
+
+def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str, float]:
+    """MACs of the parts of a student's retraining, whose results/logs/retrain.json is `log`."""
+    student, teacher, settings = metrics["student"], metrics["teacher"], log["params"]["retrain"]
+    images, (own, taught) = settings["steps"] * settings["batch_size"], passes_per_step(settings)
+    return {
+        "retraining the student": 3 * own * images * student["macs_training"],
+        "the teacher's predictions for it": taught * images * teacher["macs_training"],
+    }
+
+
+def spec_text(spec: dict[str, Any]) -> str:
+    """A block spec in one line."""
+    layers = [
+        "dropped"
+        if layer is None
+        else " ".join(
+            [str(layer["width"]), "/".join(map(str, layer["kernels"])), *ranks_text(layer), *parts_text(layer)]
+        )
+        for layer in spec["layers"]
+    ]
+    attentions = [attention_text(kept) for kept in spec["attentions"]]
+    upsamplers = [f"upsampler {spec['upsampler']}"] if "upsampler" in spec else []
+    return "; ".join([", ".join(layers), *attentions, *upsamplers])
+
+
+def loss_charts(
+    logs: dict[str, dict[str, Any]], searches: dict[str, dict[str, Any]]
+) -> list[tuple[str, Markup, Markup]]:
+    """Losses over steps of every training that has a history: (name, key, chart)."""
+    histories = {name: log["history"] for name, log in sorted(logs.items())}
+    histories |= {f"search {name}": search["log"] for name, search in sorted(searches.items())}
+    return [(name, *loss_chart(name, history)) for name, history in histories.items() if history]
+
+
+def loss_chart(name: str, history: list[dict[str, float]]) -> tuple[Markup, Markup]:
+    """Key and chart of one history; the total first, then its parts where there are several."""
+    names = ["loss", *sorted({key for entry in history for key in entry} - {"loss", "step"})]
+    series = {key: [(entry["step"], entry[key]) for entry in history if key in entry] for key in names}
+    series = {key: points for key, points in series.items() if points and (key == "loss" or points != series["loss"])}
+    last = ", ".join(f"{key} {points[-1][1]:.4g}" for key, points in series.items())
+    chart = charts.line_chart(series, x_label="step", y_label="loss", alt=f"{name}: {last} at the end", log=True)
+    return charts.key(list(series)), chart
+
+
+def merged_params(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """All sections of params that the artifacts were made with; plain values are gathered under `run`."""
+    merged: dict[str, Any] = {"run": {}}
+    for source in sources:
+        for section, value in source.get("params", {}).items():
+            (merged if isinstance(value, dict) else merged["run"])[section] = value
+    return dict(sorted(merged.items()))
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as sorted (dotted key, text) pairs."""
+    pairs: list[tuple[str, str]] = []
+    for key, item in sorted(value.items()):
+        if isinstance(item, dict):
+            pairs += flat(item, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, "none" if item is None else f"{item}"))
+    return pairs
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python and the main packages that are installed."""
+    found = [("Python", python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""Processes, files, logs, versions: what all stages run on."""

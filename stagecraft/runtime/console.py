@@ -1,0 +1,204 @@
+"""What people see of a run: on a terminal how far every running job is, and for each failed job one line that says why."""
+
+import atexit
+import logging
+import re
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stagecraft.runtime.remedies import REMEDIES
+
+KILLED = 137
+# Slurm's state of a job that did not end by itself, and what to do about it.
+SLURM_ENDS = {
+    "CANCELLED": "cancelled (Slurm: CANCELLED); the same command again goes on from here",
+    "TIMEOUT": "out of time (Slurm: TIMEOUT); give it more minutes with --set-resources {rule}:runtime={runtime}",
+    "NODE_FAIL": "its node failed (Slurm: NODE_FAIL); the same command again goes on from here",
+}
+
+
+@dataclass
+class Job:
+    """One job of the run, from its start to its end."""
+
+    rule: str
+    log: Path | None
+    resources: Any
+    begun: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        """The rule, and the block where the rule has a job for each: `search_block mid_block`."""
+        return self.rule if self.log is None or self.log.stem == self.rule else f"{self.rule} {self.log.stem}"
+
+    def last_line(self) -> str:
+        """The newest line of the job's log; none of a run before this one."""
+        if self.log is None or not self.log.is_file() or self.log.stat().st_mtime < self.begun - 1:
+            return ""
+        return last_line(self.log)
+
+
+class Jobs(logging.Handler):
+    """Follows Snakemake's log: which jobs run, how many are done, and why the others failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = time.time()
+        self.done = self.total = 0
+        self.running: dict[int, Job] = {}
+        self.failures: list[str] = []
+        self.exceptions = ""
+        self.tell: Callable[[str], None] = unheard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one event; of what is none, only warnings and errors count."""
+        event = getattr(record, "event", None)
+        if event is None and record.levelno >= logging.WARNING:
+            self.tell(record.getMessage())
+        elif event is not None and (take := getattr(self, f"take_{event.value}", None)):
+            take(vars(record))
+
+    def take_run_info(self, record: dict[str, Any]) -> None:
+        self.total = record["stats"]["total"]
+
+    def take_progress(self, record: dict[str, Any]) -> None:
+        self.done, self.total = record["done"], record["total"]
+
+    def take_job_info(self, record: dict[str, Any]) -> None:
+        log = Path(record["log"][0]) if record["log"] else None
+        self.running[record["jobid"]] = Job(record["rule_name"], log, record["resources"])
+
+    def take_job_finished(self, record: dict[str, Any]) -> None:
+        job = self.running.pop(record["job_id"], None)
+        if job is not None:
+            self.tell(f"{job.name}: done in {clock(time.time() - job.begun)}")
+
+    def take_error(self, record: dict[str, Any]) -> None:
+        self.exceptions += record["msg"]
+
+    def take_job_error(self, record: dict[str, Any]) -> None:
+        job = self.running.pop(record["jobid"], None)
+        if job is not None:
+            others = [Path(path) for path in record["log"][1:]]
+            self.failures.append(describe_failure(job, record["rule_msg"] or "", others, self.exceptions))
+            self.tell(self.failures[-1])
+
+
+def describe_failure(job: Job, message: str, cluster_logs: list[Path], exceptions: str) -> str:
+    """Say in one line which job failed, why, and where its log is.
+
+    Args:
+        message: what the executor says of the failure.
+        cluster_logs: what the cluster wrote of the job outside of the job's own log.
+        exceptions: Snakemake's error messages, which hold the exit codes.
+    """
+    cluster = "\n".join(path.read_text(errors="replace") for path in cluster_logs if path.is_file())
+    state = re.search(r"SLURM status is: '(\w+)'", message)
+    reason = explain_end(job, state[1] if state else "", exit_code(job, exceptions + cluster))
+    reason = reason or job.last_line().removeprefix(f"error: {job.rule}: ")
+    words = re.findall(r"^(?:srun|slurmstepd): .+$", cluster, flags=re.MULTILINE)
+    if words and not reason:
+        return f"error: {job.name}: {words[-1]} ({cluster_logs[0]})"
+    said = " ".join(re.split("sbatch call:|For further error details", message)[0].split())
+    return f"error: {job.name}: {reason or said or 'failed without a message'} ({job.log})"
+
+
+def explain_end(job: Job, state: str, code: int | None) -> str:
+    """Why a job was ended from outside; nothing when it ended by itself.
+
+    Args:
+        state: Slurm's state of the job, if Slurm ran it.
+        code: the exit code of the job's command, if known.
+    """
+    if state == "OUT_OF_MEMORY" or code == KILLED:
+        memory = 2 * job.resources.get("mem_mb", 0)
+        lower = f"{REMEDIES[job.rule]}, or " if job.rule in REMEDIES else ""
+        more = f"let a cluster give more with --set-resources {job.rule}:mem_mb={memory}"
+        return f"killed, perhaps out of memory: {lower}{more}"
+    if state in SLURM_ENDS:
+        return SLURM_ENDS[state].format(rule=job.rule, runtime=2 * job.resources.get("runtime", 0))
+    return f"ended by a signal: {signal.strsignal(code - 128)}" if code and code > 128 else ""
+
+
+def exit_code(job: Job, text: str) -> int | None:
+    """The exit code of the job's command, from the message of the exception that Snakemake raised for it."""
+    found = re.search(rf"tee {re.escape(shlex.quote(str(job.log)))}' returned non-zero exit status (\d+)", text)
+    return int(found[1]) if found else None
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that is not empty."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class Screen:
+    """A terminal that shows the running jobs, drawn anew twice a second, in place of Snakemake's messages.
+
+    Finished and failed jobs and warnings stand above them, one line each.
+
+    Args:
+        jobs: what is shown.
+        logger: Snakemake's, whose own handler of the terminal rests until `stop`.
+    """
+
+    def __init__(self, jobs: Jobs, logger: logging.Logger) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.live = Live(
+            get_renderable=lambda: draw(jobs),
+            console=console,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=False,
+        )
+        self.jobs, self.logger = jobs, logger
+        self.resting = [handler for handler in logger.handlers if handler.name == "DefaultStreamHandler"]
+        for handler in self.resting:
+            logger.removeHandler(handler)
+        jobs.tell = console.print
+        self.live.start()
+        # An interrupted run calls no hook; the cursor is hidden until then.
+        atexit.register(self.live.stop)
+
+    def stop(self) -> None:
+        """Leave the terminal to Snakemake's messages again."""
+        self.jobs.tell = unheard
+        self.live.stop()
+        for handler in self.resting:
+            self.logger.addHandler(handler)
+        self.resting = []
+
+
+def draw(jobs: Jobs) -> Any:
+    """How far the run is: a line for all of it, then one for each running job."""
+    from rich.text import Text
+
+    lines = [(job, job.last_line()) for job in list(jobs.running.values())]
+    left = max((float(found[1]) for _, line in lines if (found := re.search(r"([\d.]+) s left$", line))), default=0)
+    head = f"{jobs.done} of {jobs.total} jobs done, {clock(time.time() - jobs.begun)} elapsed"
+    head += f", at least {clock(left)} left" if left else ""
+    body = [
+        f"  {clock(time.time() - job.begun)} {job.name}: {line.removeprefix(f'{job.name}: ') or 'starting'}"
+        for job, line in lines
+    ]
+    return Text("\n".join([head, *body]), no_wrap=True, overflow="ellipsis")
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def unheard(line: str) -> None:
+    """Where lines go that no terminal shows."""

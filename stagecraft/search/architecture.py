@@ -1,0 +1,246 @@
+"""From search results to an architecture: what architecture.json holds."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from stagecraft.networks.borders import borders_of
+from stagecraft.networks.multi_decoder_unet import Decoder
+from stagecraft.networks.ranges import range_of_name
+from stagecraft.networks.specs import (
+    block_macs,
+    identity_architecture,
+    identity_spec,
+    parameter_count,
+    shared_macs,
+    shared_params,
+    unet_macs,
+)
+from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.search.controls import select_largest, select_uniform, select_uniform_rank
+from stagecraft.search.latency import LatencyTable, LayersOf
+from stagecraft.search.results import AGAIN, stream_of
+from stagecraft.search.selection import (
+    Block,
+    Budget,
+    Costs,
+    by_place,
+    fewest_blocks,
+    select_budget,
+    select_local,
+    select_random,
+    tilings,
+    totals,
+)
+
+
+def costs_of(
+    unet: UNet2DModel, steps: Sequence[int], narrowed: UNet2DModel | None = None, latency: LatencyTable | None = None
+) -> Costs:
+    """The teacher's costs and the shared ones.
+
+    Args:
+        steps: the sampler's steps in each stage.
+        narrowed: the teacher with the student's residual stream, where that is another.
+        latency: measured times of layers, where time is budgeted.
+    """
+    student = unet if narrowed is None else narrowed
+    fixed_macs = sum(shared_macs(student))
+    weights = tuple(count / sum(steps) for count in steps)
+    costs = Costs(unet_macs(unet), parameter_count(unet), fixed_macs, shared_params(student)[0], weights)
+    if latency is None:
+        return costs
+    fixed_time = latency.milliseconds(LayersOf(student).fixed())
+    return replace(costs, teacher_time=latency.of_teacher(), fixed_time=fixed_time)
+
+
+def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
+    """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
+    identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
+    stages = None if result["stages"] is None else tuple(result["stages"])
+    head = shared_params(unet)[1] if result["block"] == borders_of(unet)[-1].block else 0
+    return Block(name, stages, identity, tuple(result["candidates"]), result["order"], head)
+
+
+def named_block(name: str) -> Block:
+    """The block of a search job as far as its name tells."""
+    stages = name.partition(".stage_")[2]
+    return Block(name, tuple(range_of_name(stages)) if stages else None, {}, ())
+
+
+def assemble_architecture(
+    unet: UNet2DModel,
+    results: dict[str, dict[str, Any]],
+    steps: Sequence[int],
+    settings: dict[str, Any],
+    seed: int,
+    latency: LatencyTable | None = None,
+) -> dict[str, Any]:
+    """Choose a spec per block and stage.
+
+    Args:
+        results: contents of results/search/*.json by job name.
+        settings: the `assemble` section of the params.
+        seed: of the rule `random`.
+        latency: measured times of layers, where the candidates have one.
+
+    Returns:
+        rule, score, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
+        architecture.json.
+
+    Raises:
+        ValueError: the budget cannot be met, the results are those of other blocks or stages, or they lack the times.
+    """
+    check_results(unet, results, len(steps))
+    stream = stream_of(results)
+    narrowed = narrowed_teacher(unet, stream)
+    if latency is not None or settings["time"] is not None:
+        check_times(results)
+    blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
+    costs = costs_of(unet, steps, narrowed, latency)
+    few = fewest_blocks(blocks, len(steps))
+    budget, tau = Budget.of(settings), None
+    match settings["rule"]:
+        case "local":
+            chosen, tau = select_local(few, costs, budget, settings["tau"], settings["tau_rel"])
+        case "random":
+            chosen = select_random(blocks, costs, budget, seed)
+        case "uniform":
+            chosen = select_uniform(narrowed, few, costs, budget)
+        case "uniform_rank":
+            chosen = select_uniform_rank(narrowed, few, costs, budget)
+        case "largest":
+            chosen = select_largest(few)
+        case _:
+            chosen = select_budget(blocks, costs, budget, settings["score"])
+    return {
+        "rule": settings["rule"],
+        "score": settings["score"] if settings["rule"] == "budget" else None,
+        "tau": tau,
+        "budget": asdict(budget),
+        "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps))
+        | ({} if stream is None else {"stream": stream}),
+        "identity": identity_architecture(unet),
+        "chosen": chosen,
+        "supernets": {name: result["weights_sha256"] for name, result in results.items()},
+        "expected": totals(blocks, chosen, costs),
+        "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params, "time": costs.teacher_time},
+    }
+
+
+def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Decoders of given widths without a search: the multi-stage method as published (arXiv 2312.09181, section 4.3).
+
+    The encoder and the mid block are the teacher's. A decoder's channels are the teacher's at every level times its entry of
+    `decoder_widths`, in whole GroupNorm groups and attention heads.
+
+    Args:
+        settings: the `assemble` section of the params.
+
+    Returns:
+        As `assemble_architecture`, with nothing chosen.
+
+    Raises:
+        ValueError: not one width per stage.
+    """
+    widths = settings["decoder_widths"]
+    if len(widths) != len(steps):
+        raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} stages; give one share for each")
+    identity = identity_architecture(unet)
+    decoders = [[widened(unet, i, spec, share) for i, spec in enumerate(identity["decoders"][0])] for share in widths]
+    specs = identity | {"decoders": decoders}
+    costs = costs_of(unet, steps)
+    return {
+        "rule": "given",
+        "score": None,
+        "tau": None,
+        "budget": None,
+        "unet": specs,
+        "identity": identity,
+        "chosen": {},
+        "supernets": {},
+        "expected": given_costs(unet, specs, costs, settings["shared_encoder"]),
+        "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
+    }
+
+
+def widened(unet: UNet2DModel, index: int, spec: dict[str, Any], share: float) -> dict[str, Any]:
+    """The spec of an up block whose channels are a share of the teacher's, in whole groups and heads."""
+    usual = unet.config["block_out_channels"][::-1][index]
+    unit = math.lcm(unet.config["norm_num_groups"], unet.config["attention_head_dim"] or 1)
+    channels = max(unit, round(share * usual / unit) * unit)
+    if channels == usual:
+        return spec
+    layers = [layer | {"width": channels} for layer in spec["layers"]]
+    return spec | {"layers": layers, "channels": channels}
+
+
+def given_costs(unet: UNet2DModel, specs: dict[str, Any], costs: Costs, shared_encoder: bool) -> dict[str, float]:
+    """What `totals` gives, for decoders of other channels."""
+    side, deepest = unet.config["sample_size"], len(unet.up_blocks) - 1
+    encoder = [border for border in borders_of(unet) if border.kind != "up"]
+    shared = shared_macs(unet)[0] + sum(block_macs(unet.get_submodule(b.block), side >> b.level) for b in encoder)
+    up = sum(parameter_count(block) for block in unet.up_blocks)
+    entrance = costs.teacher_params - up - shared_params(unet)[1]
+    macs, params = [], []
+    for blocks in specs["decoders"]:
+        decoder = Decoder(copy.deepcopy(unet).to("meta"), blocks, [None] * len(blocks))
+        inside = sum(block_macs(block, side >> (deepest - i)) for i, block in enumerate(decoder.blocks))
+        macs.append(shared + inside + decoder.conv_out.weight.numel() * side**2)
+        params.append(parameter_count(decoder))
+    mean = sum(weight * value for weight, value in zip(costs.stage_weights, macs, strict=True))
+    total, active = sum(params) + entrance * (1 if shared_encoder else len(params)), max(params) + entrance
+    return {
+        "macs": mean,
+        "params": total,
+        "params_active": active,
+        "macs_ratio": mean / costs.teacher_macs,
+        "params_ratio": total / costs.teacher_params,
+        "params_active_ratio": active / costs.teacher_params,
+    }
+
+
+def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages: int) -> None:
+    """Raise ValueError unless there is one result per block of the teacher, and per stage in the decoder."""
+    missing = f"as the teacher and {stages} stage(s) go; {AGAIN}"
+    identities = {b.block: identity_spec(unet.get_submodule(b.block)) for b in borders_of(unet)}
+    places = by_place([named_block(name) for name in results])
+    if places.keys() != identities.keys():
+        place = min(places.keys() ^ identities.keys())
+        problem = "missing" if place in identities else "names no block"
+        raise ValueError(f"{place}: {problem}, {missing}")
+    for place, blocks in places.items():
+        beyond = any(stage >= stages for block in blocks for stage in block.stages or ())
+        if place.startswith("up_") == (blocks[0].stages is None) or beyond or not tilings(blocks, stages):
+            raise ValueError(f"index.json: a search of {place} is missing or superfluous, {missing}")
+    for name, result in results.items():
+        if result["identity"] != identities[name.partition(".stage_")[0]]:
+            raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
+
+
+def check_times(results: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless every candidate has a `time`."""
+    for name, result in results.items():
+        if any("time" not in candidate for candidate in result["candidates"]):
+            raise ValueError(
+                f"{name}.json: holds candidates without a time; set measure_latency.source to measure or path and {AGAIN}"
+            )
+
+
+def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:
+    """Specs by job name to the form that MultiDecoderUNet2DModel takes."""
+    down = [chosen[f"down_blocks.{i}"] for i in range(len(unet.down_blocks))]
+    found = {name: range_of_name(name.partition(".stage_")[2]) for name in chosen if name.startswith("up_blocks.")}
+    ranges, decoders = [], [list[Any]() for _ in range(stages)]
+    for index in range(len(unet.up_blocks)):
+        here = sorted((tile, name) for name, tile in found.items() if name.startswith(f"up_blocks.{index}."))
+        ranges.append([tile for tile, _ in here])
+        for tile, name in here:
+            for stage in tile:
+                decoders[stage].append(chosen[name])
+    specs = {"down_blocks": down, "mid_block": chosen.get("mid_block"), "decoders": decoders}
+    return specs if all(len(tile) == 1 for tiles in ranges for tile in tiles) else specs | {"ranges": ranges}

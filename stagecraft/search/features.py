@@ -1,0 +1,198 @@
+"""Teacher features: written once as safetensors shards, read memory-mapped and only as far as a job needs."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import Process
+from stagecraft.networks.borders import trace
+from stagecraft.networks.stream import kept_part
+from stagecraft.runtime.files import (
+    atomic_path,
+    check_same_hash,
+    read_checked_json,
+    run_again,
+    sha256_tensor,
+    write_checked_json,
+)
+from stagecraft.runtime.journal import Pieces
+from stagecraft.runtime.progress import Progress
+from stagecraft.runtime.seeds import generator_for
+
+GIB = 2**30
+
+
+class FeatureWriter:
+    """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
+
+    A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and all
+    border tensors (see networks/borders.py) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+
+    Args:
+        settings: the `cache_features` section of the params.
+        stages: [lo, hi) of every stage.
+    """
+
+    def __init__(
+        self,
+        teacher: UNet2DModel,
+        process: Process,
+        data: TrainingSet,
+        stages: Sequence[Sequence[float]],
+        settings: dict[str, Any],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.teacher, self.process, self.data = teacher, process, data
+        self.labels = data.labels if teacher.config["num_class_embeds"] is not None else None
+        self.stages, self.settings, self.seed, self.device = stages, settings, seed, device
+
+    def predicted_bytes(self) -> int:
+        """Bytes of all shards, from one triple."""
+        one = self._triples(0, 0, 1)
+        per_triple = sum(tensor.numel() * tensor.element_size() for tensor in one.values())
+        return per_triple * self.settings["triples_per_stage"] * len(self.stages)
+
+    def check_room(self, folder: Path) -> None:
+        """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
+        need, limit = self.predicted_bytes(), self.settings["max_gib"] * GIB
+        made = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        free = shutil.disk_usage(folder).free + made
+        for room, name in ((limit, "cache_features.max_gib allows"), (free, f"the disk of {folder} has")):
+            if need > room:
+                raise ValueError(
+                    f"cache_features.triples_per_stage {self.settings['triples_per_stage']}: the features take "
+                    f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_stage"
+                )
+
+    def write(self, folder: Path, params: dict[str, Any], **inputs: str) -> Pieces:
+        """Write the shards that `folder` does not hold yet, then the index.
+
+        Args:
+            params: what the index says the shards were made with.
+            inputs: hashes of what they were made from; shards made with other params or inputs are made anew.
+        """
+        total, size = self.settings["triples_per_stage"], self.settings["shard_size"]
+        pieces = Pieces(folder, {"params": params, "inputs": inputs})
+        folder.mkdir(parents=True, exist_ok=True)
+        self.check_room(folder)
+        progress = Progress("cache_features", total * len(self.stages))
+        hashes: dict[str, dict[str, str]] = {}
+        for stage in range(len(self.stages)):
+            for number in range(math.ceil(total / size)):
+                name, stop = f"stage_{stage}-shard_{number}.safetensors", min((number + 1) * size, total)
+                if not pieces.has(name):
+                    self._write_shard(pieces.path(name), stage, number * size, stop)
+                    pieces.add(name)
+                hashes[name] = hash_tensors(pieces.path(name))
+                progress.update(stage * total + stop)
+        held_out = max(1, round(total * self.settings["held_out"]))
+        index = {
+            "stages": [list(s) for s in self.stages],
+            "triples_per_stage": total,
+            "shard_size": size,
+            "held_out": held_out,
+        }
+        write_checked_json(folder / "index.json", index | {"sha256": hashes, "seed": self.seed, "params": params})
+        pieces.add("index.json")
+        return pieces
+
+    def _write_shard(self, path: Path, stage: int, start: int, stop: int) -> None:
+        step = self.settings["batch_size"]
+        batches = [self._triples(stage, first, min(first + step, stop)) for first in range(start, stop, step)]
+        tensors = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        with atomic_path(path) as aside:
+            # One metadata key: safetensors writes several in an order that changes from run to run.
+            save_file(
+                tensors, aside, metadata={"triples": json.dumps({"stage": stage, "start": start, "seed": self.seed})}
+            )
+
+    @torch.no_grad()
+    def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:
+        n, generator = stop - start, generator_for(self.seed, f"features/{stage}", start)
+        rows = torch.randint(len(self.data), (n,), generator=generator)
+        x0 = self.data.x0(rows)
+        t = self.process.draw(n, generator, *self.stages[stage])
+        eps = torch.randn(x0.shape, generator=generator)
+        x_t = self.process.noise(x0, eps, t).to(self.device)
+        labels = None if self.labels is None else self.labels[rows].to(self.device)
+        seen = trace(self.teacher, x_t, t.to(self.device), labels)
+        seen |= {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
+        return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
+
+
+def hash_tensors(shard: Path) -> dict[str, str]:
+    """SHA-256 of every tensor of a shard, by name: a job checks those that it reads and no other."""
+    with safe_open(shard, framework="pt") as file:
+        return {name: sha256_tensor(file.get_tensor(name)) for name in sorted(file.keys())}
+
+
+class Features:
+    """Some tensors of some stages of the feature cache, memory-mapped; `total` is the number of all triples in it.
+
+    Args:
+        folder: where index.json and the shards are.
+        names: the tensors to read; no other is touched.
+        stages: the stages to read; None for all.
+        kept: the channels of some of the tensors that `take` gives; it gives all of the others.
+
+    Raises:
+        ValueError: index.json or one of these tensors is missing or not as it was written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        stages: Sequence[int] | None = None,
+        kept: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        index = read_checked_json(folder / "index.json", "cache_features")
+        self.names, self.kept = list(names), kept or {}
+        self.held_out, self.per_stage, size = index["held_out"], index["triples_per_stage"], index["shard_size"]
+        self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
+        self.total = self.per_stage * len(index["stages"])
+        per_stage = math.ceil(self.per_stage / size)
+        files = [folder / f"stage_{stage}-shard_{i}.safetensors" for stage in self.stages for i in range(per_stage)]
+        self.shards = [self._open(file, index["sha256"].get(file.name, {})) for file in files]
+        self.ends = torch.tensor([len(shard[0]) for shard in self.shards]).cumsum(0)
+
+    def _open(self, file: Path, hashes: dict[str, str]) -> list[torch.Tensor]:
+        remedy = run_again("cache_features", file)
+        try:
+            with safe_open(file, framework="pt") as shard:
+                tensors = [shard.get_tensor(name) for name in self.names]
+        except Exception as error:
+            raise ValueError(f"{file}: cannot be read ({error}); {remedy}") from error
+        for name, tensor in zip(self.names, tensors, strict=True):
+            said = hashes.get(name)
+            check_same_hash(file, sha256_tensor(tensor), said, f"{file.parent}/index.json for {name}", remedy)
+        return tensors
+
+    def rows(self, held_out: bool) -> torch.Tensor:
+        """Row numbers of the held-out or of the training triples of all opened stages."""
+        kept = self.per_stage - self.held_out
+        within = torch.arange(kept, self.per_stage) if held_out else torch.arange(kept)
+        return torch.cat([within + self.per_stage * i for i in range(len(self.stages))])
+
+    def take(self, rows: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+        """The rows of every tensor, in the order of `names`."""
+        shard_of = torch.bucketize(rows.contiguous(), self.ends, right=True)
+        pieces, positions = [], []
+        for number in shard_of.unique().tolist():
+            chosen = (shard_of == number).nonzero().flatten()
+            first = 0 if number == 0 else int(self.ends[number - 1])
+            given = zip(self.names, self.shards[number], strict=True)
+            pieces.append([kept_part(name, tensor[rows[chosen] - first], self.kept) for name, tensor in given])
+            positions.append(chosen)
+        back = torch.cat(positions).argsort()
+        return [torch.cat(column)[back].to(device) for column in zip(*pieces, strict=True)]

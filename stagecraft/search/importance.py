@@ -1,0 +1,176 @@
+"""Which channels of a teacher's residual stream matter for the image that it predicts."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
+from stagecraft.diffusion.process import Process
+from stagecraft.networks.activations import bounded_activations
+from stagecraft.networks.borders import borders_of
+from stagecraft.networks.given import check_shares
+from stagecraft.networks.multi_decoder_unet import Module, stream_levels
+from stagecraft.networks.stream import Stream
+from stagecraft.runtime.journal import Pieces, kept_array
+from stagecraft.runtime.progress import Progress
+from stagecraft.runtime.seeds import generator_for
+
+BATCHES, BATCH = 64, 16  # noised images from which the importance of channels comes
+
+
+def choose_stream(
+    teacher: UNet2DModel,
+    share: float | Sequence[float],
+    importance: Sequence[Sequence[float]] | None,
+    multiple: int = 1,
+) -> Stream | None:
+    """The most important channels of every GroupNorm group, as many of each as the share says, at least one; None for all.
+
+    Args:
+        share: of the channels of every level, or one for each.
+        multiple: what the number of a level's channels is a multiple of, where the level has more than that and its share is
+            below 1.
+        importance: one number per channel for every level, as `stream_importance` gives them; None where all shares are 1.
+
+    Raises:
+        ValueError: not one share for each level, or two for levels that have their channels in common.
+    """
+    groups, same = teacher.config["norm_num_groups"], stream_levels(teacher)
+    shares = [share] * len(same) if isinstance(share, int | float) else share
+    check_shares(shares, teacher.config["block_out_channels"])
+    if all(share == 1 for share in shares):
+        return None
+    assert importance is not None, "shares below 1 need the importance of channels"
+    stream = []
+    for number, share in zip(same, shares, strict=True):
+        parts = [one for one, other in zip(importance, same, strict=True) if other == number]
+        grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
+        size, step = grouped.shape[1], math.lcm(groups, multiple) // groups
+        count = size if share == 1 else min(size, step * max(1, round(share * size / step)))
+        order = grouped.argsort(dim=1, descending=True, stable=True)[:, :count]
+        stream.append((order + torch.arange(groups)[:, None] * size).flatten().sort().values.tolist())
+    return None if all(len(kept) == len(one) for kept, one in zip(stream, importance, strict=True)) else stream
+
+
+def measure_importance(
+    teacher: UNet2DModel,
+    process: Process,
+    data: TrainingSet,
+    seed: int,
+    device: torch.device,
+    pieces: Pieces | None = None,
+) -> list[list[float]]:
+    """Importance of each channel of the residual stream, by level, over images noised by the process's own density of t.
+
+    Args:
+        teacher: on the device.
+        pieces: as in `stream_importance`.
+    """
+    labelled = teacher.config["num_class_embeds"] is not None
+    batches = NoisyBatches(data, process, BATCH, device, labels=labelled)
+    drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
+    factors = (process.image_factor(batch.t.cpu()) for batch in again)
+    signs, progress = generator_for(seed, "stream signs", 0), Progress("rank_channels", BATCHES)
+    with bounded_activations(teacher, data.shape, BATCH, masked_prediction) as at_once:
+        found = stream_importance(teacher, drawn, factors, signs, at_once=at_once, pieces=pieces, done=progress.update)
+    return [level.tolist() for level in found]
+
+
+def stream_importance(
+    teacher: UNet2DModel,
+    batches: Iterable[Batch],
+    factors: Iterable[torch.Tensor],
+    generator: torch.Generator,
+    *,
+    at_once: int = BATCH,
+    pieces: Pieces | None = None,
+    done: Callable[[int], None] = lambda number: None,
+) -> list[torch.Tensor]:
+    """How much the image that the teacher predicts depends on each channel of its residual stream, one vector per level.
+
+    A channel is as important as the expected square of the change of the denoised image when it is taken out of every tensor of
+    its level, to first order: E ||d x0_hat / d m_c||^2 for a factor m_c on it. Random signs v give it without the whole Jacobian,
+    as E (v . d x0_hat / d m_c)^2 (Hutchinson).
+
+    Args:
+        batches: noised images.
+        factors: the process's `image_factor` at their t, (N,) each.
+        generator: of the signs, on the CPU.
+        at_once: images in one pass; the sum over images is the same but for rounding.
+        pieces: sums over batches of a run that was killed, and where to keep those of this one.
+        done: called with the number of batches that are done.
+    """
+    widths = teacher.config["block_out_channels"]
+    found = torch.zeros(sum(widths), dtype=torch.float64)
+    with masked_stream(teacher) as masks:
+        for number, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
+            signs = torch.randint(2, batch.x_t.shape, generator=generator).mul(2).sub(1)
+            measure = partial(batch_importance, teacher, masks, batch, signs * factor[:, None, None, None], at_once)
+            found += torch.from_numpy(kept_array(pieces, f"batch-{number:03}.npy", measure))
+            done(number + 1)
+    return list(found.split(list(widths)))
+
+
+def batch_importance(
+    teacher: UNet2DModel, masks: list[torch.Tensor], batch: Batch, weights: torch.Tensor, at_once: int
+) -> np.ndarray:
+    """Sum over a batch of the squared gradients of the weighted prediction by the masks; all levels in a row, float64."""
+    found = torch.zeros(sum(teacher.config["block_out_channels"]), dtype=torch.float64)
+    for start in range(0, len(batch.x_t), at_once):
+        rows = slice(start, start + at_once)
+        part = batch.rows(rows)
+        masks[:] = ones_for(teacher, part.x_t)
+        prediction = predict(teacher, part.x_t, part.t, part.labels)
+        gradients = torch.autograd.grad((prediction * weights[rows].to(prediction)).sum(), masks)
+        found += torch.cat([gradient.double().square().sum(0).cpu() for gradient in gradients])
+    return found.numpy()
+
+
+def masked_prediction(
+    unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
+) -> torch.Tensor:
+    """The output of a UNet whose residual stream is multiplied by masks of ones."""
+    with masked_stream(unet) as masks:
+        masks[:] = ones_for(unet, x_t)
+        return predict(unet, x_t, t, labels)
+
+
+def ones_for(unet: UNet2DModel, x_t: torch.Tensor) -> list[torch.Tensor]:
+    """Masks of ones, (N, channels) for each level, that get gradients."""
+    widths = unet.config["block_out_channels"]
+    return [torch.ones(len(x_t), width, device=x_t.device, requires_grad=True) for width in widths]
+
+
+@contextmanager
+def masked_stream(teacher: UNet2DModel) -> Iterator[list[torch.Tensor]]:
+    """Multiply the residual stream by masks, one (N, channels) for each level, that are put into the list given."""
+    masks: list[torch.Tensor] = []
+    levels = {module: level for level, module in stream_writers(teacher)}
+    handles = [
+        module.register_forward_hook(lambda module, args, output: output * masks[levels[module]][:, :, None, None])
+        for module in levels
+    ]
+    try:
+        yield masks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stream_writers(unet: UNet2DModel) -> Iterator[tuple[int, Module]]:
+    """Every module whose output is the residual stream, with its level."""
+    yield 0, unet.conv_in
+    for border in borders_of(unet):
+        block: Any = unet.get_submodule(border.block)
+        for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
+            for module in getattr(block, name, None) or ():
+                if module is not None:
+                    yield border.level, module

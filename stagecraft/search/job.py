@@ -1,0 +1,187 @@
+"""One search job: the supernet of one block (and, in the decoder, of one stage) trained, and its sub-blocks scored."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+
+from stagecraft.elastic.block import ChannelOrder, ElasticBlock
+from stagecraft.networks.borders import border_of_job
+from stagecraft.networks.specs import Spec, block_macs, parameter_count, tail_macs
+from stagecraft.networks.stream import kept_channels, narrowed_teacher
+from stagecraft.runtime.files import check_file, read_checked_json, sha256_file
+from stagecraft.runtime.journal import Pieces
+from stagecraft.search.features import Features
+from stagecraft.search.importance import choose_stream
+from stagecraft.search.latency import LatencyTable
+from stagecraft.search.space import BlockSpace, largest_ranks
+from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
+from stagecraft.training.loop import TrainSettings, train
+
+PATHS = 4  # of a step: the smallest, the largest, two random ones
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained supernet to start from: its state, the order of its channels, the hash of its file."""
+
+    weights: dict[str, torch.Tensor]
+    order: ChannelOrder
+    sha256: str
+
+    @classmethod
+    def read(cls, report: Path, weights: Path) -> Self:
+        """The supernet of a finished search job; ValueError when a file is not as it was written."""
+        found = read_checked_json(report, "search_block")
+        check_file(weights, found["weights_sha256"], report, "search_block")
+        return cls(load_file(weights), found["order"], found["weights_sha256"])
+
+
+class SearchJob:
+    """A search job on the features of one teacher.
+
+    With `search_block.channels` below 1 it is a search in the block of the teacher narrowed to the most important channels of its
+    residual stream, and imitates those channels of the features; the score `output` puts them into the whole teacher.
+
+    Args:
+        params: the params of the stage `search_block`.
+        name: `down_blocks.0`, `mid_block`, or, for a range of stages, `up_blocks.0.stage_2` or `up_blocks.0.stage_0-1`.
+        folder: the feature cache.
+        checkpoint: where training keeps its state, and scoring, in a folder of the same name, its pieces.
+        importance: how important the channels of the residual stream are, as `rank_channels` writes it.
+        start: the supernet of a search over all stages, weights and `order` of its report, that this one is fine-tuned from; None
+            starts from the teacher's block.
+        latency: the times of layers, as `measure_latency` writes them; None as a file without any.
+
+    Raises:
+        ValueError: the teacher has no such block, or a file is not as it was written.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        teacher: UNet2DModel,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        checkpoint: Path,
+        importance: Path,
+        start: Start | None = None,
+        latency: Path | None = None,
+    ) -> None:
+        self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
+        self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
+        self.border, self.stages = border_of_job(teacher, name)
+        ranked = read_checked_json(importance, "rank_channels")
+        self.stream_triples = ranked["stream_triples"]
+        self.stream = choose_stream(
+            teacher, self.settings["channels"], ranked["stream_importance"], self.settings["channel_multiple"]
+        )
+        self.kept = kept_channels(teacher, self.stream)
+        narrowed = narrowed_teacher(self.teacher, self.stream)
+        self.block = narrowed.get_submodule(self.border.block)
+        table = None if latency is None else LatencyTable.of_stage(latency)
+        self.latency_of = None if table is None else table.latency_of(narrowed, self.border.block)
+        self.resolution = teacher.config["sample_size"] >> self.border.level
+        self.features = self._open([*self.border.inputs, *self.border.outputs], self.kept)
+        kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
+        ranks = largest_ranks(self.settings, self.block)
+        self.supernet = ElasticBlock(self.block, self.border.kind, *kernels, ranks).to(device)
+        self.steps = self.settings["steps" if start is None else "refine_steps"]
+        self.space = BlockSpace(self.block, self.settings, self._prepare(start))
+        self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
+        self.fingerprint |= {} if start is None else {"start": start.sha256}
+        times = {} if latency is None else {"latency": sha256_file(latency)}
+        self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint | times)
+
+    def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
+        return Features(self.folder, names, self.stages, kept)
+
+    def _prepare(self, start: Start | None) -> ChannelOrder:
+        """Give the supernet its first weights; returns the order of its channels and heads."""
+        if start is None:
+            return sort_channels(self.supernet, self.features, len(self.border.inputs))
+        self.supernet.load_state_dict(start.weights)
+        return start.order
+
+    def train(self) -> list[dict[str, float]]:
+        """Train the supernet; returns the loss history."""
+        inputs, settings = len(self.border.inputs), self.settings
+        loss = SandwichLoss(
+            self.supernet, self.space, self.features, inputs, settings["batch_size"], self.params["precision"]
+        )
+        return train(
+            self.supernet,
+            loss,
+            replace(TrainSettings.of(settings, self.params["seed"]), steps=self.steps),
+            checkpoint=self.checkpoint,
+            fingerprint=self.fingerprint,
+            label=f"search_block {self.name}",
+        ).history
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Every candidate with its costs and both scores."""
+        found = explore(self.space, self.block_score(), self.settings["candidates"], self.params["seed"], self.pieces)
+        most = self.settings["output_candidates"]
+        if not most:
+            return [candidate | {"output": None} for candidate in found]
+        return score_outputs(self.supernet, found, self.output_score(), most, self.pieces)
+
+    def block_score(self) -> BlockScore:
+        """What measures the error of the block's own outputs."""
+        inputs, triples = len(self.border.inputs), self.settings["local_triples"]
+        return BlockScore(self.supernet, self.features, inputs, self.resolution, triples, self.latency_of)
+
+    def output_score(self) -> OutputScore:
+        """What measures the change of the teacher's prediction."""
+        features = self._open(OutputScore.names(self.teacher, self.border, self.kept), {})
+        return OutputScore(self.teacher, self.border, features, self.settings["output_triples"], self.kept)
+
+    def measured(self, spec: Spec) -> dict[str, Any]:
+        """One sub-block of the supernet as it is, with its costs and both scores."""
+        (found,) = self.block_score()([spec])
+        return found | {"output": self.output_score()(self.supernet, spec)}
+
+    def report(self) -> dict[str, Any]:
+        """Train and score; the content of results/search/<name>.json without the hash of the weights."""
+        history, candidates = self.train(), self.scores()
+        whole = self.teacher.get_submodule(self.border.block)
+        return {
+            "block": self.border.block,
+            "stages": self.stages,
+            "kind": self.border.kind,
+            "identity": self.space.identity,
+            "stream": self.stream,
+            "space_size": len(self.space),
+            "order": self.space.order,
+            "teacher_macs": block_macs(whole, self.resolution),
+            "teacher_params": parameter_count(whole),
+            "macs_spent": self.macs_spent(candidates),
+            "triples": self.features.total,
+            "stream_triples": self.stream_triples,
+            "candidates": candidates,
+            "log": history,
+            "params": self.params,
+        }
+
+    def macs_spent(self, candidates: list[dict[str, Any]]) -> dict[str, float]:
+        """MACs of the job: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`.
+
+        The effect on the output takes the sub-block and the teacher from there on.
+        """
+        macs, tail = [candidate["macs"] for candidate in candidates], tail_macs(self.teacher, self.border)
+        step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
+        measured = sum(candidate["output"] is not None for candidate in candidates)
+        local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))
+        return {
+            "training": 3.0 * self.steps * self.settings["batch_size"] * step,
+            "scoring": float(local * sum(macs) + measured * output * tail),
+        }
+
+    def clean_up(self) -> None:
+        """Remove what was kept for a run that is killed."""
+        self.checkpoint.unlink(missing_ok=True)
+        self.pieces.remove()

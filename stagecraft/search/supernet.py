@@ -1,0 +1,243 @@
+"""Supernet training of one block by imitation of the teacher's features, and the two scores of its sub-blocks."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from stagecraft.diffusion.losses import nmse
+from stagecraft.elastic.block import ChannelOrder, ElasticBlock
+from stagecraft.networks.borders import Border, run_tail, tail_inputs
+from stagecraft.networks.multi_decoder_unet import Module
+from stagecraft.networks.specs import Spec, block_macs, parameter_count
+from stagecraft.networks.stream import kept_part, with_part
+from stagecraft.runtime.device import autocast
+from stagecraft.runtime.journal import Pieces, kept_record
+from stagecraft.search.features import Features
+from stagecraft.search.selection import COSTS_OF_CANDIDATES, Candidate, pareto
+from stagecraft.search.space import BlockSpace, key_of
+
+SCORING_BATCH = 256
+KEPT_SCORES = 50  # specs scored between two pieces, and in a generation
+SAMPLED = 0.25  # share of the candidates that are drawn, not bred
+SORTING_TRIPLES = 256
+SORTING_BYTES = 2**30  # of the inputs that a block's channels are sorted on
+FLOOR = 1e-3  # the NMSE below which it does not matter how small it is
+
+
+class SandwichLoss:
+    """NMSE of the smallest, the largest and two random sub-blocks to the teacher's block (sandwich rule, Yu & Huang 2019).
+
+    Each path has the gradient of the logarithm of its NMSE. In a plain sum the smallest, with many times the error of the wide
+    ones, pulls the weights that they share its way, and the scores of the wide tell of that instead of what they can do.
+
+    Each batch depends on (seed, step) alone. The features hold a border's inputs first, then its outputs. A mid block of which
+    everything is dropped has no weights, and is passed over.
+    """
+
+    def __init__(
+        self,
+        supernet: ElasticBlock,
+        space: BlockSpace,
+        features: Features,
+        inputs: int,
+        batch_size: int,
+        precision: str,
+    ) -> None:
+        self.supernet, self.space, self.features, self.inputs = supernet, space, features, inputs
+        self.batch_size, self.precision = batch_size, precision
+        self.rows = features.rows(held_out=False)
+        self.device = next(supernet.parameters()).device
+
+    def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+        rng = np.random.default_rng(generator.initial_seed())
+        rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=generator)]
+        tensors = self.features.take(rows, self.device)
+        inputs, targets = tensors[: self.inputs], tensors[self.inputs :]
+        paths = [("smallest", self.space.smallest()), ("largest", self.space.identity)]
+        paths += [("random", self.space.draw(rng)) for _ in range(2)]
+        for name, spec in paths:
+            with autocast(self.device, self.precision):
+                outputs = self.supernet(spec, inputs)
+            if any(output.requires_grad for output in outputs):
+                yield name, relatively(nmse(outputs, targets))
+
+
+def relatively(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+    """The loss itself, with the gradient of log(loss + floor): what counts is by which share it gets better."""
+    whole = loss.detach()
+    return whole + (loss - whole) / (whole + floor)
+
+
+def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> ChannelOrder:
+    """Order the channels of a fresh supernet by importance on the first training triples of every stage.
+
+    Returns:
+        As `ElasticBlock.sort_channels`.
+    """
+    rows, device = features.rows(held_out=False), next(supernet.parameters()).device
+    bytes_each = sum(tensor.nbytes for tensor in features.take(rows[:1], device)[:inputs])
+    rows = rows[:: max(1, len(rows) // max(1, min(SORTING_TRIPLES, SORTING_BYTES // (2 * bytes_each))))]
+    return supernet.sort_channels(features.take(rows, device)[:inputs])
+
+
+class BlockScore:
+    """NMSE on the first held-out triples of every stage, MACs, parameters and latency of sub-blocks.
+
+    Args:
+        resolution: side in pixels at which the block's layers run.
+        triples: triples of each stage to measure on.
+        latency_of: gives the milliseconds an image of a spec; None where layers were not measured.
+    """
+
+    def __init__(
+        self,
+        supernet: ElasticBlock,
+        features: Features,
+        inputs: int,
+        resolution: int,
+        triples: int,
+        latency_of: Callable[[Spec], float] | None = None,
+    ) -> None:
+        self.supernet, self.inputs, self.resolution, self.latency_of = supernet, inputs, resolution, latency_of
+        device = next(supernet.parameters()).device
+        rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
+        # No batch holds triples of two stages, so that each stage's error is measured by its own variance.
+        self.batches = [features.take(part, device) for part in rows.split(min(SCORING_BATCH, triples))]
+        self.sizes = torch.tensor([float(len(batch[0])) for batch in self.batches])
+
+    @torch.no_grad()
+    def __call__(self, specs: list[Spec]) -> list[dict[str, Any]]:
+        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`; with "time" where layers were measured."""
+        return [self._one(spec) for spec in specs]
+
+    def _one(self, spec: Spec) -> dict[str, Any]:
+        inputs = self.inputs
+        losses = [nmse(self.supernet(spec, batch[:inputs]), batch[inputs:]).cpu() for batch in self.batches]
+        skeleton = self.supernet.skeleton(spec)
+        return {
+            "spec": spec,
+            "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
+            "macs": block_macs(skeleton, self.resolution),
+            "params": parameter_count(skeleton),
+        } | ({} if self.latency_of is None else {"time": self.latency_of(spec)})
+
+
+def explore(
+    space: BlockSpace,
+    measure: Callable[[list[Spec]], list[dict[str, Any]]],
+    most: int,
+    seed: int,
+    pieces: Pieces | None,
+) -> list[dict[str, Any]]:
+    """At most `most` scored candidates: a seeded sample first, then children of the best, a few at a time.
+
+    Crosses and single changes of what is on a front (`best_of`) find better sub-blocks than draws do (evolutionary search, as in
+    Once-for-All, arXiv 1908.09791). A space that is not larger is scored whole.
+
+    Args:
+        measure: a `BlockScore`.
+        pieces: candidates scored by a run that was killed, and where to keep those of this one.
+    """
+    scored: list[dict[str, Any]] = []
+    whole = len(space) <= most
+    waiting = space.first(most if whole else math.ceil(most * SAMPLED), np.random.default_rng(seed))
+    while waiting:
+        batch, waiting = waiting[:KEPT_SCORES], waiting[KEPT_SCORES:]
+        scored += kept_record(pieces, f"scores-{len(scored):05}.json", partial(measure, batch))
+        if not waiting and not whole and len(scored) < most:
+            parents, known = ([c["spec"] for c in some] for some in (best_of(scored), scored))
+            count, rng = min(KEPT_SCORES, most - len(scored)), np.random.default_rng([seed, len(scored)])
+            waiting = space.children(parents, count, known, rng)
+    return scored
+
+
+def best_of(scored: list[Candidate]) -> list[Candidate]:
+    """The candidates on a Pareto front: of NMSE and all costs at once; with latencies, of NMSE and any one cost.
+
+    A budget may limit one cost alone. The front over MACs, parameters and latency at once holds most candidates, so children of
+    it come near the front of none.
+    """
+    if any("time" not in candidate for candidate in scored):
+        return pareto(scored)
+    fronts = [pareto(scored, costs=[cost]) for cost in COSTS_OF_CANDIDATES]
+    return list({key_of(c["spec"]): c for front in fronts for c in front}.values())
+
+
+class OutputScore:
+    """How much a sub-block changes the image that the teacher predicts when it stands in for the teacher's block.
+
+    Mean square error of the denoised image over the last held-out triples of every stage; the blocks after the exchanged one are
+    the teacher's. The error of the prediction itself would weigh noise levels by the parametrisation: with v most of it lies
+    where there is hardly any noise left and the image no longer depends on it.
+
+    Args:
+        features: the cache, opened with `names` of this border.
+        triples: triples of each stage to measure on.
+        kept: the channels that the sub-blocks have of each tensor (see `kept_channels`); the others stay the teacher's.
+    """
+
+    def __init__(
+        self,
+        teacher: Module,
+        border: Border,
+        features: Features,
+        triples: int,
+        kept: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.teacher, self.border, self.kept = teacher, border, kept or {}
+        device = next(teacher.parameters()).device
+        rows = features.rows(held_out=True).view(len(features.stages), -1)[:, -triples:]
+        self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]
+
+    @staticmethod
+    def names(teacher: Module, border: Border, kept: dict[str, torch.Tensor]) -> list[str]:
+        """The tensors that it needs of the feature cache; the block's own outputs where some of their channels stay."""
+        outputs = [name for name in border.outputs if name in kept]
+        needed = [*border.inputs, *outputs, *tail_inputs(teacher, border), "output", "image_factor"]
+        return list(dict.fromkeys(needed))
+
+    @torch.no_grad()
+    def __call__(self, supernet: ElasticBlock, spec: Spec) -> list[float]:
+        """One number for each stage."""
+        found = []
+        for seen in self.batches:
+            inputs = [kept_part(name, seen[name], self.kept) for name in self.border.inputs]
+            given = zip(self.border.outputs, supernet(spec, inputs), strict=True)
+            outputs = [with_part(name, seen.get(name, output), output, self.kept) for name, output in given]
+            error = run_tail(self.teacher, self.border, outputs, seen).float() - seen["output"]
+            found.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
+        return found
+
+
+def score_outputs(
+    supernet: ElasticBlock, scored: list[dict[str, Any]], measure: OutputScore, most: int, pieces: Pieces | None = None
+) -> list[dict[str, Any]]:
+    """The scored candidates, the best of them with `output`, their `OutputScore` per stage; the others with None.
+
+    Args:
+        scored: what `score` gave, the teacher's shape first.
+        most: candidates to measure, as `front_of` takes it.
+    """
+    best = front_of(scored, most)
+
+    def measure_some(start: int) -> list[list[float]]:
+        return [measure(supernet, candidate["spec"]) for candidate in best[start : start + KEPT_SCORES]]
+
+    starts = range(0, len(best), KEPT_SCORES)
+    parts = [kept_record(pieces, f"outputs-{start:05}.json", partial(measure_some, start)) for start in starts]
+    outputs = itertools.chain.from_iterable(parts)
+    known = {key_of(c["spec"]): output for c, output in zip(best, outputs, strict=True)}
+    return [candidate | {"output": known.get(key_of(candidate["spec"]))} for candidate in scored]
+
+
+def front_of(scored: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """The first candidate and at most `most` - 1 others of `best_of`, evenly by latency, by MACs where that was not measured."""
+    best = [c for c in best_of(scored) if c is not scored[0]]
+    front = sorted(best, key=lambda c: c["time"] if "time" in c else c["macs"])
+    places = np.linspace(0, len(front) - 1, min(most - 1, len(front))).round().astype(int)
+    return [scored[0], *(front[i] for i in places)]

@@ -1,0 +1,143 @@
+"""The dynamic joint loss of DiffNAS (arXiv 2311.04950, section 3.3) on a multi-decoder student."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+
+from stagecraft.diffusion.losses import Batch, NoisyBatches, joint_variances, nmse, predict
+from stagecraft.networks.borders import Border, borders_of, run_block, trace
+from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
+from stagecraft.networks.stream import kept_channels, kept_part
+from stagecraft.runtime.device import autocast
+from stagecraft.runtime.processes import count, own_rows
+from stagecraft.training.schedule import end_to_end_share
+from stagecraft.training.student import student_blocks
+
+JACOBIAN_STEP = (
+    0.1  # along a direction of unit variance a pixel; x_t has about as much. Smaller ones drown in bfloat16.
+)
+Spread = dict[tuple[str, int], torch.Tensor]  # by tensor and, for a block of the decoder, its range among the block's
+
+
+def rows_of(stage: torch.Tensor, stages: Sequence[int]) -> torch.Tensor:
+    """The rows of a batch, whose stages are given (N,), that fall into some of them."""
+    return torch.isin(stage, torch.tensor(stages, device=stage.device)).nonzero().flatten()
+
+
+class JointLoss:
+    """L = (1-a) sum_b NMSE_b + a (L_noise + lambda L_output + mu L_jacobian), for the training loop.
+
+    In the first part every block gets the teacher's inputs and skips, so gradients stay inside a block; in the second the student
+    runs end to end, L_noise against the process's target and L_output against the teacher's prediction (both MSE). L_jacobian is
+    the MSE of the student's and the teacher's Jacobian-vector products along a random direction (2ndMatch, CVPR 2026), as
+    difference quotients.
+
+    Args:
+        settings: the `retrain` section of the params; `output_weight` is lambda, `jacobian_weight` mu.
+    """
+
+    def __init__(
+        self,
+        student: MultiDecoderUNet2DModel,
+        teacher: UNet2DModel,
+        batches: NoisyBatches,
+        settings: dict[str, Any],
+        precision: str,
+    ) -> None:
+        self.student, self.teacher, self.batches = student, teacher.requires_grad_(False), batches
+        self.settings, self.precision = settings, precision
+        self.borders = borders_of(teacher)
+        self.kept = kept_channels(teacher, student.config.get("architecture", {}).get("stream"))
+
+    def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+        batch = self.batches(generator)
+        rows, total = own_rows(len(batch.t)), len(batch.t)
+        own = batch.rows(rows)
+        share = end_to_end_share(step, self.settings["steps"], self.settings)
+        with autocast(own.x_t.device, self.precision):
+            seen = self.teach(own, share)
+            if share < 1:
+                stage = self.student.stage_of(batch.t)
+                spread = self.spread(seen, stage[rows], {*stage.tolist()}) if count() > 1 else None
+                losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
+                yield "blocks", (1 - share) * torch.stack(losses).sum()
+            if share > 0:
+                direction = self.draw_direction(batch, generator, rows)
+                loss = share * self.end_to_end_loss(own, seen.get("output"), direction)
+                yield "end_to_end", loss * (len(own.t) / total)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
+        """What the losses at this share need of the teacher: the student's channels at all borders, the output, or nothing."""
+        if share < 1:
+            seen = trace(self.teacher, batch.x_t, batch.t, batch.labels)
+            return {name: kept_part(name, tensor, self.kept) for name, tensor in seen.items()}
+        if not (self.settings["output_weight"] or self.settings["jacobian_weight"]):
+            return {}
+        return {"output": predict(self.teacher, batch.x_t, batch.t, batch.labels)}
+
+    def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: set[int]) -> Spread:
+        """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
+        parts: dict[tuple[str, int], torch.Tensor] = {}
+        for border in self.borders:
+            for index, block in enumerate(student_blocks(self.student, border)):
+                if present & {*block.stages}:
+                    rows = rows_of(stage, block.stages)
+                    parts.update({(name, index): seen[name][rows] for name in border.outputs})
+        return dict(zip(parts, joint_variances([*parts.values()]), strict=True))
+
+    def block_loss(
+        self,
+        border: Border,
+        seen: dict[str, torch.Tensor],
+        stage: torch.Tensor,
+        total: int | None = None,
+        spread: Spread | None = None,
+    ) -> torch.Tensor:
+        """NMSE of the student's blocks at one border; a decoder's block counts by the samples of its stage.
+
+        Args:
+            total, spread: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
+        """
+        total = total or len(stage)
+        loss = torch.zeros((), device=stage.device)
+        for index, block in enumerate(student_blocks(self.student, border)):
+            rows = rows_of(stage, block.stages)
+            if len(rows):
+                predicted = run_block(border.kind, block.module, [seen[name][rows] for name in border.inputs])
+                taught = [seen[name][rows] for name in border.outputs]
+                variances = None if spread is None else [spread[name, index] for name in border.outputs]
+                loss = loss + nmse(predicted, taught, variances) * len(rows) / total
+        return loss
+
+    def draw_direction(self, batch: Batch, generator: torch.Generator, rows: slice) -> torch.Tensor | None:
+        """This process's rows of a random direction for every sample, of the shape of x_t; None where nothing asks for one."""
+        if not self.settings["jacobian_weight"]:
+            return None
+        return torch.randn(batch.x_t.shape, generator=generator)[rows].to(batch.x_t.device)
+
+    def end_to_end_loss(
+        self, batch: Batch, taught: torch.Tensor | None, direction: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """L_noise + lambda L_output + mu L_jacobian; `taught` is the teacher's prediction, needed where lambda or mu is not 0."""
+        prediction = predict(self.student, batch.x_t, batch.t, batch.labels).float()
+        loss = F.mse_loss(prediction, batch.target)
+        if taught is not None and self.settings["output_weight"]:
+            loss = loss + self.settings["output_weight"] * F.mse_loss(prediction, taught.float())
+        if taught is not None and direction is not None:
+            jacobian = self.jacobian_loss(batch, prediction, taught.float(), direction)
+            loss = loss + self.settings["jacobian_weight"] * jacobian
+        return loss
+
+    def jacobian_loss(
+        self, batch: Batch, prediction: torch.Tensor, taught: torch.Tensor, direction: torch.Tensor
+    ) -> torch.Tensor:
+        """MSE of the two networks' Jacobian-vector products at x_t, where they predict `prediction` and `taught`."""
+        moved = batch.x_t + JACOBIAN_STEP * direction
+        with torch.no_grad():
+            wanted = predict(self.teacher, moved, batch.t, batch.labels).float() - taught
+        change = predict(self.student, moved, batch.t, batch.labels).float() - prediction
+        return F.mse_loss(change / JACOBIAN_STEP, wanted / JACOBIAN_STEP)
