@@ -30,7 +30,7 @@ Methods
 -------
 `search` is the preset. `scratch` is its architecture with random weights. `uniform`, `random` and `largest` are
 chosen in its space without scores, in its residual stream or, run with --channels of their own, in the one that is best for
-them, which the table names. `uniform` has supernets of its own, of widths in eighths and no low ranks, whatever the preset
+them, which the table names. `uniform` has supernets of its own, of widths in eighths, whatever the preset
 searches; `random` takes sub-blocks that were drawn from the space alone, `random-scored` also those that the search has bred;
 `random-1`, `random-2` ... are further draws, of which a seed's mean counts. `local-rule`, `local-score`, `output-score`,
 `combined-score`, `joint-linear`, `joint-constant`, `joint-none` and `one-stage` exchange one part of the search.

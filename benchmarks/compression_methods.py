@@ -14,7 +14,7 @@ FEWER_STEPS = ("fewer-steps", "fewer-steps-student")
 FEATURE_REUSE = ("feature-reuse", "feature-reuse-student")
 OF_STUDENT = (FEWER_STEPS[1], FEATURE_REUSE[1])  # of the student that `search` has retrained
 EIGHTHS = [count / 8 for count in range(1, 9)]
-WIDTHS = {"widths": EIGHTHS, "ranks": [1.0]}  # what the supernets of `uniform` learn
+WIDTHS = {"widths": EIGHTHS}  # what the supernets of `uniform` learn
 # What a method changes in the preset.
 SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "search": {},

@@ -23,25 +23,19 @@ ALL = "(all kinds)"
 SPACE = {
     "channels": 1.0,
     "widths": [0.25, 0.5, 0.75, 1.0],
-    "heads": [0.5, 1.0],
     "stream": [0.5, 0.75, 1.0],
     "channel_multiple": 16,
     "kernels": [1, 3],
-    "ranks": [0.5, 1.0],
     "drop_layers": True,
     "drop_attention": True,
-    "upsampler_kernels": [1, 3],
 }
 # What leaves a kind out of the space.
 KINDS: dict[str, dict[str, Any]] = {
     "layers dropped": {"drop_layers": False},
     "attentions dropped": {"drop_attention": False},
-    "attentions with fewer heads": {"heads": [1.0]},
     "inner widths": {"widths": [1.0]},
     "layers that read and write less": {"stream": [1.0]},
     "kernels 1x1": {"kernels": [3]},
-    "low ranks": {"ranks": [1.0]},
-    "upsampler 1x1": {"upsampler_kernels": [3]},
 }
 
 

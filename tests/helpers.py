@@ -197,7 +197,7 @@ def clone(folder: Path) -> Path:
 
 
 def space_of(block, settings):
-    """The search space of a block, its channels and heads as they stand."""
+    """The search space of a block, its channels as they stand."""
     from stagecraft.elastic.block import natural_order
     from stagecraft.search.space import BlockSpace
 

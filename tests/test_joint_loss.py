@@ -75,7 +75,7 @@ def test_a_student_of_the_teachers_shape_inherits_the_teacher(parts, unet):
 def test_a_student_that_starts_from_the_teacher_has_its_weights_in_changed_layers_too(unet):
     specs = identity_architecture(unet, 2)
     for decoder in specs["decoders"]:
-        decoder[0]["layers"][0]["ranks"] = [None, 32]
+        decoder[0]["layers"][0] |= {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
     chosen = {"unet": specs, "boundaries": [400], "shared_encoder": True, "rule": "budget"}
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
     with torch.no_grad():

@@ -14,14 +14,11 @@ from stagecraft.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_t
 
 SPACE = {
     "widths": [0.5, 1.0],
-    "heads": [0.5, 1.0],
     "stream": [0.5, 1.0],
     "channel_multiple": 1,
     "kernels": [1, 3],
-    "ranks": [0.5, 1.0],
     "drop_layers": True,
     "drop_attention": True,
-    "upsampler_kernels": [1, 3],
 }
 
 

@@ -148,24 +148,6 @@ def test_groups_that_a_layer_has_not_are_refused(unet, key, groups):
         build_student(unet, architecture, [], seed=0)
 
 
-def test_an_upsampler_at_the_low_resolution_has_a_share_of_the_macs(unet):
-    architecture = identity_architecture(unet, 1)
-    architecture["decoders"][0][0]["upsampler"] = 1
-    student = student_of(unet, [], architecture)
-    before, after = block_macs(unet.up_blocks[0], 4), block_macs(student.decoders[0].blocks[0], 4)
-    channels = unet.up_blocks[0].upsamplers[0].conv.out_channels
-    assert before - after == round((1 - 1 / 36) * 9 * channels**2 * 64)
-    assert count_macs(unet, (1, 8, 8), 0) - count_macs(student, (1, 8, 8), 0) == before - after
-    assert student(torch.randn(2, 1, 8, 8), 3).sample.shape == (2, 1, 8, 8)
-
-
-def test_an_upsampler_is_demanded_where_a_spec_names_one(unet):
-    architecture = identity_architecture(unet, 1)
-    architecture["decoders"][0][-1]["upsampler"] = 1
-    with pytest.raises(ValueError, match="upsampler 1 for a block that has none"):
-        build_student(unet, architecture, [], seed=0)
-
-
 @pytest.mark.parametrize("width", [6, 0, 66])
 def test_a_width_that_breaks_groups_is_refused(unet, width):
     architecture = identity_architecture(unet, 1)

@@ -171,11 +171,6 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("retrain.stage_probabilities", "even", 'retrain.stage_probabilities: "even" is not allowed'),
         ("retrain.stage_probabilities", [1, 1, 0], "retrain.stage_probabilities"),
         ("train_extractor.features", 62, "train_extractor.features: 62 is not a multiple of 4; choose one"),
-        (
-            "assemble.rule",
-            "uniform_rank",
-            "search_block.ranks: [1.0], but assemble.rule is uniform_rank; give shares below 1",
-        ),
         ("evaluate.kid_subset_size", 2001, "evaluate.samples: 2000 are too few for kid_subset_size 2001"),
     ],
 )
@@ -217,7 +212,6 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
         {"retrain.stage_probabilities": [1, 2, 3]},
         {"search_block.channels": [0.75, 1]},
         {"train_extractor.features": 60, "assemble.snap_boundaries": True, "sampling.steps": 3},
-        {"assemble.rule": "uniform_rank", "assemble.time": None, "search_block.ranks": [0.5, 1.0]},
         {
             "cluster_timesteps.method": "given",
             "cluster_timesteps.boundaries": [0.3, 5],

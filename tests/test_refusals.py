@@ -89,7 +89,6 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "search-levels": [{"search_block.channels": [1.0, 0.5, 0.5]}],
     "search-scores": [
         {"assemble.score": "output", "search_block.output_candidates": 1},
-        {"assemble.rule": "uniform_rank", "search_block.ranks": [1.0]},
         {"search_block.local_triples": 99},
     ],
     "time-latency": [
@@ -436,7 +435,6 @@ UNSEEN = {
     "is no share of the images": "the schema of params refuses it",
     "null, but the source": "path-source refuses it",
     "searched without its effect on the image": "search-scores refuses it",
-    "searched without low ranks": "search-scores refuses it",
     "the teacher is class-conditional, but the images have no labels": "teacher-classes and classes-trained refuse it",
     "channel(s) but the images have": "the classifier was trained on the same images, others take three channels",
 }

@@ -242,13 +242,12 @@ def test_page_says_what_of_the_clustering_could_not_be_computed() -> None:
 
 def test_what_is_narrowed_is_named() -> None:
     layer = {"width": 16, "kernels": [3, 3], "reads": [0, 1], "writes": [0, 1, 2]}
-    spec = {"layers": [layer], "attentions": [{"heads": [0]}], "upsampler": 1}
-    identity = {"layers": [{"width": 32, "kernels": [3, 3]}], "attentions": [True], "upsampler": 3}
-    inside, upsampler = report.draw_layers(spec, identity)
+    spec = {"layers": [layer], "attentions": [True]}
+    identity = {"layers": [{"width": 32, "kernels": [3, 3]}], "attentions": [True]}
+    (inside,) = report.draw_layers(spec, identity)
     assert inside["text"] == "16 · 3×3 3×3 · reads 2 groups · writes 3 groups"
-    assert inside["attention"] == "attention · 1 heads"
-    assert upsampler["text"] == "upsampler · 1×1"
-    assert report.spec_text(spec) == "16 3/3 reads 2 groups writes 3 groups; attention · 1 heads; upsampler 1"
+    assert inside["attention"] == "attention"
+    assert report.spec_text(spec) == "16 3/3 reads 2 groups writes 3 groups; attention"
 
 
 def test_dropped_layers_and_attention_are_drawn_as_such() -> None:

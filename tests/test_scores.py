@@ -28,7 +28,7 @@ from stagecraft.training.student import build_student, warm_start
 
 SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
-SPACE |= {"heads": [0.5, 1.0], "upsampler_kernels": [1, 3], "stream": [0.5, 1.0], "channel_multiple": 1, "ranks": [1.0]}
+SPACE |= {"stream": [0.5, 1.0], "channel_multiple": 1}
 STAGES = [[0, 400], [400, 1000]]
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
 
 def test_the_teachers_shape_with_its_weights_changes_nothing(unet, folder):
     for border in borders_of(unet):
-        fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3], [1, 2])
+        fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3])
         identity = space_of(unet.get_submodule(border.block), SPACE).identity
         assert scorer(unet, folder, border)(fresh, identity) == pytest.approx([0.0, 0.0], abs=1e-6)
 
@@ -89,7 +89,7 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
     """Against the denoised images of a whole student that differs from the teacher in this block only, on the cached x_t."""
     for border in borders_of(unet):
         block = unet.get_submodule(border.block)
-        supernet, spec = ElasticBlock(block, border.kind, [1, 3], [1, 3]), space_of(block, SPACE).smallest()
+        supernet, spec = ElasticBlock(block, border.kind, [1, 3]), space_of(block, SPACE).smallest()
         whole = identity_architecture(unet)
         place = int(border.block.rpartition(".")[2]) if border.kind != "mid" else None
         if border.kind == "mid":
@@ -137,7 +137,7 @@ def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(un
 def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 3]), space_of(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4, 8), 30, 0, None)
     found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
@@ -180,7 +180,7 @@ def test_exploring_finds_a_better_front_than_drawing(unet):
 def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, tmp_path):
     border = borders_of(unet)[1]
     block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3], [1, 3]), space_of(block, SPACE)
+    supernet, space = ElasticBlock(block, border.kind, [1, 3]), space_of(block, SPACE)
     features = Features(folder, [*border.inputs, *border.outputs])
     measure, calls = BlockScore(supernet, features, len(border.inputs), 4, 8), []
 

@@ -33,14 +33,11 @@ EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
 SPACE = {
     "channels": 1.0,
     "widths": [0.5, 1.0],
-    "heads": [0.5, 1.0],
     "stream": [0.5, 1.0],
     "channel_multiple": 1,
     "kernels": [3],
-    "ranks": [1.0],
     "drop_layers": True,
     "drop_attention": True,
-    "upsampler_kernels": [1],
 }
 SEARCH = SPACE | {
     "steps": 1,
@@ -53,7 +50,7 @@ SEARCH = SPACE | {
     "output_triples": 2,
     "checkpoint_every": 100,
 }
-RICH = SPACE | {"kernels": [1, 3], "ranks": [0.5, 1.0]}
+RICH = SPACE | {"kernels": [1, 3]}
 ASSEMBLE = {"rule": "budget", "score": "local", "macs": None, "time": 0.6, "params": None, "params_active": None}
 # One stage by itself, ranges of three, and blocks that all stages have in common.
 JOBS = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0.stage_0-1", "up_blocks.0.stage_2"]
@@ -68,7 +65,7 @@ def table_of(unet, stream=None, settings=SPACE):
 
 
 def shuffled(order, rng):
-    """An order of channels and heads in which others come first."""
+    """An order of channels in which others come first."""
     return {key: [rng.permutation(groups).tolist() for groups in lists] for key, lists in order.items()}
 
 
@@ -103,15 +100,13 @@ def test_the_specs_to_measure_hold_every_option_of_a_space_once_or_more():
             assert {key_of(spec["layers"][i]) for spec in specs} == {key_of(option) for option in choices.all()}
         for i, options in enumerate(space.attentions):
             assert {key_of(spec["attentions"][i]) for spec in specs} == {key_of(option) for option in options}
-        kernels = {spec.get("upsampler") for spec in specs}
-        assert kernels == ({3, 1} if "upsampler" in space.identity else {None})
         assert len(specs) == 1 + max(map(len, space.layers))
 
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """The stage measure_latency on a tiny teacher of which half of the residual stream is kept."""
-    monkeypatch.setattr("stagecraft.networks.pipelines.load_teacher", lambda folder: tiny_unet())
+    monkeypatch.setattr("stages.measure_latency.load_teacher", lambda folder: tiny_unet())
     ranked = {"stream_importance": [list(range(16)), list(range(32))], "stream_triples": 1}
     write_checked_json(tmp_path / "importance.json", ranked)
     space = {f"search_block.{key}": SPACE[key] for key in SPACE_KEYS} | {"search_block.channels": 0.5}
@@ -165,7 +160,7 @@ def toy(spec):
 
 def explored(timed):
     """Candidates of a toy space, bred with their times or without; all have their times in the end."""
-    settings = SPACE | {"widths": [0.25, 0.5, 0.75, 1.0], "stream": [0.25, 0.5, 0.75, 1.0], "ranks": [1.0]}
+    settings = SPACE | {"widths": [0.25, 0.5, 0.75, 1.0], "stream": [0.25, 0.5, 0.75, 1.0]}
     space = space_of(tiny_unet(layers_per_block=2).up_blocks[0], settings)
 
     def measure(specs):

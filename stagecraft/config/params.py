@@ -31,10 +31,7 @@ INCEPTION_FEATURES = 2048
 MAX_SHARDS = 10_000  # per stage
 
 # The keys of `search_block` that say which layer shapes there are.
-SPACE_KEYS = (
-    *("channels", "channel_multiple", "widths", "heads", "stream", "kernels", "ranks"),
-    *("drop_layers", "drop_attention", "upsampler_kernels"),
-)
+SPACE_KEYS = ("channels", "channel_multiple", "widths", "stream", "kernels", "drop_layers", "drop_attention")
 
 # Sections, or single keys of one, `section.key`.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
@@ -623,7 +620,7 @@ def feature_problems(settings: Params) -> Iterator[Problem]:
 
 
 def search_problems(params: Params) -> Iterator[Problem]:
-    """Shares of the stream for other levels, a score or ranks that are not searched, or more triples than are held out."""
+    """Shares of the stream for other levels, a score that is not searched, or more triples than are held out."""
     search, cached, teacher = params["search_block"], params["cache_features"], params["train_teacher"]
     shares, levels = search["channels"], len(teacher["block_out_channels"])
     if teacher["source"] == "train" and isinstance(shares, list) and len(shares) != levels:
@@ -637,10 +634,6 @@ def search_problems(params: Params) -> Iterator[Problem]:
             "search_block.output_candidates",
             f"{measured}, but assemble.score is {score}; set 2 or more, or score: local",
         )
-    if (params["architecture"], params["assemble"]["rule"]) == ("searched", "uniform_rank") and min(
-        search["ranks"]
-    ) >= 1:
-        yield "search_block.ranks", f"{show(search['ranks'])}, but assemble.rule is uniform_rank; give shares below 1"
     held_out = round(cached["triples_per_stage"] * cached["held_out"])
     for key in ("local_triples", "output_triples") if measured else ("local_triples",):
         if search[key] > held_out:
@@ -655,8 +648,8 @@ def time_problems(params: Params) -> Iterator[Problem]:
     limit, rule = params["assemble"]["time"], params["assemble"]["rule"]
     if limit is not None and params["measure_latency"]["source"] == "none":
         yield "measure_latency.source", f"none, but assemble.time is {limit}; set measure, or assemble.time: null"
-    if limit is not None and rule in ("uniform", "uniform_rank"):
-        yield "assemble.time", f"{limit}, but rule {rule} has layers of its own, which are not measured; set null"
+    if limit is not None and rule == "uniform":
+        yield "assemble.time", f"{limit}, but rule uniform has layers of its own, which are not measured; set null"
 
 
 def evaluation_problems(params: Params) -> Iterator[Problem]:

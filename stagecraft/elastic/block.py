@@ -6,7 +6,7 @@ weights. The same slices are what the student inherits, so a sub-block and its e
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,44 +18,30 @@ from stagecraft.networks.multi_decoder_unet import (
     Module,
     PartialLayer,
     apply_spec,
-    can_drop_heads,
     group_size,
-    head_channels,
     output_group_size,
-    upsampler_kernel,
 )
 from stagecraft.networks.specs import Spec
 
 ChannelOrder = dict[str, list[list[int]]]
-FACTORS = ("reduce", "core", "expand")
 SKELETONS_KEPT = 512
-UPSAMPLER = "upsamplers.0.conv.weight"
 
 
 class ElasticBlock(nn.Module):
-    """A teacher's block of which a spec says per call what is left: widths, kernels, layers, heads, channels read and written.
+    """A teacher's block of which a spec says per call what is left: widths, kernels, layers, channels read and written.
 
     Channels between the two convolutions are kept in whole GroupNorm groups: the first k groups, which `sort_channels` makes
-    the k most important. The channels that a layer reads and writes keep their places, and so do the heads of an attention; a
-    spec says which it takes. A convolution has separate weights for every kernel size; a size that the teacher has not starts
-    from the centre of the teacher's kernel, that of an upsampler from its sum. For low ranks it has the factors of the teacher's
-    kernel, of which the first r are taken.
+    the k most important. The channels that a layer reads and writes keep their places; a spec says which it takes. A
+    convolution has separate weights for every kernel size; a size that the teacher has not starts from the centre of the
+    teacher's kernel.
 
     Args:
         block: a diffusers down, mid or up block; copied.
         kind: down, mid or up.
-        kernels, upsampler_kernels: the kernel sizes of the space.
-        ranks: the largest of its low ranks, by the name of a convolution such as `resnets.0.conv1`.
+        kernels: the kernel sizes of the space.
     """
 
-    def __init__(
-        self,
-        block: Module,
-        kind: str,
-        kernels: Sequence[int],
-        upsampler_kernels: Sequence[int] = (),
-        ranks: Mapping[str, int] | None = None,
-    ) -> None:
+    def __init__(self, block: Module, kind: str, kernels: Sequence[int]) -> None:
         super().__init__()
         self.kind = kind
         self.block: Module = copy.deepcopy(block).requires_grad_(True)
@@ -66,14 +52,6 @@ class ElasticBlock(nn.Module):
             for size in kernels:
                 if size != parameter.shape[-1]:
                     self.other_kernels[_key(name, size)] = nn.Parameter(resize_kernel(parameter.detach(), size))
-        self.factors = nn.ParameterDict()
-        for name, rank in (ranks or {}).items():
-            found = tucker_factors(self.block.get_parameter(f"{name}.weight").detach(), rank)
-            for part, factor in zip(FACTORS, found, strict=True):
-                self.factors[f"{name.replace('.', '-')}-{part}"] = nn.Parameter(factor)
-        if 1 in upsampler_kernels and upsampler_kernel(block):
-            weight = block.upsamplers[0].conv.weight.detach()
-            self.other_kernels[_key(UPSAMPLER, 1)] = nn.Parameter(weight.sum((2, 3), keepdim=True))
 
     def _convolutions(self) -> list[tuple[str, nn.Parameter]]:
         names = [f"resnets.{i}.{conv}.weight" for i in range(len(self.block.resnets)) for conv in ("conv1", "conv2")]
@@ -97,24 +75,11 @@ class ElasticBlock(nn.Module):
     def weights(self, spec: Spec) -> dict[str, torch.Tensor]:
         """Slices of the elastic weights for a sub-block, by the names of its state dict."""
         skeleton = self.skeleton(spec)
-        heads = self._heads(spec)
-        return {name: self._slice(name, p.shape, skeleton, heads) for name, p in skeleton.named_parameters()}
+        return {name: self._slice(name, p.shape, skeleton) for name, p in skeleton.named_parameters()}
 
-    def _heads(self, spec: Spec) -> dict[str, torch.Tensor]:
-        """The inner channels of the heads that are kept, by the name of an attention that has fewer."""
-        device = next(self.block.parameters()).device
-        return {
-            f"attentions.{i}": head_channels(self.block.attentions[i], kept["heads"]).to(device)
-            for i, kept in enumerate(spec["attentions"])
-            if isinstance(kept, dict)
-        }
-
-    def _slice(self, name: str, shape: torch.Size, skeleton: nn.Module, heads: dict[str, torch.Tensor]) -> torch.Tensor:
-        place = ".".join(name.split(".")[:2])
+    def _slice(self, name: str, shape: torch.Size, skeleton: nn.Module) -> torch.Tensor:
         full = self._whole(name, shape)
-        if place in heads:
-            return _part_of_attention(full, name, heads[place])
-        layer = skeleton.get_submodule(place)
+        layer = skeleton.get_submodule(".".join(name.split(".")[:2]))
         if isinstance(layer, PartialLayer):
             full = _part_of_layer(full, name, layer)
         if full.shape == shape:
@@ -126,11 +91,6 @@ class ElasticBlock(nn.Module):
 
     def _whole(self, name: str, shape: torch.Size) -> torch.Tensor:
         """The parameter that a part of a layer, with this name and shape, is sliced from."""
-        *convolution, part, kind = name.split(".")
-        if part in FACTORS:
-            if kind == "bias":
-                return self.block.get_parameter(f"{'.'.join(convolution)}.bias")
-            return self.factors["-".join([*convolution, part])]
         full = self.block.get_parameter(name)
         if full.ndim == 4 and full.shape[-1] != shape[-1]:
             return self.other_kernels[_key(name, shape[-1])]
@@ -151,15 +111,14 @@ class ElasticBlock(nn.Module):
         """Put the groups that add most to each ResNet layer's output first; the block computes what it did before.
 
         The importance of a group is the mean square of what it alone adds: ||conv2[:, g] * a_g||^2, where a is the input of
-        the second convolution on the given border inputs; that of a group that is read is ||conv1[:, g] * a_g||^2, likewise for
-        heads; that of a group that is written is the mean square of conv2's output in it.
+        the second convolution on the given border inputs; that of a group that is read is ||conv1[:, g] * a_g||^2; that of a
+        group that is written is the mean square of conv2's output in it.
 
         Returns:
-            {"reads", "writes"}: the groups of each layer, the most important first; {"heads"}: the heads of each attention, an
-            empty list for one whose heads cannot be dropped.
+            {"reads", "writes"}: the groups of each layer, the most important first.
         """
         seen = self._inputs_and_outputs(tensors)
-        order: ChannelOrder = {"reads": [], "writes": [], "heads": []}
+        order: ChannelOrder = {"reads": [], "writes": []}
         for i, resnet in enumerate(self.block.resnets):
             inner, written = seen[f"resnets.{i}.conv2"]
             order["reads"].append(_by_group(resnet.conv1, seen[f"resnets.{i}.conv1"][0], resnet.norm1.num_groups))
@@ -167,9 +126,6 @@ class ElasticBlock(nn.Module):
                 _descending(written.unflatten(1, (-1, output_group_size(resnet))).square().mean((0, 2, 3, 4)))
             )
             self._permute(i, _by_group(resnet.conv2, inner, resnet.norm2.num_groups))
-        for i, attention in enumerate(getattr(self.block, "attentions", None) or []):
-            known = can_drop_heads(attention)
-            order["heads"].append(_by_head(attention, seen[f"attentions.{i}.to_out.0"][0]) if known else [])
         return order
 
     def _inputs_and_outputs(self, tensors: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -204,17 +160,12 @@ class ElasticBlock(nn.Module):
                 kernel.copy_(kernel[order])
             elif key.startswith(f"resnets-{index}-conv2-"):
                 kernel.copy_(kernel[:, order])
-        for key, dimension in ((f"resnets-{index}-conv1-expand", 0), (f"resnets-{index}-conv2-reduce", 1)):
-            if key in self.factors:
-                self.factors[key].copy_(self.factors[key].index_select(dimension, order))
 
 
 def natural_order(block: Module) -> ChannelOrder:
-    """What `ElasticBlock.sort_channels` gives where all groups and heads of a block matter alike: their numbers, ascending."""
+    """What `ElasticBlock.sort_channels` gives where all groups of a block matter alike: their numbers, ascending."""
     groups = [list(range(resnet.norm1.num_groups)) for resnet in block.resnets]
-    attentions = getattr(block, "attentions", None) or []
-    heads = [list(range(attention.heads)) if can_drop_heads(attention) else [] for attention in attentions]
-    return {"reads": groups, "writes": groups, "heads": heads}
+    return {"reads": groups, "writes": groups}
 
 
 def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
@@ -222,20 +173,10 @@ def _part_of_layer(full: torch.Tensor, name: str, layer: PartialLayer) -> torch.
     match name.split(".")[2:]:
         case ["norm1", _]:
             return full.index_select(0, layer.read)
-        case ["conv1", "weight"] | ["conv1", "reduce", "weight"]:
+        case ["conv1", "weight"]:
             return full.index_select(1, layer.read)
-        case ["conv2", _] | ["conv2", "expand", _]:
+        case ["conv2", _]:
             return full.index_select(0, layer.written)
-    return full
-
-
-def _part_of_attention(full: torch.Tensor, name: str, inner: torch.Tensor) -> torch.Tensor:
-    """A parameter of a whole attention with some of its inner channels."""
-    match name.split(".")[2:]:
-        case ["to_q" | "to_k" | "to_v", _]:
-            return full.index_select(0, inner)
-        case ["to_out", _, "weight"]:
-            return full.index_select(1, inner)
     return full
 
 
@@ -257,17 +198,6 @@ def added_by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> torch.
     return torch.stack([F.conv2d(a, w, padding=conv.padding).square().mean() for a, w in parts])
 
 
-def added_by_part(weight: torch.Tensor, inputs: torch.Tensor, parts: int) -> torch.Tensor:
-    """The same for a linear layer: weight (out, in), inputs (N, pixels, in)."""
-    size = inputs.shape[-1] // parts
-    pairs = zip(inputs.split(size, -1), weight.split(size, 1), strict=True)
-    return torch.stack([F.linear(a, w).square().mean() for a, w in pairs])
-
-
-def _by_head(attention: Module, mixed: torch.Tensor) -> list[int]:
-    return _descending(added_by_part(attention.to_out[0].weight, mixed, attention.heads))
-
-
 def _by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> list[int]:
     return _descending(added_by_group(conv, inputs, groups))
 
@@ -282,50 +212,14 @@ def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
     return F.pad(weight, (margin,) * 4).clone()
 
 
-def full_ranks(block: Module) -> dict[str, int]:
-    """The most that a rank can be, by convolution of the block's ResNet layers."""
-    names = [f"resnets.{i}.{conv}" for i in range(len(block.resnets)) for conv in ("conv1", "conv2")]
-    return {name: min(block.get_parameter(f"{name}.weight").shape[:2]) for name in names}
-
-
-def tucker_factors(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weights of the LowRankConvolution next to a kernel, by the higher-order singular value decomposition.
-
-    The first r channels of all are those of rank r.
-
-    Args:
-        weight: (out, in, k, k).
-        rank: at most the lesser of out and in.
-
-    Returns:
-        (rank, in, 1, 1), (rank, rank, k, k) and (out, rank, 1, 1).
-    """
-    exact = weight.double()
-    outer, inner = (
-        torch.linalg.svd(exact.transpose(0, dimension).flatten(1), full_matrices=False).U[:, :rank]
-        for dimension in (0, 1)
-    )
-    core = torch.einsum("oipq,or,is->rspq", exact, outer, inner)
-    factors = inner.T[:, :, None, None], core, outer[:, :, None, None]
-    reduce, core, expand = (factor.to(weight.dtype).contiguous() for factor in factors)
-    return reduce, core, expand
-
-
 def _key(name: str, size: int) -> str:
     return f"{name.removesuffix('.weight').replace('.', '-')}-{size}"
 
 
 def student_state(elastic_state: dict[str, torch.Tensor], block: Module, kind: str, spec: Spec) -> dict[str, Any]:
     """Weights of the sub-block `spec` out of a stored ElasticBlock state; `block` is the teacher's block."""
-    other = [name.rsplit("-", 1) for name in elastic_state if name.startswith("other_kernels.")]
-    sizes, upsampler_sizes = (
-        {int(size) for name, size in other if ("upsamplers" in name) == of_upsampler} for of_upsampler in (False, True)
-    )
+    sizes = {int(name.rsplit("-", 1)[1]) for name in elastic_state if name.startswith("other_kernels.")}
     native = {conv.weight.shape[-1] for resnet in block.resnets for conv in (resnet.conv1, resnet.conv2)}
-    cores = {name: factor for name, factor in elastic_state.items() if name.endswith("-core")}
-    ranks = {
-        name.removeprefix("factors.").removesuffix("-core").replace("-", "."): len(core) for name, core in cores.items()
-    }
-    elastic = ElasticBlock(block, kind, sorted(sizes | native), sorted(upsampler_sizes), ranks)
+    elastic = ElasticBlock(block, kind, sorted(sizes | native))
     elastic.load_state_dict(elastic_state)
     return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

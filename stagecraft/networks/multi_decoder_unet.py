@@ -3,13 +3,11 @@
 Self-contained (torch and diffusers only): this file travels with the weights, so that
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
 
-A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...], "upsampler": 1}.
-`width` is the number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer
-(its shortcut stays), false drops the attention, {"heads": [0, 2]} keeps these of its heads. A layer may have "ranks": [8, null],
-the channels that each convolution works in, null for one that is whole (see LowRankConvolution), and "reads" and "writes", the
-groups of channels that its residual branch reads and writes (see PartialLayer); all of them where it has not. `upsampler`, where
-a block has one with a convolution, is its kernel: 3 as in diffusers, or 1 (see PointwiseUpsample). An up block may also have
-"channels", those of its output, more or fewer than those of the encoder's level.
+A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...]}. `width` is the
+number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer (its shortcut
+stays), false drops the attention. A layer may have "reads" and "writes", the groups of channels that its residual branch reads
+and writes (see PartialLayer); all of them where it has not. An up block may also have "channels", those of its output, more or
+fewer than those of the encoder's level.
 """
 
 import copy
@@ -20,12 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.resnet import ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
@@ -73,46 +70,9 @@ def divided(tensor: torch.Tensor, divisor: float) -> torch.Tensor:
     return tensor if divisor == 1 else tensor / divisor
 
 
-class LowRankConvolution(nn.Module):
-    """A convolution that works in fewer channels, N,C_in,H,W to N,C_out,H,W: 1 x 1 to them, k x k among them, 1 x 1 from them.
-
-    The Tucker decomposition of a kernel over its inputs and outputs (arXiv 1511.06530). A layer keeps the channels that its
-    nonlinearities work on, where a narrower one has fewer.
-
-    Args:
-        inputs, outputs: numbers of channels.
-        kernel: k, odd.
-        rank: channels that the k x k convolution reads and writes.
-
-    Raises:
-        ValueError: a rank below 1.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, rank: int, **factory: Any) -> None:
-        super().__init__()
-        if rank < 1:
-            raise ValueError(f"architecture: ranks has {rank}, which is below 1")
-        self.in_channels, self.out_channels, self.rank = inputs, outputs, rank
-        self.kernel_size, self.padding = (kernel, kernel), (kernel // 2, kernel // 2)
-        self.reduce = nn.Conv2d(inputs, rank, 1, bias=False, **factory)
-        self.core = nn.Conv2d(rank, rank, kernel, padding=kernel // 2, bias=False, **factory)
-        self.expand = nn.Conv2d(rank, outputs, 1, **factory)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """Where the convolution is, and of which type: a weight of it."""
-        return self.core.weight
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.expand(self.core(self.reduce(hidden_states)))
-        return hidden
-
-
-def convolution(inputs: int, outputs: int, kernel: int, rank: int | None, **factory: Any) -> Module:
-    """A convolution that keeps the image's size, of low rank where one is given."""
-    if rank is None:
-        return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **factory)
-    return LowRankConvolution(inputs, outputs, kernel, rank, **factory)
+def convolution(inputs: int, outputs: int, kernel: int, **factory: Any) -> nn.Conv2d:
+    """A convolution that keeps the image's size."""
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **factory)
 
 
 class PartialLayer(nn.Module):
@@ -143,9 +103,8 @@ class PartialLayer(nn.Module):
         self.register_buffer("read", torch.tensor(read), persistent=False)
         self.register_buffer("written", torch.tensor(write), persistent=False)
         self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
-        first, second = ((conv.kernel_size[0], getattr(conv, "rank", None)) for conv in (inner, outer))
-        self.conv1 = convolution(len(read), inner.out_channels, *first, **factory)
-        self.conv2 = convolution(outer.in_channels, len(write), *second, **factory)
+        self.conv1 = convolution(len(read), inner.out_channels, inner.kernel_size[0], **factory)
+        self.conv2 = convolution(outer.in_channels, len(write), outer.kernel_size[0], **factory)
         self.time_emb_proj, self.norm2, self.dropout = resnet.time_emb_proj, resnet.norm2, resnet.dropout
         self.nonlinearity, self.conv_shortcut = resnet.nonlinearity, resnet.conv_shortcut
         self.output_scale_factor = resnet.output_scale_factor
@@ -167,8 +126,8 @@ class PartialLayer(nn.Module):
         return divided(shortcut.index_add(1, self.written, hidden.to(shortcut.dtype)), self.output_scale_factor)
 
 
-def can_drop_heads(attention: Module) -> bool:
-    """Whether an attention is one whose heads can be dropped: over the pixels, plain, with its residual added."""
+def is_plain(attention: Module) -> bool:
+    """Whether an attention is over the pixels, without norms of its queries, with its residual added."""
     plain = isinstance(attention, Attention) and attention.residual_connection and not attention.only_cross_attention
     return plain and attention.spatial_norm is None and attention.norm_q is None and not attention.is_cross_attention
 
@@ -183,31 +142,6 @@ def channels_of(key: str, groups: list[int], channels: int, size: int) -> list[i
     if not groups or sorted(set(groups)) != groups or groups[0] < 0 or groups[-1] >= channels // size:
         raise ValueError(f"architecture: {key} {groups} are no ascending groups of 0 to {channels // size - 1}")
     return [group * size + i for group in groups for i in range(size)]
-
-
-class PointwiseUpsample(nn.Module):
-    """A 1 x 1 convolution, then nearest-neighbour upsampling, N,C,H,W to N,C,2H,2W.
-
-    It has 1/36 of the MACs of a 3 x 3 convolution after the upsampling.
-
-    Args:
-        convolution: the one that is replaced, after upsampling.
-    """
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        factory: dict[str, Any] = {"device": convolution.weight.device, "dtype": convolution.weight.dtype}
-        self.conv = nn.Conv2d(convolution.in_channels, convolution.out_channels, 1, **factory)
-
-    def forward(self, hidden_states: torch.Tensor, output_size: int | None = None) -> torch.Tensor:
-        return F.interpolate(self.conv(hidden_states), scale_factor=2.0, mode="nearest")
-
-
-def upsampler_kernel(block: Module) -> int | None:
-    """Kernel of a block's upsampler when that is a 3 x 3 convolution after nearest-neighbour interpolation, else None."""
-    upsampler = (getattr(block, "upsamplers", None) or [None])[0]
-    plain = isinstance(upsampler, Upsample2D) and upsampler.use_conv and not upsampler.use_conv_transpose
-    return 3 if plain and upsampler.conv.kernel_size == (3, 3) else None
 
 
 def group_size(resnet: Module) -> int:
@@ -225,7 +159,7 @@ def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
     """What a spec makes of a ResNet layer, which it changes in place."""
     if layer is None:
         return ShortcutLayer(resnet)
-    resnet = resize_layer(resnet, layer["width"], layer["kernels"], layer.get("ranks", [None, None]))
+    resnet = resize_layer(resnet, layer["width"], layer["kernels"])
     if not {"reads", "writes"} & layer.keys():
         return resnet
     everything = list(range(resnet.norm1.num_groups))
@@ -233,61 +167,22 @@ def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
     return PartialLayer(resnet, reads, writes)
 
 
-def rebuilt_attention(attention: Module, kept: bool | dict[str, list[int]]) -> Module:
-    """What a spec makes of an attention, which it changes in place."""
-    if kept is False:
-        return Dropped()
-    return attention if kept is True else keep_heads(attention, kept["heads"])
+def rebuilt_attention(attention: Module, kept: bool) -> Module:
+    """What a spec makes of an attention."""
+    return attention if kept else Dropped()
 
 
-def keep_heads(attention: Module, heads: list[int]) -> Module:
-    """Keep some heads of a self-attention over the pixels, in place, with the weights that belong to them.
-
-    Args:
-        heads: their numbers, ascending.
-
-    Raises:
-        ValueError: there is no such head, or none, or one twice; or the attention is of another kind.
-    """
-    if not can_drop_heads(attention):
-        raise ValueError(f"architecture: heads {heads} for an attention of another kind")
-    inner = head_channels(attention, heads)
-    for linear in (attention.to_q, attention.to_k, attention.to_v):
-        select(linear, None, inner)
-    select(attention.to_out[0], inner, None)
-    attention.heads = attention.sliceable_head_dim = len(heads)
-    attention.inner_dim = attention.inner_kv_dim = len(inner)
-    return attention
-
-
-def head_channels(attention: Module, heads: list[int]) -> torch.Tensor:
-    """The inner channels of some heads of an attention."""
-    channels: int = attention.to_q.out_features
-    return torch.tensor(channels_of("heads", heads, channels, channels // attention.heads))
-
-
-def rebuilt_upsampler(block: Module, kernel: int) -> Module:
-    """A block's upsampler with a kernel of 3, as it was, or of 1."""
-    if upsampler_kernel(block) is None:
-        raise ValueError(f"architecture: upsampler {kernel} for a block that has none with a 3 x 3 convolution")
-    if kernel not in (1, 3):
-        raise ValueError(f"architecture: upsampler {kernel} is unknown; use 1 or 3")
-    return block.upsamplers[0] if kernel == 3 else PointwiseUpsample(block.upsamplers[0].conv)
-
-
-def resize_layer(resnet: Module, width: int, kernels: list[int], ranks: list[int | None]) -> Module:
-    """Give a ResNet layer another inner width, other kernels and ranks, in place; untouched when all are as they were."""
+def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
+    """Give a ResNet layer another inner width and other kernels, in place; untouched when all are as they were."""
     inner, outer = resnet.conv1, resnet.conv2
-    same = width == inner.out_channels and kernels == [inner.kernel_size[0], outer.kernel_size[0]]
-    if same and ranks == [None, None]:
+    if width == inner.out_channels and kernels == [inner.kernel_size[0], outer.kernel_size[0]]:
         return resnet
     groups, remainder = divmod(width, group_size(resnet))
     if remainder or width <= 0:
         raise ValueError(f"architecture: width {width} is no multiple of the group size {group_size(resnet)}")
     factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
-    (first, inner_rank), (second, outer_rank) = zip(kernels, ranks, strict=True)
-    resnet.conv1 = convolution(inner.in_channels, width, first, inner_rank, **factory)
-    resnet.conv2 = convolution(width, outer.out_channels, second, outer_rank, **factory)
+    resnet.conv1 = convolution(inner.in_channels, width, kernels[0], **factory)
+    resnet.conv2 = convolution(width, outer.out_channels, kernels[1], **factory)
     resnet.norm2 = nn.GroupNorm(groups, width, eps=resnet.norm2.eps, **factory)
     if resnet.time_emb_proj is not None:
         halves = 2 if resnet.time_embedding_norm == "scale_shift" else 1
@@ -303,8 +198,6 @@ def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
         block.resnets[index] = rebuilt_layer(block.resnets[index], layer)
     for index, kept in enumerate(spec["attentions"]):
         block.attentions[index] = rebuilt_attention(block.attentions[index], kept)
-    if "upsampler" in spec:
-        block.upsamplers[0] = rebuilt_upsampler(block, spec["upsampler"])
     return block
 
 
@@ -424,7 +317,7 @@ def narrow_layers(block: Module, reads: list[torch.Tensor], writes: torch.Tensor
         narrow_layer(resnet, read, writes)
     for attention in getattr(block, "attentions", None) or []:
         if attention is not None:
-            if not can_drop_heads(attention):
+            if not is_plain(attention):
                 raise ValueError("architecture: stream of a UNet that has an attention of another kind")
             narrow_attention(attention, writes)
     for sampler in (*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())):

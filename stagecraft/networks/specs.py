@@ -6,7 +6,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from stagecraft.networks.borders import Border, borders_of
-from stagecraft.networks.multi_decoder_unet import Module, PointwiseUpsample, upsampler_kernel
+from stagecraft.networks.multi_decoder_unet import Module
 
 Spec = dict[str, Any]
 
@@ -18,9 +18,7 @@ def identity_spec(block: Module) -> Spec:
         for resnet in block.resnets
     ]
     attentions = getattr(block, "attentions", None) or []
-    spec = {"layers": layers, "attentions": [attention is not None for attention in attentions]}
-    kernel = upsampler_kernel(block)
-    return spec if kernel is None else spec | {"upsampler": kernel}
+    return {"layers": layers, "attentions": [attention is not None for attention in attentions]}
 
 
 def identity_architecture(unet: UNet2DModel, stages: int = 1) -> dict[str, Any]:
@@ -45,18 +43,18 @@ def block_macs(block: nn.Module, resolution: int) -> int:
         resolution: side in pixels at which its ResNet layers run. Its downsampler writes half of it, its upsampler twice.
     """
     return sum(
-        module.weight.numel() * _positions(block, name, resolution)
+        module.weight.numel() * _positions(name, resolution)
         for name, module in block.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     )
 
 
-def _positions(block: nn.Module, name: str, resolution: int) -> int:
+def _positions(name: str, resolution: int) -> int:
     if "time_emb_proj" in name:
         return 1
     if name.startswith("downsamplers"):
         return ((resolution + 1) // 2) ** 2
-    if name.startswith("upsamplers") and not isinstance(block.get_submodule("upsamplers.0"), PointwiseUpsample):
+    if name.startswith("upsamplers"):
         return (2 * resolution) ** 2
     return resolution**2
 

@@ -30,6 +30,7 @@ PACKAGES = (
     "dvc",
 )
 COLUMNS = 8
+ATTENTION = {True: "attention", False: "no attention"}
 
 
 def render_report(
@@ -317,15 +318,11 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
     """The layers of a block for the drawing: width as a share of the teacher's, kernels, what is read and written; the rest."""
     layers = []
     for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
-        attention = attention_text(spec["attentions"][index]) if index < len(spec["attentions"]) else None
+        attention = ATTENTION[spec["attentions"][index]] if index < len(spec["attentions"]) else None
         if layer is None:
             layers.append({"share": 0, "text": "dropped", "attention": attention})
             continue
-        ranks = layer.get("ranks", [None, None])
-        kernels = " ".join(
-            f"{k}×{k}" + ("" if rank is None else f" of rank {rank}")
-            for k, rank in zip(layer["kernels"], ranks, strict=True)
-        )
+        kernels = " ".join(f"{k}×{k}" for k in layer["kernels"])
         layers.append(
             {
                 "share": min(1, layer["width"] / whole["width"]),
@@ -333,27 +330,13 @@ def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str
                 "attention": attention,
             }
         )
-    if kernel := spec.get("upsampler"):
-        layers.append({"share": kernel / 3, "text": f"upsampler · {kernel}×{kernel}", "attention": None})
     return layers
 
 
-def ranks_text(layer: dict[str, Any]) -> list[str]:
-    """The ranks of a layer's convolutions, a dash for one that is whole; nothing where both are."""
-    ranks = layer.get("ranks")
-    return [] if ranks is None else ["ranks", "/".join("-" if rank is None else str(rank) for rank in ranks)]
-
-
-def parts_text(part: dict[str, Any]) -> list[str]:
-    """What a layer or an attention has of its heads, reads and writes, where that is not all."""
-    texts = {"heads": "{} heads", "reads": "reads {} groups", "writes": "writes {} groups"}
-    return [text.format(len(part[key])) for key, text in texts.items() if part.get(key)]
-
-
-def attention_text(kept: bool | dict[str, Any]) -> str:
-    """An attention of a spec in a few words."""
-    parts = parts_text(kept) if isinstance(kept, dict) else []
-    return " · ".join(["attention", *parts]) if kept else "no attention"
+def parts_text(layer: dict[str, Any]) -> list[str]:
+    """What a layer reads and writes, where that is not all."""
+    texts = {"reads": "reads {} groups", "writes": "writes {} groups"}
+    return [text.format(len(layer[key])) for key, text in texts.items() if layer.get(key)]
 
 
 def candidate_charts(
@@ -420,14 +403,10 @@ def spec_text(spec: dict[str, Any]) -> str:
     layers = [
         "dropped"
         if layer is None
-        else " ".join(
-            [str(layer["width"]), "/".join(map(str, layer["kernels"])), *ranks_text(layer), *parts_text(layer)]
-        )
+        else " ".join([str(layer["width"]), "/".join(map(str, layer["kernels"])), *parts_text(layer)])
         for layer in spec["layers"]
     ]
-    attentions = [attention_text(kept) for kept in spec["attentions"]]
-    upsamplers = [f"upsampler {spec['upsampler']}"] if "upsampler" in spec else []
-    return "; ".join([", ".join(layers), *attentions, *upsamplers])
+    return "; ".join([", ".join(layers), *(ATTENTION[kept] for kept in spec["attentions"])])
 
 
 def loss_charts(

@@ -21,7 +21,7 @@ from stagecraft.networks.specs import (
     unet_macs,
 )
 from stagecraft.networks.stream import narrowed_teacher
-from stagecraft.search.controls import select_largest, select_uniform, select_uniform_rank
+from stagecraft.search.controls import select_largest, select_uniform
 from stagecraft.search.latency import LatencyTable, LayersOf
 from stagecraft.search.results import AGAIN, stream_of
 from stagecraft.search.selection import (
@@ -111,8 +111,6 @@ def assemble_architecture(
             chosen = select_random(blocks, costs, budget, seed)
         case "uniform":
             chosen = select_uniform(narrowed, few, costs, budget)
-        case "uniform_rank":
-            chosen = select_uniform_rank(narrowed, few, costs, budget)
         case "largest":
             chosen = select_largest(few)
         case _:

@@ -1,7 +1,6 @@
-"""Choices without a search, which a search has to beat: uniform widths, uniform ranks, and the teacher's own blocks."""
+"""Choices without a search, which a search has to beat: uniform widths, and the teacher's own blocks."""
 
 import copy
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +18,10 @@ def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
 
 
 def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, Candidate]:
-    """The same share of every ResNet layer and attention, with the teacher's kernels, nothing dropped.
+    """The same share of every ResNet layer, with the teacher's kernels, nothing dropped.
 
-    It is the share of the inner width, and, where the space has that, of the heads, of the channels that are read and of those
-    written, the most important ones. Widths come in whole GroupNorm groups. What the budget leaves over one width that fits
+    It is the share of the inner width, and, where the space has that, of the channels that are read and of those written, the
+    most important ones. Widths come in whole GroupNorm groups. What the budget leaves over one width that fits
     everywhere goes to the layers one by one, as they run and in all stages alike, past those that it has no room for.
 
     Raises:
@@ -46,51 +45,6 @@ def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, bud
     return fitting
 
 
-def select_uniform_rank(
-    unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget
-) -> dict[str, Candidate]:
-    """All convolutions of the ResNet layers of low rank, each of the same share of its largest in the space; nothing dropped.
-
-    Widths and upsamplers are the teacher's. The share is the largest within the budget.
-
-    Raises:
-        ValueError: the space has no ranks, or not even ranks of 1 meet the budget.
-    """
-    most = {block.name: space_ranks(block) for block in blocks}
-    largest = max((rank for layers in most.values() for pair in layers for rank in pair), default=0)
-    if not largest:
-        raise ValueError(
-            "params.yaml: assemble.rule uniform_rank, but the blocks were searched without low ranks; give "
-            "search_block.ranks shares below 1"
-        )
-    found, low, high = None, 1, largest
-    while low <= high:
-        middle = (low + high) // 2
-        chosen = {block.name: low_rank(unet, block, most[block.name], middle / largest) for block in blocks}
-        if fits(totals(blocks, chosen, costs), budget):
-            found, low = chosen, middle + 1
-        else:
-            high = middle - 1
-    if found is None:
-        raise ValueError(infeasible(blocks, costs, budget))
-    return found
-
-
-def space_ranks(block: Block) -> list[list[int]]:
-    """The largest low rank of both convolutions of each layer among a block's candidates, 0 where there is none."""
-    layers = zip(*(candidate["spec"]["layers"] for candidate in block.candidates), strict=True)
-    ranks = [[layer.get("ranks", [0, 0]) for layer in options if layer] for options in layers]
-    return [[max(rank or 0 for rank in column) for column in zip(*pairs, strict=True)] for pairs in ranks]
-
-
-def low_rank(unet: UNet2DModel, job: Block, most: list[list[int]], share: float) -> dict[str, Any]:
-    """The block of a search job with this share of the largest ranks, at least 1, and its costs."""
-    spec: Spec = copy.deepcopy(job.identity["spec"])
-    for layer, pair in zip(spec["layers"], most, strict=True):
-        layer["ranks"] = [max(1, round(share * rank)) if rank else None for rank in pair]
-    return costed(unet, job, spec)
-
-
 def within(
     unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget, groups: dict[str, int]
 ) -> dict[str, Candidate] | None:
@@ -105,12 +59,6 @@ def whole(resnet: Module) -> int:
     return groups
 
 
-def drops_heads(block: Block) -> bool:
-    """Whether the space of a block has attentions with a part of the heads."""
-    attentions = itertools.chain.from_iterable(candidate["spec"]["attentions"] for candidate in block.candidates)
-    return any(isinstance(attention, dict) and "heads" in attention for attention in attentions)
-
-
 def reads_parts(block: Block) -> bool:
     """Whether the space of a block has layers that read or write a part of the channels."""
     layers = (layer for candidate in block.candidates for layer in candidate["spec"]["layers"] if layer)
@@ -118,7 +66,7 @@ def reads_parts(block: Block) -> bool:
 
 
 def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str, Any]:
-    """The block of a search job with these groups per layer, and its costs. An attention is narrowed as the layer before it."""
+    """The block of a search job with these groups per layer, and its costs."""
     border, _ = border_of_job(unet, job.name)
     block: Module = unet.get_submodule(border.block)
     spec: Spec = identity_spec(block)
@@ -128,9 +76,6 @@ def narrowed(unet: UNet2DModel, job: Block, groups: dict[str, int]) -> dict[str,
         if partial:
             order = {key: job.order[key][index] for key in ("reads", "writes")}
             layer |= some(order, count, len(order["writes"]))
-    for index, present in enumerate(spec["attentions"]):
-        order = {"heads": job.order["heads"][index]} if drops_heads(job) else {}
-        spec["attentions"][index] = present and (some(order, kept[index], whole(block.resnets[index])) or True)
     return costed(unet, job, spec)
 
 

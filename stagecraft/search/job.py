@@ -17,7 +17,7 @@ from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features
 from stagecraft.search.importance import choose_stream
 from stagecraft.search.latency import LatencyTable
-from stagecraft.search.space import BlockSpace, largest_ranks
+from stagecraft.search.space import BlockSpace
 from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
 from stagecraft.training.loop import TrainSettings, train
 
@@ -87,9 +87,7 @@ class SearchJob:
         self.latency_of = None if table is None else table.latency_of(narrowed, self.border.block)
         self.resolution = teacher.config["sample_size"] >> self.border.level
         self.features = self._open([*self.border.inputs, *self.border.outputs], self.kept)
-        kernels = (self.settings["kernels"], self.settings["upsampler_kernels"])
-        ranks = largest_ranks(self.settings, self.block)
-        self.supernet = ElasticBlock(self.block, self.border.kind, *kernels, ranks).to(device)
+        self.supernet = ElasticBlock(self.block, self.border.kind, self.settings["kernels"]).to(device)
         self.steps = self.settings["steps" if start is None else "refine_steps"]
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
@@ -101,7 +99,7 @@ class SearchJob:
         return Features(self.folder, names, self.stages, kept)
 
     def _prepare(self, start: Start | None) -> ChannelOrder:
-        """Give the supernet its first weights; returns the order of its channels and heads."""
+        """Give the supernet its first weights; returns the order of its channels."""
         if start is None:
             return sort_channels(self.supernet, self.features, len(self.border.inputs))
         self.supernet.load_state_dict(start.weights)

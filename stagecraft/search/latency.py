@@ -29,7 +29,6 @@ from stagecraft.networks.multi_decoder_unet import (
     ShortcutLayer,
     rebuilt_attention,
     rebuilt_layer,
-    rebuilt_upsampler,
 )
 from stagecraft.networks.specs import Spec, identity_spec
 from stagecraft.runtime.device import autocast
@@ -43,7 +42,7 @@ CLOCK_WARM_UP = 1.0  # seconds of work before the first sample on CUDA
 WITH_EMBEDDING = (ResnetBlock2D, PartialLayer, ShortcutLayer)  # called with the time embedding
 DESCRIPTION = ("device", "threads", "batch", "precision", "versions")
 WHOLE = "the whole teacher"
-RESNETS, ATTENTIONS, UPSAMPLER = "resnets.", "attentions.", "upsamplers.0"
+RESNETS, ATTENTIONS = "resnets.", "attentions."
 
 
 @dataclass(frozen=True)
@@ -186,10 +185,8 @@ class LayersOf:
         """The layers of a block (`down_blocks.0`) as a spec makes it, without those that compute nothing."""
         block = self.unet.get_submodule(name)
         parts = parts_of(spec)
-        others = [part for part in samplers_of(block) if part not in parts]
-        found = [
-            self._part(name, part, option) for part, option in [*parts.items(), *((part, None) for part in others)]
-        ]
+        fixed = ((part, None) for part in samplers_of(block))
+        found = [self._part(name, part, option) for part, option in [*parts.items(), *fixed]]
         return [layer for layer in found if layer is not None]
 
     def whole(self) -> list[Layer]:
@@ -219,7 +216,7 @@ def parts_of(spec: Spec) -> dict[str, Any]:
     """A block's spec by layer: what is chosen of each by the layer's name in the block."""
     layers = {f"{RESNETS}{i}": layer for i, layer in enumerate(spec["layers"])}
     attentions = {f"{ATTENTIONS}{i}": kept for i, kept in enumerate(spec["attentions"])}
-    return layers | attentions | ({UPSAMPLER: spec["upsampler"]} if "upsampler" in spec else {})
+    return layers | attentions
 
 
 def samplers_of(block: Module) -> list[str]:
@@ -236,7 +233,7 @@ def rebuilt_part(block: Module, part: str, option: Any) -> Module:
     if part.startswith(ATTENTIONS):
         attention = block.attentions[int(part.removeprefix(ATTENTIONS))]
         return rebuilt_attention(copy.deepcopy(attention), attention is not None and option)
-    return block.get_submodule(part) if option is None else rebuilt_upsampler(block, option)
+    return block.get_submodule(part)
 
 
 def is_free(module: nn.Module) -> bool:

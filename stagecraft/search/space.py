@@ -1,6 +1,6 @@
-"""The search space of one block, per ResNet layer: inner width x kernels, ranks x what is read x what is written, or none of it.
+"""The search space of one block, per ResNet layer: inner width x kernels x what is read x what is written, or none of it.
 
-Besides, each attention has some of its heads or is dropped, and the upsampler has one of several kernels.
+Besides, each attention is kept or dropped.
 """
 
 import itertools
@@ -32,10 +32,10 @@ class LayerChoices:
     def __init__(self, resnet: Module, settings: dict[str, Any], reads: list[int], writes: list[int]) -> None:
         groups, size = resnet.norm2.num_groups, group_size(resnet)
         self.widths = [size * count for count in counts(settings, "widths", groups, size)]
-        self.convolutions = [convolution_options(settings, conv) for conv in (resnet.conv1, resnet.conv2)]
-        self.whole = [
-            options.index((conv.kernel_size[0], None))
-            for options, conv in zip(self.convolutions, (resnet.conv1, resnet.conv2), strict=True)
+        self.kernels = [kernel_options(settings, conv) for conv in (resnet.conv1, resnet.conv2)]
+        self.own_kernels = [
+            options.index(conv.kernel_size[0])
+            for options, conv in zip(self.kernels, (resnet.conv1, resnet.conv2), strict=True)
         ]
         self.reads = parts(settings, reads, norm_size(resnet.norm1))
         self.writes = parts(settings, writes, output_group_size(resnet))
@@ -46,10 +46,8 @@ class LayerChoices:
 
     def layer(self, width: int, first: int, second: int, read: int, write: int) -> Layer:
         """The spec of the options with these numbers."""
-        pair = [options[at] for options, at in zip(self.convolutions, (first, second), strict=True)]
-        layer: dict[str, Any] = {"width": self.widths[width], "kernels": [kernel for kernel, _ in pair]}
-        if any(rank is not None for _, rank in pair):
-            layer["ranks"] = [rank for _, rank in pair]
+        kernels = [options[at] for options, at in zip(self.kernels, (first, second), strict=True)]
+        layer: dict[str, Any] = {"width": self.widths[width], "kernels": kernels}
         chosen = {"reads": (self.reads, read), "writes": (self.writes, write)}
         return layer | {
             key: options[at] for key, (options, at) in chosen.items() if len(options[at]) < len(options[-1])
@@ -58,7 +56,7 @@ class LayerChoices:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of options of each choice, in the order of `layer`."""
-        first, second = self.convolutions
+        first, second = self.kernels
         choices: tuple[Sized, ...] = (self.widths, first, second, self.reads, self.writes)
         return tuple(map(len, choices))
 
@@ -72,16 +70,12 @@ class LayerChoices:
         return [*kept, None] if self.may_drop else kept
 
     def plain(self) -> list[Layer]:
-        """The same share of all that is read, held and written, from the teacher's down; low ranks alone; the dropped layer."""
+        """The same share of all that is read, held and written, from the teacher's down; the dropped layer."""
         kept = []
         for less in range(max(len(self.widths), len(self.reads))):
             shares = (self.widths, self.reads, self.writes)
             width, *others = (max(0, len(options) - 1 - less) for options in shares)
-            kept.append(self.layer(width, *self.whole, *others))
-        most = [size - 1 for size in self.sizes]
-        low = [[at for at, (_, rank) in enumerate(options) if rank is not None] for options in self.convolutions]
-        for first, second in zip(*map(reversed, low), strict=False):
-            kept.append(self.layer(most[0], first, second, *most[3:]))
+            kept.append(self.layer(width, *self.own_kernels, *others))
         return [*kept, None] if self.may_drop else kept
 
     def draw(self, rng: np.random.Generator) -> Layer:
@@ -104,8 +98,7 @@ class LayerChoices:
 
     def numbers(self, layer: dict[str, Any]) -> list[int]:
         """The numbers of a layer's options, as `layer` takes them."""
-        pairs = zip(layer["kernels"], layer.get("ranks", [None, None]), strict=True)
-        kernels = [options.index(pair) for options, pair in zip(self.convolutions, pairs, strict=True)]
+        kernels = [options.index(kernel) for options, kernel in zip(self.kernels, layer["kernels"], strict=True)]
         chosen = {"reads": self.reads, "writes": self.writes}
         others = [options.index(layer.get(key, options[-1])) for key, options in chosen.items()]
         return [self.widths.index(layer["width"]), *kernels, *others]
@@ -117,11 +110,9 @@ class BlockSpace:
     Args:
         block: the teacher's block.
         settings: the `search_block` section: `widths` (shares of the teacher's inner width, rounded to whole GroupNorm groups),
-            `heads` (shares of an attention's), `stream` (shares of the channels that a layer reads, and that it writes),
-            `channel_multiple` (of which the channels of a share are a multiple), `kernels`, `ranks` (of a convolution with the
-            teacher's kernel, as shares of the most), `drop_layers`, `drop_attention`, `upsampler_kernels` (where the block has
-            an upsampler with a convolution).
-        order: groups and heads by importance, as `ElasticBlock.sort_channels` gives them.
+            `stream` (shares of the channels that a layer reads, and that it writes), `channel_multiple` (of which the channels
+            of a share are a multiple), `kernels`, `drop_layers`, `drop_attention`.
+        order: groups by importance, as `ElasticBlock.sort_channels` gives them.
     """
 
     def __init__(self, block: Module, settings: dict[str, Any], order: ChannelOrder) -> None:
@@ -129,51 +120,44 @@ class BlockSpace:
         self.order = order
         orders = zip(block.resnets, order["reads"], order["writes"], strict=True)
         self.layers = [LayerChoices(resnet, settings, *of_layer) for resnet, *of_layer in orders]
-        self.attentions = [
-            attention_options(settings, block.attentions[index], order["heads"][index]) if present else [False]
-            for index, present in enumerate(self.identity["attentions"])
-        ]
-        self.upsamplers: list[dict[str, int]] = [{}]
-        if "upsampler" in self.identity:
-            self.upsamplers = [{"upsampler": kernel} for kernel in sorted(settings["upsampler_kernels"])]
+        kept = [True, False] if settings["drop_attention"] else [True]
+        self.attentions = [kept if present else [False] for present in self.identity["attentions"]]
 
     def __len__(self) -> int:
         layers = math.prod(len(choices) for choices in self.layers)
-        return layers * math.prod(map(len, [*self.attentions, self.upsamplers]))
+        return layers * math.prod(len(options) for options in self.attentions)
 
     def smallest(self) -> Spec:
         """Every layer at its least, every attention dropped that may be."""
         return {
             "layers": [choices.smallest() for choices in self.layers],
             "attentions": [options[-1] for options in self.attentions],
-        } | self.upsamplers[0]
+        }
 
     def draw(self, rng: np.random.Generator) -> Spec:
         """One spec, each choice uniform over its options."""
         return {
             "layers": [choices.draw(rng) for choices in self.layers],
             "attentions": [options[rng.integers(len(options))] for options in self.attentions],
-        } | self.upsamplers[rng.integers(len(self.upsamplers))]
+        }
 
     def all(self) -> list[Spec]:
         """Every spec of the space."""
         return [
-            {"layers": list(layers), "attentions": list(attentions)} | upsampler
+            {"layers": list(layers), "attentions": list(attentions)}
             for layers in itertools.product(*(choices.all() for choices in self.layers))
             for attentions in itertools.product(*self.attentions)
-            for upsampler in self.upsamplers
         ]
 
     def covering(self) -> list[Spec]:
         """The teacher's shape and specs in which, between them, every option of every place in the block occurs."""
         layers = [choices.all() for choices in self.layers]
-        longest = max(map(len, [*layers, *self.attentions, self.upsamplers]))
+        longest = max([*map(len, layers), *map(len, self.attentions)])
         specs = [
             {
                 "layers": [options[i % len(options)] for options in layers],
                 "attentions": [options[i % len(options)] for options in self.attentions],
             }
-            | self.upsamplers[i % len(self.upsamplers)]
             for i in range(longest)
         ]
         return [self.identity, *specs]
@@ -182,8 +166,8 @@ class BlockSpace:
         """Specs that treat all layers alike, and all else at its most or its least: the choices that a sample must not miss."""
         options = [choices.plain() for choices in self.layers]
         layers = [[some[min(i, len(some) - 1)] for some in options] for i in range(max(map(len, options)))]
-        most = {"attentions": [options[0] for options in self.attentions]} | self.upsamplers[-1]
-        least = {"attentions": [options[-1] for options in self.attentions]} | self.upsamplers[0]
+        most = {"attentions": [options[0] for options in self.attentions]}
+        least = {"attentions": [options[-1] for options in self.attentions]}
         return [{"layers": one} | end for one in layers for end in (most, least)]
 
     def first(self, most: int, rng: np.random.Generator) -> list[Spec]:
@@ -213,17 +197,12 @@ class BlockSpace:
             "layers": [pair[rng.integers(2)]["layers"][i] for i in range(len(self.layers))],
             "attentions": [pair[rng.integers(2)]["attentions"][i] for i in range(len(self.attentions))],
         }
-        if "upsampler" in self.identity:
-            spec["upsampler"] = pair[rng.integers(2)]["upsampler"]
-        places = len(self.layers) + len(self.attentions) + 1
-        at = int(rng.integers(places))
+        at = int(rng.integers(len(self.layers) + len(self.attentions)))
         if at < len(self.layers):
             spec["layers"][at] = self.layers[at].changed(spec["layers"][at], rng)
-        elif at < places - 1:
+        else:
             options = self.attentions[at - len(self.layers)]
             spec["attentions"][at - len(self.layers)] = options[rng.integers(len(options))]
-        else:
-            spec |= self.upsamplers[rng.integers(len(self.upsamplers))]
         return spec
 
 
@@ -236,7 +215,7 @@ def covering_specs(student: Module, settings: dict[str, Any]) -> Iterator[tuple[
     """
     for border in borders_of(student):
         block = student.get_submodule(border.block)
-        # Shapes depend on how many groups and heads are kept, not on which.
+        # Shapes depend on how many groups are kept, not on which.
         for spec in BlockSpace(block, settings, natural_order(block)).covering():
             yield border.block, spec
 
@@ -251,47 +230,14 @@ def counts(settings: dict[str, Any], key: str, groups: int, size: int) -> list[i
     return sorted({count for count in found if count < groups} | {groups})
 
 
-def convolution_options(settings: dict[str, Any], conv: Module) -> list[tuple[int, int | None]]:
-    """Kernel and low rank, or None, of a convolution of the teacher, by ascending number of weights at the teacher's widths."""
-    outputs, inputs, own, _ = conv.weight.shape
-    ranks = low_ranks(settings, conv)
-    weights: dict[tuple[int, int | None], int] = {}
-    weights |= {(kernel, None): kernel**2 * inputs * outputs for kernel in {*settings["kernels"], own}}
-    weights |= {(own, rank): rank * (inputs + outputs + own**2 * rank) for rank in ranks}
-    return sorted(weights, key=lambda option: (weights[option], option[0]))
-
-
-def low_ranks(settings: dict[str, Any], conv: Module) -> list[int]:
-    """The shares under `ranks` of a convolution of the teacher, ascending; that of all is no low rank."""
-    step: int = settings["channel_multiple"]
-    most = min(conv.weight.shape[:2])
-    found = {step * max(1, round(share * most / step)) for share in settings["ranks"] if share < 1}
-    return sorted(rank for rank in found if rank < most)
-
-
-def largest_ranks(settings: dict[str, Any], block: Module) -> dict[str, int]:
-    """The largest low rank of each convolution in a block's ResNet layers that has any, by name."""
-    names = [f"resnets.{i}.{conv}" for i in range(len(block.resnets)) for conv in ("conv1", "conv2")]
-    found = {name: low_ranks(settings, block.get_submodule(name)) for name in names}
-    return {name: ranks[-1] for name, ranks in found.items() if ranks}
+def kernel_options(settings: dict[str, Any], conv: Module) -> list[int]:
+    """Kernels of a convolution of the teacher, ascending; its own is always among them."""
+    return sorted({*settings["kernels"], conv.kernel_size[0]})
 
 
 def parts(settings: dict[str, Any], order: list[int], size: int) -> list[list[int]]:
     """The most important groups, as many as the shares of `stream` say, ascending."""
     return [sorted(order[:count]) for count in counts(settings, "stream", len(order), size)]
-
-
-def attention_options(settings: dict[str, Any], attention: Module, heads: list[int]) -> list[Any]:
-    """What an attention may be, whole first and its least last: the `attentions` of a spec.
-
-    Args:
-        heads: its heads, the most important first; empty where they cannot be dropped.
-    """
-    fewer: list[Any] = []
-    if heads:
-        numbers = counts(settings, "heads", len(heads), attention.to_q.out_features // len(heads))
-        fewer = [{"heads": sorted(heads[:number])} for number in reversed(numbers[:-1])]
-    return [True, *fewer, *([False] if settings["drop_attention"] else [])]
 
 
 def key_of(spec: Spec) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
 from stagecraft.diffusion.process import Process
-from stagecraft.elastic.block import ElasticBlock, full_ranks, student_state
+from stagecraft.elastic.block import ElasticBlock, student_state
 from stagecraft.networks.borders import Border, border_of_job, borders_of
 from stagecraft.networks.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel, ranges_of
 from stagecraft.networks.pipelines import is_class_conditional
@@ -21,7 +21,7 @@ from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
-KERNELS = [1, 3]  # all that a search space may have, of layers and of upsamplers
+KERNELS = [1, 3]  # all that a search space may have
 
 
 def build_student(
@@ -77,7 +77,7 @@ def untrained_supernets(teacher: UNet2DModel) -> Supernet:
     def state(job: str) -> dict[str, torch.Tensor]:
         border, _ = border_of_job(teacher, job)
         block = teacher.get_submodule(border.block)
-        return ElasticBlock(block, border.kind, KERNELS, KERNELS, full_ranks(block)).state_dict()
+        return ElasticBlock(block, border.kind, KERNELS).state_dict()
 
     return state
 
