@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
 from stagecraft.diffusion.process import Process
-from stagecraft.networks.specs import unet_macs
+from stagecraft.networks.unet2d.costs import unet_macs
 from stagecraft.runtime.seeds import generator_for
 
 STEPS = 100  # in which the share of pruned channels rises

@@ -27,12 +27,12 @@ from diffusers import UNet2DModel
 from latency import teacher_of
 from shared_inputs import cpu_params, preset_file, write
 
-from stagecraft.elastic.block import natural_order
+from stagecraft.elastic.architecture import identity_architecture
+from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.evaluation.speed import time_evaluation
-from stagecraft.networks.multi_decoder_unet import Module, group_size
-from stagecraft.networks.specs import identity_architecture
-from stagecraft.runtime.command import keep_freed_memory
+from stagecraft.networks.unet2d.multi_decoder_unet import Module, group_size
+from stagecraft.runtime.threads import keep_freed_memory
 from stagecraft.training.student import build_student
 
 Spec = dict[str, Any]
@@ -60,30 +60,29 @@ def half(groups: list[int], share: float = 0.5) -> list[int]:
 
 def narrower(spec: Spec, block: Module) -> Spec:
     """Inner widths of half the groups."""
-    for layer, resnet in zip(spec["layers"], block.resnets, strict=True):
-        size = group_size(resnet)
+    for name, layer in resnets(spec).items():
+        size = group_size(block.get_submodule(name))
         layer["width"] = size * max(1, layer["width"] // size // 2)
     return spec
 
 
 def partial(spec: Spec, block: Module) -> Spec:
     """Layers that read and write half of their channels."""
-    order = natural_order(block)
-    for index, layer in enumerate(spec["layers"]):
-        layer |= {"reads": half(order["reads"][index]), "writes": half(order["writes"][index])}
+    for name, order in natural_orders(block).items():
+        spec[name] |= {key: half(groups) for key, groups in order.items()}
     return spec
 
 
 def first_layers(spec: Spec, block: Module) -> Spec:
     """All but the first layer dropped."""
-    return spec | {"layers": [spec["layers"][0], *[None] * (len(spec["layers"]) - 1)]}
+    return spec | dict.fromkeys(name for name in resnets(spec) if name != "resnets.0")
 
 
 def kernels(first: int | None, second: int) -> Callable[[Spec, Module], Spec]:
     """Other kernels of the two convolutions, None for the teacher's."""
 
     def change(spec: Spec, block: Module) -> Spec:
-        for layer in spec["layers"]:
+        for layer in resnets(spec).values():
             layer["kernels"] = [first or layer["kernels"][0], second]
         return spec
 
@@ -92,7 +91,12 @@ def kernels(first: int | None, second: int) -> Callable[[Spec, Module], Spec]:
 
 def no_attentions(spec: Spec, block: Module) -> Spec:
     """All attentions dropped."""
-    return spec | {"attentions": [False] * len(spec["attentions"])}
+    return spec | dict.fromkeys(name for name in spec if name.startswith("attentions"))
+
+
+def resnets(spec: Spec) -> Spec:
+    """The ResNet layers of a block."""
+    return {name: layer for name, layer in spec.items() if name.startswith("resnets")}
 
 
 CHOICES: dict[str, Callable[[Spec, Module], Spec]] = {
@@ -128,15 +132,9 @@ class Net:
             widths = self.unet.config["block_out_channels"]
             architecture["stream"] = [kept_channels(width, groups, STREAMS[choice]) for width in widths]
             return build_student(self.unet, architecture, [], 0).eval()
-        change = CHOICES[choice]
-        down = zip(architecture["down_blocks"], self.unet.down_blocks, strict=True)
-        up = zip(architecture["decoders"][0], self.unet.up_blocks, strict=True)
-        made = {
-            "down_blocks": [change(copy.deepcopy(spec), block) for spec, block in down],
-            "mid_block": change(copy.deepcopy(architecture["mid_block"]), self.unet.mid_block),
-            "decoders": [[change(copy.deepcopy(spec), block) for spec, block in up]],
-        }
-        return build_student(self.unet, made, [], 0).eval()
+        for name, (entry,) in architecture["blocks"].items():
+            entry["spec"] = CHOICES[choice](copy.deepcopy(entry["spec"]), self.unet.get_submodule(name))
+        return build_student(self.unet, architecture, [], 0).eval()
 
 
 def kept_channels(width: int, groups: int, share: float) -> list[int]:

@@ -335,7 +335,7 @@ class Run:
 
     def student(self) -> Any:
         """The kept student of this seed at the options' student budget; ValueError when there is none."""
-        from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
+        from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 
         folder = self.student_folder(self.options.student_budget)
         if not folder.is_dir():

@@ -15,9 +15,9 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from matching import Evaluation, Meter
 from torch import Tensor, nn
 
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import stage_timesteps
-from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, stage_of
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, stage_of
 from stagecraft.training.student import build_student, warm_start
 
 ENCODER = "encoder"

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from shared_inputs import cpu_params, preset_file, write
 
-from stagecraft.elastic.block import natural_order
+from stagecraft.elastic.architecture import identity_architecture
+from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import stage_timesteps
 from stagecraft.evaluation.speed import time_evaluation
-from stagecraft.networks.multi_decoder_unet import Module
 from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.unet2d.multi_decoder_unet import Module
 from stagecraft.runtime.command import keep_freed_memory
 from stagecraft.runtime.device import pick_device
-from stagecraft.search.latency import LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
+from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
 from stagecraft.search.space import BlockSpace
 from stagecraft.training.student import build_student
 from stagecraft.training.teacher import build_teacher
@@ -48,21 +49,23 @@ def teacher_of(preset: str, params: dict[str, Any]) -> Module:
 def draw_architecture(unet: Module, settings: dict[str, Any], stages: int, rng: np.random.Generator) -> dict[str, Any]:
     """A random spec for every block, and for each stage in the decoder."""
 
-    def draw(block: Module) -> Any:
-        return BlockSpace(block, settings, natural_order(block)).draw(rng)
+    architecture = identity_architecture(unet, stages)
+    for name, entries in architecture["blocks"].items():
+        block = unet.get_submodule(name)
+        space = BlockSpace(block, settings, natural_orders(block))
+        for entry in entries:
+            entry["spec"] = space.draw(rng)
+    return architecture
 
-    return {
-        "down_blocks": [draw(block) for block in unet.down_blocks],
-        "mid_block": None if unet.mid_block is None else draw(unet.mid_block),
-        "decoders": [[draw(block) for block in unet.up_blocks] for _ in range(stages)],
-    }
 
-
-def blocks_of(architecture: dict[str, Any], decoder: int) -> list[tuple[str, Any]]:
+def blocks_of(architecture: dict[str, Any], stage: int) -> list[tuple[str, Any]]:
     """Name and spec of the blocks that run in one stage."""
-    blocks = [(f"down_blocks.{i}", spec) for i, spec in enumerate(architecture["down_blocks"])]
-    blocks += [("mid_block", architecture["mid_block"])] if architecture["mid_block"] else []
-    return blocks + [(f"up_blocks.{i}", spec) for i, spec in enumerate(architecture["decoders"][decoder])]
+    return [
+        (name, entry["spec"])
+        for name, entries in architecture["blocks"].items()
+        for entry in entries
+        if stage in entry["range"]
+    ]
 
 
 def measure_whole(models: list[Module], shape: tuple[int, ...], times: list[float], repeats: int) -> list[list[float]]:
@@ -87,7 +90,7 @@ def compare(preset: str, count: int, threads: int, batch: int, repeats: int, see
     stages = params["cluster_timesteps"]["stages"]
     boundaries = [round(1000 * (i + 1) / stages) for i in range(stages - 1)]
     drawn = [draw_architecture(unet, params["search_block"], stages, rng) for _ in range(count)]
-    layers = LayersOf(unet)
+    layers = layers_of(unet)
     specs = [pair for one in drawn for stage in range(stages) for pair in blocks_of(one, stage)]
     stopwatch = Stopwatch(device, batch, repeats, "fp32")
     begun = time.monotonic()

@@ -157,7 +157,7 @@ class Costs:
     def macs(self) -> dict[str, float]:
         """MACs of the teacher's training and of the search."""
         from stagecraft.networks.pipelines import load_teacher
-        from stagecraft.networks.specs import unet_macs
+        from stagecraft.networks.unet2d.costs import unet_macs
         from stagecraft.report.page import macs_of_search
 
         whole, settings = unet_macs(load_teacher(self.shared.teacher)), self.params["train_teacher"]

@@ -1,4 +1,4 @@
-"""One teacher pass over (x0, t, eps) triples: the tensors at all block borders as safetensors shards."""
+"""One teacher pass over (x0, t, eps) triples: the tensors at all block sites as safetensors shards."""
 
 from pathlib import Path
 from typing import Any

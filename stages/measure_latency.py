@@ -5,12 +5,12 @@ from typing import Any
 
 from stagecraft.config.params import latency_files
 from stagecraft.networks.pipelines import load_teacher
-from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search.importance import choose_stream
-from stagecraft.search.latency import DESCRIPTION, LatencyTable, LayersOf, Stopwatch, overhead_of, pairs_to_measure
+from stagecraft.search.latency import DESCRIPTION, LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
 from stagecraft.search.space import covering_specs
 
 
@@ -29,8 +29,8 @@ def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, impo
     space = {name.removeprefix("search_block."): value for name, value in params.items()}
     stream = choose_stream(unet, space["channels"], ranked["stream_importance"], space["channel_multiple"])
     student = narrowed_teacher(unet, stream)
-    whole = LayersOf(unet)
-    pairs = pairs_to_measure(whole, LayersOf(student), covering_specs(student, space))
+    whole = layers_of(unet)
+    pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, space))
     if settings["source"] == "measure":
         device = pick_device(params["device"], min(threads, settings["threads"]))
         stopwatch = Stopwatch(device, settings["batch_size"], settings["repeats"], params["precision"])

@@ -1,6 +1,7 @@
 """Params of prepare_data, a small UNet, and clones of the repository to run commands in."""
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -198,7 +199,31 @@ def clone(folder: Path) -> Path:
 
 def space_of(block, settings):
     """The search space of a block, its channels as they stand."""
-    from stagecraft.elastic.block import natural_order
+    from stagecraft.elastic.block import natural_orders
     from stagecraft.search.space import BlockSpace
 
-    return BlockSpace(block, settings, natural_order(block))
+    return BlockSpace(block, settings, natural_orders(block))
+
+
+def supernet_of(teacher, site, kernels=(1, 3)):
+    """A fresh supernet of the block at a site of a teacher."""
+    from stagecraft.elastic.block import ElasticBlock
+    from stagecraft.networks.families import family_of
+
+    run = functools.partial(family_of(teacher).run, site)
+    return ElasticBlock(teacher.get_submodule(site.name), run, {"kernels": kernels})
+
+
+def spec_at(architecture, name, interval=0):
+    """The spec of a block in an interval, to be changed."""
+    return next(entry["spec"] for entry in architecture["blocks"][name] if interval in entry["range"])
+
+
+def with_ranges(architecture, ranges):
+    """An architecture whose up blocks have these ranges, each with the spec of its first interval."""
+    blocks = dict(architecture["blocks"])
+    for index, parts in enumerate(ranges):
+        name = f"up_blocks.{index}"
+        specs = [entry["spec"] for entry in blocks[name]]
+        blocks[name] = [{"range": part, "spec": specs[part[0] if part else 0]} for part in parts]
+    return architecture | {"blocks": blocks}

@@ -13,7 +13,7 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.diffusion.sampling import Sampler, sample
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.runtime import processes
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.journal import Pieces

@@ -7,9 +7,9 @@ from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.networks.borders import trace
-from stagecraft.networks.multi_decoder_unet import stage_of
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.elastic.architecture import identity_architecture
+from stagecraft.networks.families import family_of
+from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.search.features import FeatureWriter
 from stagecraft.training.joint import JointLoss
@@ -101,7 +101,7 @@ def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path
     found = writer._triples(0, 0, 6)
     rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))
     with torch.no_grad():
-        seen = trace(unet, found["x_t"], found["t"], labelled.labels[rows])
-        other = trace(unet, found["x_t"], found["t"], (labelled.labels[rows] + 1) % 5)
+        seen = family_of(unet).trace(unet, found["x_t"], found["t"], labelled.labels[rows])
+        other = family_of(unet).trace(unet, found["x_t"], found["t"], (labelled.labels[rows] + 1) % 5)
     torch.testing.assert_close(found["output"], seen["output"], atol=1e-5, rtol=1e-4)
     assert (found["output"] - other["output"]).abs().max() > 1e-3

@@ -29,7 +29,7 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.boundaries import nearest_timesteps
 from stagecraft.diffusion.process import EDMProcess, VPProcess
 from stagecraft.diffusion.stated import BETA_SCHEDULES
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.training.student import build_student
 
 

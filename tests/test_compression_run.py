@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, tiny_unet
+from helpers import ROOT, spec_at, tiny_unet
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -18,8 +18,8 @@ from shared_inputs import cpu_params, preset_file
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import make_process
 from stagecraft.diffusion.sampling import Sampler
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import count_macs
-from stagecraft.networks.specs import identity_architecture
 from stagecraft.training.student import build_student
 
 SHAPE = (1, 8, 8)
@@ -48,8 +48,8 @@ def run_of(digits, tmp_path, monkeypatch):
 def small_student(teacher):
     """A student of two intervals, the lower one without attention."""
     architecture = identity_architecture(teacher, 2)
-    architecture["decoders"][0][0]["attentions"] = [False, False]
-    architecture["decoders"][0][0]["layers"] = [None, None]
+    spec = spec_at(architecture, "up_blocks.0", 0)
+    spec |= dict.fromkeys(spec)
     return build_student(teacher, architecture, [500], 0).eval()
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from helpers import tiny_unet
 
-from stagecraft.elastic.block import natural_order
-from stagecraft.networks.borders import border_of_job, borders_of
-from stagecraft.networks.specs import identity_spec, parameter_count
+from stagecraft.elastic.block import natural_orders
+from stagecraft.elastic.kinds import identity_spec
+from stagecraft.networks.families import sites_of
+from stagecraft.networks.jobs import Job
+from stagecraft.networks.unet2d.costs import parameter_count
 from stagecraft.search.architecture import costs_of
 from stagecraft.search.controls import narrowed, select_largest, select_uniform, within
 from stagecraft.search.selection import Block, Budget, fits, totals
@@ -19,11 +21,11 @@ STEPS = [12, 4, 9]
 @pytest.fixture
 def blocks(unet):
     found = []
-    for border in borders_of(unet):
-        spec = identity_spec(unet.get_submodule(border.block))
-        identity = {"spec": spec, "macs": 0, "params": parameter_count(unet.get_submodule(border.block)), "nmse": 0.0}
-        for stage in range(len(STEPS)) if border.kind == "up" else [None]:
-            name = border.block if stage is None else f"{border.block}.stage_{stage}"
+    for site in sites_of(unet):
+        spec = identity_spec(unet.get_submodule(site.name))
+        identity = {"spec": spec, "macs": 0, "params": parameter_count(unet.get_submodule(site.name)), "nmse": 0.0}
+        for stage in range(len(STEPS)) if site.per_range else [None]:
+            name = site.name if stage is None else f"{site.name}.stage_{stage}"
             found.append(Block(name, None if stage is None else (stage,), identity, (identity,)))
     return found
 
@@ -34,45 +36,46 @@ def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, 
     chosen = select_uniform(unet, blocks, costs, budget)
     total = totals(blocks, chosen, costs)
     assert fits(total, budget) and total["macs_ratio"] > macs - 0.05
-    sizes = {b: unet.get_submodule(b.block).resnets[0].norm2 for b in borders_of(unet)}
+    sizes = {b: unet.get_submodule(b.name).resnets[0].norm2 for b in sites_of(unet)}
     groups = set()
-    for border, norm in sizes.items():
-        job = border.block if border.kind != "up" else f"{border.block}.stage_1"
+    for site, norm in sizes.items():
+        job = site.name if not site.per_range else f"{site.name}.stage_1"
         spec = chosen[job]["spec"]
-        assert spec["attentions"] == identity_spec(unet.get_submodule(border.block))["attentions"]
-        for layer in spec["layers"]:
+        assert None not in spec.values() and spec.keys() == identity_spec(unet.get_submodule(site.name)).keys()
+        for layer in resnets(spec):
             groups.add(layer["width"] // (norm.num_channels // norm.num_groups))
             assert layer["kernels"] == [3, 3]
     assert max(groups) - min(groups) <= 1
-    kept = {f"{b.block}.resnets.{i}": g for b in sizes for i, g in enumerate(groups_of(unet, chosen, b))}
+    kept = {f"{b.name}.resnets.{i}": g for b in sizes for i, g in enumerate(groups_of(unet, chosen, b))}
     for name in (name for name, count in kept.items() if count == min(groups) < 4):
         assert within(unet, blocks, costs, budget, kept | {name: kept[name] + 1}) is None
 
 
-def groups_of(unet, chosen, border):
+def groups_of(unet, chosen, site):
     """GroupNorm groups inside the layers of a block."""
-    job = border.block if border.kind != "up" else f"{border.block}.stage_1"
-    norm = unet.get_submodule(border.block).resnets[0].norm2
-    return [layer["width"] // (norm.num_channels // norm.num_groups) for layer in chosen[job]["spec"]["layers"]]
+    job = site.name if not site.per_range else f"{site.name}.stage_1"
+    norm = unet.get_submodule(site.name).resnets[0].norm2
+    return [layer["width"] // (norm.num_channels // norm.num_groups) for layer in resnets(chosen[job]["spec"])]
+
+
+def resnets(spec):
+    """The choices of a block's ResNet layers."""
+    return [choice for name, choice in spec.items() if name.startswith("resnets")]
 
 
 def test_all_stages_get_the_same_uniform_decoder(unet, blocks):
     chosen = select_uniform(unet, blocks, costs_of(unet, STEPS), Budget(0.7, 10.0, 10.0))
-    for border in (b for b in borders_of(unet) if b.kind == "up"):
-        assert chosen[f"{border.block}.stage_0"]["spec"] == chosen[f"{border.block}.stage_2"]["spec"]
+    for site in (b for b in sites_of(unet) if b.per_range):
+        assert chosen[f"{site.name}.stage_0"]["spec"] == chosen[f"{site.name}.stage_2"]["spec"]
 
 
 def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):
-    groups = {f"{b.block}.resnets.{i}": 1 for b in borders_of(unet) for i in range(2)}
+    groups = {f"{b.name}.resnets.{i}": 1 for b in sites_of(unet) for i in range(2)}
     jobs = {block.name.removesuffix(".stage_0"): block for block in map(with_parts, blocks)}
-    specs = {border.block: narrowed(unet, jobs[border.block], groups) for border in borders_of(unet)}
+    specs = {site.name: narrowed(unet, jobs[site.name], groups) for site in sites_of(unet)}
     student = build_student(
         unet,
-        {
-            "down_blocks": [specs[f"down_blocks.{i}"]["spec"] for i in range(2)],
-            "mid_block": specs["mid_block"]["spec"],
-            "decoders": [[specs[f"up_blocks.{i}"]["spec"] for i in range(2)]],
-        },
+        {"blocks": {name: [{"range": [0], "spec": made["spec"]}] for name, made in specs.items()}},
         [],
         0,
     )
@@ -84,10 +87,13 @@ def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):
 def with_parts(block):
     """A block whose space has layers that read and write parts of the channels, the last groups being the most important."""
     spec = block.identity["spec"]
-    part = block.identity | {"spec": spec | {"layers": [layer | {"reads": [0]} for layer in spec["layers"]]}}
+    some = {name: layer | {"reads": [0]} for name, layer in spec.items() if name.startswith("resnets")}
+    part = block.identity | {"spec": spec | some}
     unet = tiny_unet()
-    whole = unet.get_submodule(border_of_job(unet, block.name)[0].block)
-    order = {key: [groups[::-1] for groups in some] for key, some in natural_order(whole).items()}
+    whole = unet.get_submodule(Job.parse(block.name).site)
+    order = {
+        name: {key: groups[::-1] for key, groups in parts.items()} for name, parts in natural_orders(whole).items()
+    }
     return replace(block, candidates=(*block.candidates, part), order=order)
 
 
@@ -95,13 +101,13 @@ def test_uniform_layers_read_and_write_as_much_as_they_hold_where_the_space_has_
     costs, budget = costs_of(unet, STEPS), Budget(0.5, 10.0, 10.0)
     chosen = select_uniform(unet, [*map(with_parts, blocks)], costs, budget)
     assert totals(blocks, chosen, costs)["macs_ratio"] > 0.45
-    for border in borders_of(unet):
-        job = border.block if border.kind != "up" else f"{border.block}.stage_1"
-        for layer, resnet in zip(chosen[job]["spec"]["layers"], unet.get_submodule(border.block).resnets, strict=True):
+    for site in sites_of(unet):
+        job = site.name if not site.per_range else f"{site.name}.stage_1"
+        for layer, resnet in zip(resnets(chosen[job]["spec"]), unet.get_submodule(site.name).resnets, strict=True):
             count = layer["width"] * 4 // resnet.conv1.out_channels
             whole = {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
             assert {key: layer.get(key, whole[key]) for key in whole} == dict.fromkeys(whole, [0, 1, 2, 3][4 - count :])
-    assert min(layer["width"] // 8 for layer in chosen["up_blocks.0.stage_1"]["spec"]["layers"]) < 4
+    assert min(layer["width"] // 8 for layer in resnets(chosen["up_blocks.0.stage_1"]["spec"])) < 4
 
 
 def test_a_budget_below_one_group_everywhere_is_refused(unet, blocks):

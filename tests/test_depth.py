@@ -14,18 +14,18 @@ from matching import Counter, share_of
 SHAPE = (1, 8, 8)
 
 
-def test_every_layer_and_attention_is_a_site_of_depth():
+def test_every_layer_and_attention_may_go():
     teacher = tiny_unet()
-    sites = depth.sites_of(teacher)
-    kinds = {name: sum(site.key == name for site in sites) for name in ("layers", "attentions")}
-    assert kinds == {"layers": 2 + 2 + 4, "attentions": 1 + 1 + 2} and len({*sites}) == len(sites)
+    layers = depth.layers_of(teacher)
+    kinds = {kind: sum(layer.name.startswith(kind) for layer in layers) for kind in ("resnets", "attentions")}
+    assert kinds == {"resnets": 2 + 2 + 4, "attentions": 1 + 1 + 2} and len({*layers}) == len(layers)
 
 
 def test_what_is_left_of_the_teacher_has_its_weights():
     teacher, x, t = tiny_unet(), torch.randn(2, *SHAPE), torch.tensor([5, 800])
     whole = depth.without(teacher, [])
     assert torch.equal(whole(x, t).sample, teacher(x, t).sample)
-    site = depth.Site("up_blocks.0", "attentions", 1)
+    site = depth.Layer("up_blocks.0", "attentions.1")
     less = depth.without(teacher, [site])
     assert not torch.equal(less(x, t).sample, teacher(x, t).sample)
     kept = {name: value for name, value in whole.state_dict().items() if "up_blocks.0.attentions.1" not in name}
@@ -34,7 +34,7 @@ def test_what_is_left_of_the_teacher_has_its_weights():
 
 
 def test_sites_are_dropped_for_the_least_sum_of_effects():
-    sites = [depth.Site("mid_block", "layers", index) for index in range(4)]
+    sites = [depth.Layer("mid_block", f"resnets.{index}") for index in range(4)]
     effects = depth.Effects(sites, errors=[1.0, 0.1, 0.5, 0.3], savings=[0.5, 0.1, 0.3, 0.2], whole=0.98)
     # 0.38 must go: {0} costs 1.0, {1, 2} 0.6, {2, 3} 0.8; by error per saving site 1 would be first.
     assert effects.choose(0.6) == [sites[1], sites[2]]
@@ -54,10 +54,10 @@ def test_effects_are_measured_with_one_site_dropped_at_a_time():
     teacher = tiny_unet()
     tensors = len(depth.without(teacher, []).state_dict())
     effects = depth.Effects.measure(teacher, lambda net: float(len(net.state_dict())), Counter(teacher, SHAPE))
-    assert effects.sites == depth.sites_of(teacher) and effects.whole == pytest.approx(1.0)
+    assert effects.layers == depth.layers_of(teacher) and effects.whole == pytest.approx(1.0)
     assert max(effects.errors) < tensors and min(effects.savings) > 0
     dropped = effects.choose(0.5)
     share = share_of(Counter(teacher, SHAPE), depth.without(teacher, dropped), [], [1])
     assert share <= 0.5 and share == pytest.approx(
-        1 - sum(s for site, s in zip(effects.sites, effects.savings, strict=True) if site in dropped)
+        1 - sum(s for site, s in zip(effects.layers, effects.savings, strict=True) if site in dropped)
     )

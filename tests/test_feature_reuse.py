@@ -25,7 +25,7 @@ from matching import Counter
 
 from stagecraft.diffusion.process import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.training.student import build_student
 
 SHAPE = (1, 8, 8)

@@ -7,7 +7,7 @@ import torch
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import VPProcess
-from stagecraft.networks.borders import borders_of, run_block, trace
+from stagecraft.networks.families import family_of, sites_of
 from stagecraft.search.features import Features, FeatureWriter
 
 SETTINGS = {"triples_per_stage": 20, "held_out": 0.25, "batch_size": 4, "shard_size": 8, "max_gib": 1.0}
@@ -25,15 +25,15 @@ def test_cached_borders_are_the_teachers_own(writer, unet, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
         f"stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in range(3)
     ]
-    for border in borders_of(unet):
-        cache = Features(tmp_path, ["x_t", "t", *border.inputs, *border.outputs])
+    for site in sites_of(unet):
+        cache = Features(tmp_path, ["x_t", "t", *site.reads, *site.writes])
         x_t, t, *rest = cache.take(torch.tensor([25, 3, 39, 8]), CPU)
         assert ((t >= 300) == torch.tensor([True, False, True, False])).all()
-        seen = trace(unet, x_t, t)
-        inputs, outputs = rest[: len(border.inputs)], rest[len(border.inputs) :]
-        for name, got in zip([*border.inputs, *border.outputs], rest, strict=True):
+        seen = family_of(unet).trace(unet, x_t, t)
+        inputs, outputs = rest[: len(site.reads)], rest[len(site.reads) :]
+        for name, got in zip([*site.reads, *site.writes], rest, strict=True):
             torch.testing.assert_close(got, seen[name], atol=1e-5, rtol=1e-4)
-        for got, want in zip(run_block(border.kind, unet.get_submodule(border.block), inputs), outputs, strict=True):
+        for got, want in zip(family_of(unet).run(site, unet.get_submodule(site.name), inputs), outputs, strict=True):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 

@@ -10,9 +10,10 @@ from helpers import tiny_unet
 
 from stagecraft.diffusion.process import VPProcess, make_process
 from stagecraft.diffusion.sampling import steps_per_stage
+from stagecraft.elastic.architecture import identity_architecture
+from stagecraft.elastic.kinds import identity_spec
 from stagecraft.evaluation.cost import model_cost
 from stagecraft.networks.pipelines import load_student, save_student
-from stagecraft.networks.specs import identity_architecture, identity_spec
 from stagecraft.search.architecture import given_architecture
 from stagecraft.training.student import build_student, warm_start
 
@@ -63,15 +64,15 @@ def test_wider_and_narrower_decoders_cost_what_is_expected(changes, shared):
 
 def test_channels_are_shares_of_the_teachers_in_whole_groups_and_heads(unet):
     plan = given(unet, [1.5, 0.5, 0.01])
-    channels = [[spec["channels"] for spec in decoder] for decoder in plan["unet"]["decoders"]]
-    assert channels == [[48, 24], [16, 8], [8, 8]]
-    widths = [{layer["width"] for layer in spec["layers"]} for spec in plan["unet"]["decoders"][0]]
-    assert widths == [{48}, {24}]
-    identity = identity_architecture(unet)
-    assert plan["unet"]["down_blocks"] == identity["down_blocks"]
-    assert given(unet, [1.0])["unet"] == identity
+    blocks = plan["unet"]["blocks"]
+    channels = [[entry["channels"] for entry in blocks[name]] for name in ("up_blocks.0", "up_blocks.1")]
+    assert channels == [[48, 16, 8], [24, 8, 8]]
+    for name, width in (("up_blocks.0", 48), ("up_blocks.1", 24)):
+        assert {choice["width"] for choice in blocks[name][0]["spec"].values() if choice} == {width}
+    assert blocks["down_blocks.0"] == identity_architecture(unet, 3)["blocks"]["down_blocks.0"]
+    assert given(unet, [1.0])["unet"] == identity_architecture(unet)
     built = student_of(unet, [1.5, 0.5, 0.01]).decoders[0].blocks[1]
-    assert built.resnets[0].conv2.out_channels == 24 and identity_spec(built)["layers"][0]["width"] == 24
+    assert built.resnets[0].conv2.out_channels == 24 and identity_spec(built)["resnets.0"]["width"] == 24
 
 
 def test_one_width_per_stage_is_demanded(unet):

@@ -2,17 +2,18 @@
 
 import pytest
 import torch
+from helpers import spec_at, supernet_of
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import Batch, NoisyBatches
 from stagecraft.diffusion.process import VPProcess
-from stagecraft.elastic.block import ElasticBlock
-from stagecraft.networks.borders import borders_of, trace
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.elastic.architecture import identity_architecture
+from stagecraft.networks.families import family_of, site_named, sites_of
+from stagecraft.networks.jobs import Job
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.schedule import end_to_end_share, passes_per_step
-from stagecraft.training.student import build_student, inherit, start_student, student_blocks
+from stagecraft.training.student import build_student, inherit, start_student
 
 SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0, "jacobian_weight": 0.0}
 
@@ -26,9 +27,7 @@ def parts(unet, digits, diffusion_settings):
 
 
 def supernet_state(unet, job):
-    name = job.split(".stage_")[0]
-    kind = {"d": "down", "m": "mid", "u": "up"}[name[0]]
-    return ElasticBlock(unet.get_submodule(name), kind, [1, 3]).state_dict()
+    return supernet_of(unet, site_named(unet, Job.parse(job).site)).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -74,14 +73,14 @@ def test_a_student_of_the_teachers_shape_inherits_the_teacher(parts, unet):
 
 def test_a_student_that_starts_from_the_teacher_has_its_weights_in_changed_layers_too(unet):
     specs = identity_architecture(unet, 2)
-    for decoder in specs["decoders"]:
-        decoder[0]["layers"][0] |= {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
+    for interval in (0, 1):
+        spec_at(specs, "up_blocks.0", interval)["resnets.0"] |= {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
     chosen = {"unet": specs, "boundaries": [400], "shared_encoder": True, "rule": "budget"}
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
     with torch.no_grad():
         student = start_student(unet, chosen, "teacher", 0, lambda job: {})
         torch.testing.assert_close(student(x, t).sample, unet(x, t).sample, atol=1e-5, rtol=1e-4)
-    specs["down_blocks"][0]["layers"][0] |= {"reads": [1, 3], "width": 8}
+    spec_at(specs, "down_blocks.0")["resnets.0"] |= {"reads": [1, 3], "width": 8}
     student = start_student(unet, chosen, "teacher", 0, lambda job: {})
     mine, theirs = (net.down_blocks[0].resnets[0].conv1.weight for net in (student, unet))
     assert torch.equal(mine, theirs[:8, [4, 5, 6, 7, 12, 13, 14, 15]])
@@ -90,13 +89,13 @@ def test_a_student_that_starts_from_the_teacher_has_its_weights_in_changed_layer
 def test_gradients_of_the_block_loss_stay_inside_the_block(parts, unet):
     student, loss = parts
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 900, 999])
-    seen = trace(unet, x, t)
-    for border in borders_of(unet):
+    seen = family_of(unet).trace(unet, x, t)
+    for site in sites_of(unet):
         student.zero_grad()
         for p in student.parameters():
             p.data.add_(0.01)
-        loss.block_loss(border, seen, student.stage_of(t)).backward()
-        own = {id(p) for block in student_blocks(student, border) for p in block.module.parameters()}
+        loss.block_loss(site, seen, student.stage_of(t)).backward()
+        own = {id(p) for block in family_of(unet).blocks(student, site) for p in block.module.parameters()}
         touched = {id(p) for p in student.parameters() if p.grad is not None}
         assert touched and touched <= own
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stagecraft.networks.borders import borders_of
-from stagecraft.networks.multi_decoder_unet import narrow_stream
-from stagecraft.networks.specs import identity_spec
-from stagecraft.search.latency import LatencyTable, LayersOf, Stopwatch, pairs_to_measure
+from stagecraft.elastic.kinds import identity_spec
+from stagecraft.networks.families import sites_of
+from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream
+from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, pairs_to_measure
 
 SPACE = {
     "widths": [0.5, 1.0],
@@ -24,13 +24,13 @@ SPACE = {
 
 def specs_of(unet):
     """Names of blocks, and specs with every option of each layer."""
-    for border in borders_of(unet):
-        block = unet.get_submodule(border.block)
+    for site in sites_of(unet):
+        block = unet.get_submodule(site.name)
         space = space_of(block, SPACE)
-        yield border.block, space.identity
+        yield site.name, space.identity
         rng = np.random.default_rng(0)
         for spec in [*space.plain(), *(space.draw(rng) for _ in range(20))]:
-            yield border.block, spec
+            yield site.name, spec
 
 
 def parameters(layers):
@@ -53,12 +53,12 @@ def parameters(layers):
 def test_the_layers_of_a_unet_are_all_that_it_computes(changes):
     unet = tiny_unet(**changes)
     embedding = 0 if unet.class_embedding is None else sum(p.numel() for p in unet.class_embedding.parameters())
-    assert parameters(LayersOf(unet).whole()) == sum(p.numel() for p in unet.parameters()) - embedding
+    assert parameters(layers_of(unet).own()) == sum(p.numel() for p in unet.parameters()) - embedding
 
 
 def test_a_layer_reads_what_the_network_gives_it():
     unet = tiny_unet()
-    layers = LayersOf(unet)
+    layers = layers_of(unet)
     reads = {
         name: layers.reads[name]
         for name in ("down_blocks.1.resnets.0", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1")
@@ -70,7 +70,7 @@ def test_a_layer_reads_what_the_network_gives_it():
 def test_every_option_of_a_space_runs_by_itself(stream):
     unet = tiny_unet()
     student = unet if stream is None else narrow_stream(tiny_unet(), stream)
-    pairs = pairs_to_measure(LayersOf(unet), LayersOf(student), specs_of(student))
+    pairs = pairs_to_measure(layers_of(unet), layers_of(student), specs_of(student))
     with torch.no_grad():
         for layer, own in pairs.values():
             for one in (layer, own):
@@ -79,34 +79,34 @@ def test_every_option_of_a_space_runs_by_itself(stream):
 
 
 def test_layers_of_one_shape_have_one_key_and_others_another():
-    layers = LayersOf(tiny_unet())
+    layers = layers_of(tiny_unet())
     spec = identity_spec(layers.unet.up_blocks[1])
-    narrow = {**spec, "layers": [{**spec["layers"][0], "width": 4}, *spec["layers"][1:]]}
-    half = {**spec, "layers": [{**spec["layers"][0], "reads": [0, 1]}, *spec["layers"][1:]]}
+    narrow = spec | {"resnets.0": spec["resnets.0"] | {"width": 4}}
+    half = spec | {"resnets.0": spec["resnets.0"] | {"reads": [0, 1]}}
     keys = [[layer.key for layer in layers.block("up_blocks.1", one)] for one in (spec, narrow, half)]
     assert len({key[0] for key in keys}) == 3 and len({key[1] for key in keys}) == 1
-    first, second = ([layer.key for layer in LayersOf(tiny_unet()).whole()] for _ in range(2))
+    first, second = ([layer.key for layer in layers_of(tiny_unet()).own()] for _ in range(2))
     assert first == second
 
 
 def test_a_dropped_attention_takes_no_time_and_a_dropped_layer_that_of_its_shortcut():
-    layers = LayersOf(tiny_unet())
+    layers = layers_of(tiny_unet())
     name = "down_blocks.1"
     spec = identity_spec(layers.unet.get_submodule(name))
-    dropped = {"layers": [None], "attentions": [False]}
+    dropped = {"resnets.0": None, "attentions.0": None}
     whole, left = layers.block(name, spec), layers.block(name, dropped)
     assert len(whole) == 2 and [layer.key.split(" ")[0] for layer in left] == ["ShortcutLayer"]
 
 
 def measured(unet):
-    pairs = pairs_to_measure(LayersOf(unet), LayersOf(unet), specs_of(unet))
+    pairs = pairs_to_measure(layers_of(unet), layers_of(unet), specs_of(unet))
     return Stopwatch(torch.device("cpu"), 2, 1, "fp32").measure(pairs)
 
 
 def test_a_table_gives_the_sum_of_its_layers_and_names_what_it_lacks():
     unet = tiny_unet()
     times = measured(unet)
-    table, layers = LatencyTable({"layers": times}, "kept.json"), LayersOf(unet).whole()
+    table, layers = LatencyTable({"layers": times}, "kept.json"), layers_of(unet).own()
     assert table.milliseconds(layers) == pytest.approx(sum(times[layer.key] for layer in layers))
     assert all(value > 0 for value in times.values())
     missing = layers[2].key
@@ -128,6 +128,6 @@ def test_a_slow_clock_changes_no_multiple():
     """A layer that is the teacher's own keeps the teacher's time, however the machine's speed drifts."""
     unet = tiny_unet()
     stopwatch = Stopwatch(torch.device("cpu"), 2, 5, "fp32")
-    own = LayersOf(unet).whole()[2]
+    own = layers_of(unet).own()[2]
     found = stopwatch.measure({"same": (own, own)})
     assert found["same"] > 0 and json.dumps(found)

@@ -15,6 +15,7 @@ from stagecraft.data.splits import split
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import make_process
 from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.autoencoder import (
     WEIGHTS,
     build_autoencoder,
@@ -27,7 +28,6 @@ from stagecraft.networks.autoencoder import (
 )
 from stagecraft.networks.given import check_autoencoder_folder
 from stagecraft.networks.pipelines import load_teacher, save_student, save_teacher
-from stagecraft.networks.specs import identity_architecture
 from stagecraft.runtime.files import sha256_file, write_checked_json
 from stagecraft.training.autoencoder import ReconstructionLoss
 from stagecraft.training.loop import TrainSettings, train

@@ -229,12 +229,12 @@ def stages(*values):
 
 
 def wider(data):
-    data["unet"]["down_blocks"][0]["layers"][0] = {"width": 7, "kernels": [3, 3]}
+    data["unet"]["blocks"]["down_blocks.0"][0]["spec"]["resnets.0"] = {"width": 7, "kernels": [3, 3]}
     return data
 
 
 def other_teacher(data):
-    data["identity"]["down_blocks"][0]["layers"][0]["width"] = 64
+    data["identity"]["blocks"]["down_blocks.0"][0]["spec"]["resnets.0"]["width"] = 64
     return data
 
 
@@ -248,7 +248,7 @@ CONTRADICTIONS = [
     ("assemble", CLUSTERS, stages(700, 300)),
     ("assemble", CLUSTERS, stages()),
     ("assemble", CLUSTERS, stages(300, 600)),
-    ("assemble", REPORTS[0], lambda data: data | {"identity": {"layers": [], "attentions": []}}),
+    ("assemble", REPORTS[0], lambda data: data | {"identity": {}}),
     ("retrain", ARCHITECTURE, boundaries()),
     ("retrain", ARCHITECTURE, boundaries(300, 600)),
     ("retrain", ARCHITECTURE, wider),

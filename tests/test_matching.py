@@ -5,15 +5,15 @@ import sys
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, tiny_unet
+from helpers import ROOT, spec_at, tiny_unet
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import matching
 from matching import Clock, Counter, Evaluation, share_of, turn_knob
 
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import model_cost
-from stagecraft.networks.specs import identity_architecture
 from stagecraft.training.student import build_student
 
 SHAPE = (1, 8, 8)
@@ -104,7 +104,7 @@ def test_a_noisy_measurement_is_repeated(clock, monkeypatch):
 def test_a_net_counts_by_the_steps_in_each_interval():
     teacher = tiny_unet()
     architecture = identity_architecture(teacher, 2)
-    architecture["decoders"][1][0]["layers"][0] = None
+    spec_at(architecture, "up_blocks.0", 1)["resnets.0"] = None
     net = build_student(teacher, architecture, [400], 0).eval()
     counter = Counter(teacher, SHAPE)
     expected = model_cost(net, SHAPE, [400], [3, 1])["macs"] / model_cost(teacher, SHAPE, [], [1])["macs"]

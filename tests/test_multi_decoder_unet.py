@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
-from helpers import tiny_unet
+from helpers import spec_at, tiny_unet, with_ranges
 
 from stagecraft.diffusion.process import VPProcess
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import count_macs
-from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stagecraft.networks.pipelines import load_given_teacher, load_student, save_student
-from stagecraft.networks.specs import block_macs, identity_architecture, parameter_count
+from stagecraft.networks.unet2d.costs import block_macs, parameter_count
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stagecraft.training.student import build_student
 
 
@@ -82,10 +83,9 @@ def test_gradients_of_a_mixed_batch_reach_only_the_decoders_in_it(unet):
 
 def test_narrow_layers_kernels_and_dropped_parts_cost_what_they_should(unet):
     architecture = identity_architecture(unet, 1)
-    block = architecture["decoders"][0][0]
-    block["layers"][0] = {"width": 8, "kernels": [1, 3]}
-    block["layers"][1] = None
-    block["attentions"] = [False, False]
+    spec = spec_at(architecture, "up_blocks.0")
+    spec |= {"resnets.0": {"width": 8, "kernels": [1, 3]}, "resnets.1": None}
+    spec |= {"attentions.0": None, "attentions.1": None}
     student = student_of(unet, [], architecture)
     built = student.decoders[0].blocks[0]
     assert built.resnets[0].conv1.weight.shape == (8, 64, 1, 1)
@@ -103,7 +103,7 @@ PART = {"width": 16, "kernels": [3, 3], "reads": [0, 2], "writes": [1, 2, 3]}
 def test_a_layer_that_reads_and_writes_parts_does_what_the_whole_one_does_with_zeros_elsewhere(scale_shift):
     unet = tiny_unet(resnet_time_scale_shift=scale_shift)
     whole = unet.down_blocks[0].resnets[0]
-    part = apply_spec(copy.deepcopy(unet.down_blocks[0]), {"layers": [PART], "attentions": []}).resnets[0].eval()
+    part = apply_spec(copy.deepcopy(unet.down_blocks[0]), {"resnets.0": PART}).resnets[0].eval()
     read, written = [*range(4), *range(8, 12)], list(range(4, 16))
     with torch.no_grad():
         state = whole.state_dict()
@@ -123,8 +123,8 @@ def test_a_student_with_partial_layers_costs_what_is_counted_and_is_loaded_by_di
     unet, tmp_path, diffusion_settings
 ):
     architecture = identity_architecture(unet, 2)
-    architecture["down_blocks"][0]["layers"][0] = PART
-    architecture["decoders"][1][0]["layers"][1] = PART | {"width": 8, "kernels": [1, 3]}
+    spec_at(architecture, "down_blocks.0")["resnets.0"] = PART
+    spec_at(architecture, "up_blocks.0", 1)["resnets.1"] = PART | {"width": 8, "kernels": [1, 3]}
     student = student_of(unet, [300], architecture)
     built = student.down_blocks[0]
     assert block_macs(unet.down_blocks[0], 8) - block_macs(built, 8) == 9 * 64 * (16 * 16 * 2 - 8 * 16 - 16 * 12)
@@ -143,7 +143,7 @@ def test_a_student_with_partial_layers_costs_what_is_counted_and_is_loaded_by_di
 @pytest.mark.parametrize("groups", [[], [4], [-1, 0], [1, 0], [2, 2]])
 def test_groups_that_a_layer_has_not_are_refused(unet, key, groups):
     architecture = identity_architecture(unet, 1)
-    architecture["down_blocks"][0]["layers"][0][key] = groups
+    spec_at(architecture, "down_blocks.0")["resnets.0"][key] = groups
     with pytest.raises(ValueError, match=re.escape(f"{key} {groups} are no ascending groups of 0 to 3")):
         build_student(unet, architecture, [], seed=0)
 
@@ -151,13 +151,13 @@ def test_groups_that_a_layer_has_not_are_refused(unet, key, groups):
 @pytest.mark.parametrize("width", [6, 0, 66])
 def test_a_width_that_breaks_groups_is_refused(unet, width):
     architecture = identity_architecture(unet, 1)
-    architecture["down_blocks"][0]["layers"][0]["width"] = width
+    spec_at(architecture, "down_blocks.0")["resnets.0"]["width"] = width
     with pytest.raises(ValueError, match=f"width {width} is no multiple of the group size 4"):
         build_student(unet, architecture, [], seed=0)
 
 
 def test_one_decoder_per_stage_is_demanded(unet):
-    with pytest.raises(ValueError, match="2 decoders for 3 stages"):
+    with pytest.raises(ValueError, match=r"ranges \[\[0, 1\]\] of down_blocks.0 do not tile 3 intervals"):
         build_student(unet, identity_architecture(unet, 2), [100, 200], seed=0)
 
 
@@ -201,7 +201,7 @@ SHARED = [[[0, 1], [2]], [[0], [1, 2]]]
 def sharing(unet, ranges=SHARED):
     """A student of three stages that shares blocks, with random weights in each."""
     student = MultiDecoderUNet2DModel(
-        unet=dict(unet.config), architecture=identity_architecture(unet, 3) | {"ranges": ranges}, boundaries=[300, 700]
+        unet=dict(unet.config), architecture=with_ranges(identity_architecture(unet, 3), ranges), boundaries=[300, 700]
     ).eval()
     with torch.no_grad():
         for parameter in student.parameters():
@@ -224,7 +224,7 @@ def test_stages_of_a_range_run_the_same_block_and_others_another(unet):
 def test_all_shared_is_one_ordinary_unet(unet):
     ranges = [[[0, 1, 2]]] * 2
     student = MultiDecoderUNet2DModel(
-        unet=dict(unet.config), architecture=identity_architecture(unet, 3) | {"ranges": ranges}, boundaries=[300, 700]
+        unet=dict(unet.config), architecture=with_ranges(identity_architecture(unet, 3), ranges), boundaries=[300, 700]
     ).eval()
     state = {
         name: value
@@ -260,8 +260,7 @@ def test_a_student_that_shares_blocks_is_copied_saved_and_loaded(unet, tmp_path)
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
-        ([[[0, 1, 2]]], "ranges of 1 up blocks for 2"),
-        ([[[0, 2], [1]], [[0, 1, 2]]], r"ranges \[\[0, 2\], \[1\]\] of up block 0 do not tile 3 intervals"),
+        ([[[0, 2], [1]], [[0, 1, 2]]], r"ranges \[\[0, 2\], \[1\]\] of up_blocks.0 do not tile 3 intervals"),
         ([[[0, 1]], [[0, 1, 2]]], "do not tile"),
         ([[[0, 1, 2], []], [[0, 1, 2]]], "do not tile"),
     ],
@@ -271,8 +270,12 @@ def test_ranges_that_do_not_tile_the_stages_are_refused(unet, ranges, message):
         sharing(unet, ranges)
 
 
-def test_a_range_of_several_specs_is_refused(unet):
-    architecture = identity_architecture(unet, 3) | {"ranges": [[[0, 1, 2]]] * 2}
-    architecture["decoders"][1][0] = {**architecture["decoders"][1][0], "attentions": [False, False]}
-    with pytest.raises(ValueError, match=r"up block 0 has several specs in the range \[0, 1, 2\]"):
-        MultiDecoderUNet2DModel(unet=dict(unet.config), architecture=architecture, boundaries=[300, 700])
+def test_an_architecture_has_every_block_and_one_of_each_in_the_encoder(unet):
+    architecture = identity_architecture(unet, 2)
+    entry = architecture["blocks"]["mid_block"][0]
+    architecture["blocks"]["mid_block"] = [entry | {"range": [0]}, entry | {"range": [1]}]
+    with pytest.raises(ValueError, match=r"mid_block has ranges \[\[0\], \[1\]\], but only up blocks can have several"):
+        build_student(unet, architecture, [500], 0)
+    del architecture["blocks"]["mid_block"]
+    with pytest.raises(ValueError, match=r"blocks down_blocks\.0, .* for a UNet with .*mid_block"):
+        build_student(unet, architecture, [500], 0)

@@ -12,7 +12,7 @@ from stagecraft.diffusion.images import to_uint8
 from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.process import EDMProcess, VPProcess
 from stagecraft.diffusion.sampling import Sampler, sample
-from stagecraft.networks.multi_decoder_unet import stage_of
+from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
 from stagecraft.runtime.seeds import generator_for
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]

@@ -22,20 +22,20 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion import losses
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.diffusion.sampling import snap
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation import fidelity
 from stagecraft.evaluation.comparison import check_architecture
 from stagecraft.evaluation.extractor import read_classifier
 from stagecraft.evaluation.samples import load_samples
 from stagecraft.networks.autoencoder import load_given_autoencoder
 from stagecraft.networks.pipelines import load_given_teacher
-from stagecraft.networks.specs import identity_architecture
 from stagecraft.report.page import check_same_run
 from stagecraft.runtime import device, files, gpus, launch, versions
 from stagecraft.runtime.command import explain
 from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.search.architecture import check_results, check_times, stream_of
 from stagecraft.search.features import Features, FeatureWriter
-from stagecraft.search.latency import LatencyTable, LayersOf
+from stagecraft.search.latency import LatencyTable, layers_of
 from stagecraft.search.selection import Block, Budget, Costs, select_budget
 from stagecraft.training import loop
 from stagecraft.training.checkpoint import load_checkpoint
@@ -251,15 +251,15 @@ def infeasible(scene: Scene) -> None:
 
 def results_of(unet: Any, **changes: Any) -> dict[str, Any]:
     """Search results of a teacher, of one stage, with changes to the first."""
-    from stagecraft.networks.borders import borders_of
-    from stagecraft.networks.specs import identity_spec
+    from stagecraft.elastic.kinds import identity_spec
+    from stagecraft.networks.families import sites_of
 
     found = {
-        f"{border.block}{'.stage_0' * (border.kind == 'up')}": {
-            "identity": identity_spec(unet.get_submodule(border.block)),
+        f"{site.name}{'.stage_0' * site.per_range}": {
+            "identity": identity_spec(unet.get_submodule(site.name)),
             "stream": None,
         }
-        for border in borders_of(unet)
+        for site in sites_of(unet)
     }
     name = min(found)
     return found | {name: found[name] | changes}
@@ -331,7 +331,7 @@ STAGES: dict[str, list[Provocation]] = {
     ],
     "latency-table": [
         plain(lambda scene: LatencyTable.read(scene.write("a.json", "{}"))),
-        plain(lambda scene: LatencyTable({"layers": {}}, "a.json").milliseconds(LayersOf(tiny_unet()).fixed())),
+        plain(lambda scene: LatencyTable({"layers": {}}, "a.json").milliseconds(layers_of(tiny_unet()).fixed())),
     ],
     "budget-infeasible": [plain(infeasible)],
     "boundaries-snapped": [plain(lambda scene: snap(vp(scene), "ddim", 3, [300, 310]))],

@@ -19,8 +19,9 @@ TEACHER |= {
 }
 TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
-IDENTITY = {"layers": [{"width": 32, "kernels": [3, 3]}] * 2, "attentions": [True, True]}
-SMALLER = {"layers": [{"width": 16, "kernels": [3, 1]}, None], "attentions": [True, False]}
+WHOLE = {"width": 32, "kernels": [3, 3]}
+IDENTITY = {"resnets.0": WHOLE, "resnets.1": WHOLE, "attentions.0": {}, "attentions.1": {}}
+SMALLER = {"resnets.0": {"width": 16, "kernels": [3, 1]}, "resnets.1": None, "attentions.0": {}, "attentions.1": None}
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
 
 
@@ -79,6 +80,18 @@ def make_clusters() -> dict[str, Any]:
     }
 
 
+def table_of(*blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """An architecture of three intervals with a down block, a mid block and an up block, one spec for each of their ranges."""
+    names = ("down_blocks.0", "mid_block", "up_blocks.0")
+    ranges = {1: [[0, 1, 2]], 3: [[0], [1], [2]]}
+    return {
+        "blocks": {
+            name: [{"range": part, "spec": spec} for part, spec in zip(ranges[len(specs)], specs, strict=True)]
+            for name, specs in zip(names, blocks, strict=False)
+        }
+    }
+
+
 def make_architecture() -> dict[str, Any]:
     chosen = {"spec": SMALLER, "nmse": 0.02, "macs": 100, "params": 30}
     return {
@@ -89,8 +102,8 @@ def make_architecture() -> dict[str, Any]:
         "clustered": [200, 500],
         "stages": [[0, 200], [200, 500], [500, 1000]],
         "steps_per_stage": [10, 15, 25],
-        "unet": {"down_blocks": [SMALLER], "mid_block": SMALLER, "decoders": [[IDENTITY], [SMALLER], [SMALLER]]},
-        "identity": {"down_blocks": [IDENTITY], "mid_block": IDENTITY, "decoders": [[IDENTITY]]},
+        "unet": table_of([SMALLER], [SMALLER], [IDENTITY, SMALLER, SMALLER]),
+        "identity": table_of([IDENTITY], [IDENTITY], [IDENTITY]),
         "chosen": dict.fromkeys(BLOCKS, chosen),
         "supernets": dict.fromkeys(BLOCKS, "ab" * 32),
         "expected": {"macs_ratio": 0.48, "params_ratio": 0.95, "params_active_ratio": 0.47},
@@ -108,7 +121,7 @@ def make_search() -> dict[str, Any]:
     history = [{"step": s, "loss": 1 / s} for s in range(2, 200, 2)]
     found = {"candidates": candidates, "log": history, "params": {}, "weights_sha256": "ab" * 32}
     spent = {"macs_spent": {"training": 6e9, "scoring": 1e9}, "triples": 3000, "stream_triples": 100}
-    return found | spent | {"teacher_macs": 220, "teacher_params": 80}
+    return found | spent | {"teacher_macs": 220, "teacher_params": 80, "identity": IDENTITY}
 
 
 def make_logs(history: list[dict[str, float]] | None = None) -> dict[str, dict[str, Any]]:
@@ -186,12 +199,12 @@ def test_predicted_time_stands_beside_measured_time() -> None:
 
 
 def test_page_says_which_stages_share_blocks() -> None:
-    decoders = [[SMALLER, SMALLER]] * 3
-    shared = {"decoders": decoders, "ranges": [[[0, 1, 2]], [[0], [1, 2]]]}
+    entries = {"up_blocks.0": [[0, 1, 2]], "up_blocks.1": [[0], [1, 2]], "mid_block": [[0, 1, 2]]}
+    shared = {"blocks": {name: [{"range": part} for part in ranges] for name, ranges in entries.items()}}
     said = "Stages 0 and 1 and 2 share up_blocks.0, stages 1 and 2 share up_blocks.1."
     assert report.shared_text(shared) == said
-    assert report.shared_text({"decoders": decoders}) == "Every stage has up blocks of its own."
-    assert report.shared_text({"decoders": decoders[:1]}) == ""
+    assert report.shared_text(make_architecture()["unet"]) == "Every stage has up blocks of its own."
+    assert report.shared_text({"blocks": {"mid_block": [{"range": [0]}], "up_blocks.0": [{"range": [0]}]}}) == ""
 
 
 def test_verdict_admits_a_worse_student() -> None:
@@ -215,7 +228,8 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
         "clustered": [],
         "stages": [[0, 1000]],
         "steps_per_stage": [50],
-        "unet": architecture["unet"] | {"mid_block": None, "decoders": [[SMALLER]]},
+        "unet": {"blocks": {name: [{"range": [0], "spec": SMALLER}] for name in ("down_blocks.0", "up_blocks.0")}},
+        "chosen": {name: architecture["chosen"][name] for name in ("down_blocks.0", "up_blocks.0.stage_0")},
     }
     page = make_page(clusters=clusters, architecture=architecture, logs=make_logs())
     assert "Silhouette" not in page
@@ -241,19 +255,17 @@ def test_page_says_what_of_the_clustering_could_not_be_computed() -> None:
 
 
 def test_what_is_narrowed_is_named() -> None:
-    layer = {"width": 16, "kernels": [3, 3], "reads": [0, 1], "writes": [0, 1, 2]}
-    spec = {"layers": [layer], "attentions": [True]}
-    identity = {"layers": [{"width": 32, "kernels": [3, 3]}], "attentions": [True]}
-    (inside,) = report.draw_layers(spec, identity)
+    spec = {"resnets.0": {"width": 16, "kernels": [3, 3], "reads": [0, 1], "writes": [0, 1, 2]}, "attentions.0": {}}
+    inside, attention = report.draw_layers(spec, {"resnets.0": WHOLE, "attentions.0": {}})
     assert inside["text"] == "16 · 3×3 3×3 · reads 2 groups · writes 3 groups"
-    assert inside["attention"] == "attention"
-    assert report.spec_text(spec) == "16 3/3 reads 2 groups writes 3 groups; attention"
+    assert attention == {"kind": "attentions", "share": 1.0, "text": "attention"}
+    assert report.spec_text(spec, IDENTITY) == "16 · 3×3 3×3 · reads 2 groups · writes 3 groups; attention"
 
 
 def test_dropped_layers_and_attention_are_drawn_as_such() -> None:
     layers = report.draw_layers(SMALLER, IDENTITY)
-    assert layers[0] == {"share": 0.5, "text": "16 · 3×3 1×1", "attention": "attention"}
-    assert layers[1] == {"share": 0, "text": "dropped", "attention": "no attention"}
+    assert [layer["text"] for layer in layers] == ["16 · 3×3 1×1", "attention", "dropped", "no attention"]
+    assert [layer["share"] for layer in layers] == [0.5, 1, 0, 0]
 
 
 def test_pareto_front_keeps_what_nothing_beats() -> None:

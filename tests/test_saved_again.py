@@ -13,10 +13,10 @@ from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 from helpers import EDM, tiny_unet
 
 from stagecraft.diffusion.process import make_process
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks import multi_decoder_unet
-from stagecraft.networks.multi_decoder_unet import SeparateUNet2DModel
 from stagecraft.networks.pipelines import save_student, save_teacher
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.networks.unet2d.multi_decoder_unet import SeparateUNet2DModel
 from stagecraft.training.student import build_student
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from helpers import space_of, tiny_unet
+from helpers import space_of, supernet_of, tiny_unet
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import VPProcess
-from stagecraft.elastic.block import ElasticBlock
-from stagecraft.networks.borders import borders_of, run_tail, tail_inputs, trace
-from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
-from stagecraft.networks.specs import identity_architecture
+from stagecraft.elastic.architecture import identity_architecture
+from stagecraft.networks.families import family_of, sites_of
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features, FeatureWriter
 from stagecraft.search.space import key_of
@@ -41,13 +40,13 @@ def folder(unet, digits, diffusion_settings, tmp_path):
 
 
 def test_a_supernet_is_trained_past_draws_that_have_no_weights(unet, folder, monkeypatch):
-    border = next(border for border in borders_of(unet) if border.kind == "mid")
-    space, supernet = space_of(unet.mid_block, SPACE), ElasticBlock(unet.mid_block, "mid", [1, 3])
-    nothing = {"layers": [None, None], "attentions": [False]}
+    site = next(site for site in sites_of(unet) if site.name == "mid_block")
+    space, supernet = space_of(unet.mid_block, SPACE), supernet_of(unet, site)
+    nothing = {"resnets.0": None, "resnets.1": None, "attentions.0": None}
     assert nothing in space.all()
     monkeypatch.setattr(space, "draw", lambda rng: nothing)
-    features = Features(folder, [*border.inputs, *border.outputs])
-    loss = SandwichLoss(supernet, space, features, len(border.inputs), 4, "fp32")
+    features = Features(folder, [*site.reads, *site.writes])
+    loss = SandwichLoss(supernet, space, features, len(site.reads), 4, "fp32")
     found = train(supernet, loss, TrainSettings(steps=2, learning_rate=1e-3))
     assert {name for record in found.history for name in record} >= {"smallest", "largest"}
 
@@ -61,8 +60,8 @@ def test_a_relative_loss_has_the_value_of_the_loss_and_the_gradient_of_its_logar
     torch.testing.assert_close(gradient, expected)
 
 
-def scorer(unet, folder, border, triples=6):
-    return OutputScore(unet, border, Features(folder, OutputScore.names(unet, border, {})), triples)
+def scorer(unet, folder, site, triples=6):
+    return OutputScore(unet, site, Features(folder, OutputScore.names(unet, site, {})), triples)
 
 
 @torch.no_grad()
@@ -70,36 +69,32 @@ def scorer(unet, folder, border, triples=6):
 def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
     unet = tiny_unet(num_class_embeds=labels)
     x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 400, 700, 999])
-    seen = trace(unet, x_t, t, None if labels is None else torch.tensor([0, 1, 2, 0]))
-    for border in borders_of(unet):
-        known = {name: seen[name] for name in tail_inputs(unet, border)}
-        got = run_tail(unet, border, [seen[name] for name in border.outputs], known)
+    seen = family_of(unet).trace(unet, x_t, t, None if labels is None else torch.tensor([0, 1, 2, 0]))
+    for site in sites_of(unet):
+        known = {name: seen[name] for name in family_of(unet).tail_reads(unet, site)}
+        got = family_of(unet).tail(unet, site, [seen[name] for name in site.writes], known)
         torch.testing.assert_close(got, seen["output"], atol=1e-5, rtol=1e-4)
 
 
 def test_the_teachers_shape_with_its_weights_changes_nothing(unet, folder):
-    for border in borders_of(unet):
-        fresh = ElasticBlock(unet.get_submodule(border.block), border.kind, [1, 3])
-        identity = space_of(unet.get_submodule(border.block), SPACE).identity
-        assert scorer(unet, folder, border)(fresh, identity) == pytest.approx([0.0, 0.0], abs=1e-6)
+    for site in sites_of(unet):
+        fresh = supernet_of(unet, site, [1, 3])
+        identity = space_of(unet.get_submodule(site.name), SPACE).identity
+        assert scorer(unet, folder, site)(fresh, identity) == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
 @torch.no_grad()
 def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, diffusion_settings):
     """Against the denoised images of a whole student that differs from the teacher in this block only, on the cached x_t."""
-    for border in borders_of(unet):
-        block = unet.get_submodule(border.block)
-        supernet, spec = ElasticBlock(block, border.kind, [1, 3]), space_of(block, SPACE).smallest()
+    for site in sites_of(unet):
+        block = unet.get_submodule(site.name)
+        supernet, spec = supernet_of(unet, site), space_of(block, SPACE).smallest()
         whole = identity_architecture(unet)
-        place = int(border.block.rpartition(".")[2]) if border.kind != "mid" else None
-        if border.kind == "mid":
-            whole["mid_block"] = spec
-        else:
-            (whole["down_blocks"] if border.kind == "down" else whole["decoders"][0])[place] = spec
+        whole["blocks"][site.name][0]["spec"] = spec
         student: MultiDecoderUNet2DModel = build_student(unet, whole, [], 0)
         warm_start(student, unet)
-        holder = student.decoders[0] if border.kind == "up" else student
-        holder.get_submodule(border.block).load_state_dict(supernet.weights(spec))
+        holder = student.decoders[0] if site.per_range else student
+        holder.get_submodule(site.name).load_state_dict(supernet.weights(spec))
         process, cache = VPProcess(diffusion_settings), Features(folder, ["x_t", "t", "output"])
         wanted = []
         for rows in cache.rows(held_out=True).view(2, -1)[:, -6:]:
@@ -107,21 +102,21 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
             s, sigma = (value.float()[:, None, None, None] for value in process.scale_sigma(t))
             images = [x_t / s - sigma * eps for eps in (student(x_t, t).sample, output)]
             wanted.append(float(((images[0] - images[1]) / sigma.clamp(min=1)).square().mean()))
-        assert scorer(unet, folder, border)(supernet, spec) == pytest.approx(wanted, rel=1e-3)
+        assert scorer(unet, folder, site)(supernet, spec) == pytest.approx(wanted, rel=1e-3)
         assert min(wanted) > 0
 
 
 def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder):
-    border = borders_of(unet)[-1]
-    features = Features(folder, OutputScore.names(unet, border, {}), [1])
-    assert len(OutputScore(unet, border, features, 4).batches) == 1
+    site = sites_of(unet)[-1]
+    features = Features(folder, OutputScore.names(unet, site, {}), [1])
+    assert len(OutputScore(unet, site, features, 4).batches) == 1
     assert min(Features(folder, ["t"], [1]).take(torch.arange(16), CPU)[0]) >= 400
 
 
 def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(unet, folder):
-    border = borders_of(unet)[1]
-    space, supernet = space_of(unet.down_blocks[1], SPACE), ElasticBlock(unet.down_blocks[1], "down", [1, 3])
-    features, inputs = Features(folder, [*border.inputs, *border.outputs]), len(border.inputs)
+    site = sites_of(unet)[1]
+    space, supernet = space_of(unet.down_blocks[1], SPACE), supernet_of(unet, site)
+    features, inputs = Features(folder, [*site.reads, *site.writes]), len(site.reads)
     spec = space.smallest()
     (found,) = BlockScore(supernet, features, inputs, 4, 3)([spec])
     errors = []
@@ -135,12 +130,12 @@ def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(un
 
 
 def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
-    border = borders_of(unet)[1]
-    block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3]), space_of(block, SPACE)
-    features = Features(folder, [*border.inputs, *border.outputs])
-    scored = explore(space, BlockScore(supernet, features, len(border.inputs), 4, 8), 30, 0, None)
-    found = score_outputs(supernet, scored, scorer(unet, folder, border), 5)
+    site = sites_of(unet)[1]
+    block = unet.get_submodule(site.name)
+    supernet, space = supernet_of(unet, site), space_of(block, SPACE)
+    features = Features(folder, [*site.reads, *site.writes])
+    scored = explore(space, BlockScore(supernet, features, len(site.reads), 4, 8), 30, 0, None)
+    found = score_outputs(supernet, scored, scorer(unet, folder, site), 5)
     measured = [c for c in found if c["output"] is not None]
     assert [c["spec"] for c in found] == [c["spec"] for c in scored] and found[0]["output"] is not None
     assert len(measured) == 5 == len(front_of(scored, 5))
@@ -157,7 +152,8 @@ def test_exploring_finds_a_better_front_than_drawing(unet):
         found = []
         for spec in specs:
             macs = error = 1
-            for i, layer in enumerate(spec["layers"]):
+            for i in range(2):
+                layer = spec[f"resnets.{i}"]
                 sizes = (0, 0, 0)
                 if layer:
                     sizes = (len(layer.get("reads", "0123")), layer["width"] // 8, layer["kernels"][0])
@@ -178,11 +174,11 @@ def test_exploring_finds_a_better_front_than_drawing(unet):
 
 
 def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, tmp_path):
-    border = borders_of(unet)[1]
-    block = unet.get_submodule(border.block)
-    supernet, space = ElasticBlock(block, border.kind, [1, 3]), space_of(block, SPACE)
-    features = Features(folder, [*border.inputs, *border.outputs])
-    measure, calls = BlockScore(supernet, features, len(border.inputs), 4, 8), []
+    site = sites_of(unet)[1]
+    block = unet.get_submodule(site.name)
+    supernet, space = supernet_of(unet, site), space_of(block, SPACE)
+    features = Features(folder, [*site.reads, *site.writes])
+    measure, calls = BlockScore(supernet, features, len(site.reads), 4, 8), []
 
     def until(most):
         def counted(specs):

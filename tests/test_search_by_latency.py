@@ -12,17 +12,18 @@ from helpers import space_of, tiny_unet
 from stagecraft.config.params import SPACE_KEYS
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import VPProcess
-from stagecraft.elastic.block import natural_order
-from stagecraft.networks.borders import border_of_job, borders_of
-from stagecraft.networks.multi_decoder_unet import apply_spec
-from stagecraft.networks.specs import block_macs, parameter_count
-from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.elastic.block import natural_orders
+from stagecraft.networks.families import sites_of
+from stagecraft.networks.jobs import Job
+from stagecraft.networks.unet2d.costs import block_macs, parameter_count
+from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
+from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search import job
 from stagecraft.search.architecture import assemble_architecture
 from stagecraft.search.features import FeatureWriter
 from stagecraft.search.job import SearchJob
-from stagecraft.search.latency import LatencyTable, LayersOf, pairs_to_measure
+from stagecraft.search.latency import LatencyTable, layers_of, pairs_to_measure
 from stagecraft.search.selection import pareto
 from stagecraft.search.space import BlockSpace, covering_specs, key_of
 from stagecraft.search.supernet import BlockScore, best_of, explore, front_of
@@ -60,13 +61,15 @@ JOBS += ["up_blocks.1.stage_0-2"]
 def table_of(unet, stream=None, settings=SPACE):
     """A table of the layers of a teacher's space, with times that only the layers' keys tell."""
     student = narrowed_teacher(unet, stream)
-    keys = pairs_to_measure(LayersOf(unet), LayersOf(student), covering_specs(student, settings))
+    keys = pairs_to_measure(layers_of(unet), layers_of(student), covering_specs(student, settings))
     return {key: 0.01 + zlib.crc32(key.encode()) / 2**32 for key in keys} | {"the whole teacher": 9.0}
 
 
 def shuffled(order, rng):
     """An order of channels in which others come first."""
-    return {key: [rng.permutation(groups).tolist() for groups in lists] for key, lists in order.items()}
+    return {
+        name: {key: rng.permutation(groups).tolist() for key, groups in parts.items()} for name, parts in order.items()
+    }
 
 
 # --- What is measured ---
@@ -82,25 +85,23 @@ OTHER_TYPES = {
 def test_every_layer_of_every_candidate_is_measured_before_the_search(changes, stream):
     unet, rng = tiny_unet(**changes), np.random.default_rng(0)
     student, measured = narrowed_teacher(unet, stream), table_of(unet, stream, RICH)
-    layers = LayersOf(student)
+    layers = layers_of(student)
     for name in JOBS:
-        place = border_of_job(unet, name)[0].block
+        place = Job.parse(name).site
         block = student.get_submodule(place)
-        space = BlockSpace(block, RICH, shuffled(natural_order(block), rng))
+        space = BlockSpace(block, RICH, shuffled(natural_orders(block), rng))
         specs = [space.identity, space.smallest(), *space.plain(), *(space.draw(rng) for _ in range(30))]
         specs += space.children(specs, 20, [], rng)
         assert {layer.key for spec in specs for layer in layers.block(place, spec)} <= measured.keys()
 
 
 def test_the_specs_to_measure_hold_every_option_of_a_space_once_or_more():
-    for border in borders_of(tiny_unet()):
-        space = space_of(tiny_unet().get_submodule(border.block), SPACE)
+    for site in sites_of(tiny_unet()):
+        space = space_of(tiny_unet().get_submodule(site.name), SPACE)
         specs = space.covering()
-        for i, choices in enumerate(space.layers):
-            assert {key_of(spec["layers"][i]) for spec in specs} == {key_of(option) for option in choices.all()}
-        for i, options in enumerate(space.attentions):
-            assert {key_of(spec["attentions"][i]) for spec in specs} == {key_of(option) for option in options}
-        assert len(specs) == 1 + max(map(len, space.layers))
+        for name, choices in space.choices.items():
+            assert {key_of(spec[name]) for spec in specs} == {key_of(option) for option in choices.all()}
+        assert len(specs) == 1 + max(map(len, space.choices.values()))
 
 
 @pytest.fixture
@@ -147,7 +148,8 @@ def test_nothing_is_measured_without_a_source_or_a_search(stage, tmp_path, sourc
 def toy(spec):
     """Costs and error in which writing less saves time alone, and reading less MACs alone; each loses something."""
     macs, time, error = 1, 1, 1
-    for i, layer in enumerate(spec["layers"]):
+    layers = [choice for name, choice in spec.items() if name.startswith("resnets")]
+    for i, layer in enumerate(layers):
         if layer:
             reads, writes = (len(layer.get(key, "0123")) for key in ("reads", "writes"))
             macs += 8 * reads
@@ -241,7 +243,7 @@ def written(report):
 def test_every_candidate_has_the_sum_of_its_layers_where_they_were_measured(searches):
     table = table_of(tiny_unet())
     found = searches(table).report()["candidates"]
-    layers = LayersOf(tiny_unet())
+    layers = layers_of(tiny_unet())
     for one in found:
         assert one["time"] == sum(table[layer.key] for layer in layers.block("mid_block", one["spec"]))
     assert len({one["time"] for one in found}) > 20
@@ -278,21 +280,19 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bytes_with_the_same_table_
 def results_of(unet, table, stages=2):
     """Search results of every block, with times where there is a table."""
     rng, found = np.random.default_rng(0), {}
-    for border in borders_of(unet):
-        block = unet.get_submodule(border.block)
+    for site in sites_of(unet):
+        block = unet.get_submodule(site.name)
         space = space_of(block, SPACE)
-        latency_of = None if table is None else table.latency_of(unet, border.block)
+        latency_of = None if table is None else table.latency_of(unet, site.name)
         candidates = []
         for spec in space.first(40, rng):
             skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
-            costs = {"macs": block_macs(skeleton, 8 >> border.level), "params": parameter_count(skeleton)}
+            costs = {"macs": block_macs(skeleton, site.side), "params": parameter_count(skeleton)}
             costs |= {} if latency_of is None else {"time": latency_of(spec)}
             candidates.append({"spec": spec, "nmse": float(rng.random()), "output": None} | costs)
-        shared = {"block": border.block, "identity": space.identity, "stream": None, "order": space.order}
+        shared = {"block": site.name, "identity": space.identity, "stream": None, "order": space.orders}
         shared |= {"candidates": candidates, "weights_sha256": ""}
-        jobs = (
-            {f"{border.block}.stage_{s}": [s] for s in range(stages)} if border.kind == "up" else {border.block: None}
-        )
+        jobs = {f"{site.name}.stage_{s}": [s] for s in range(stages)} if site.per_range else {site.name: None}
         found |= {name: shared | {"stages": of_job} for name, of_job in jobs.items()}
     return found
 
@@ -301,7 +301,7 @@ def test_the_assembled_student_takes_the_time_that_its_layers_have_in_the_table(
     unet, steps = tiny_unet(), [1, 3]
     table = LatencyTable({"layers": table_of(unet)}, "latency.json")
     plan = assemble_architecture(unet, results_of(unet, table), steps, ASSEMBLE, 0, table)
-    layers = LayersOf(unet)
+    layers = layers_of(unet)
     time = table.milliseconds(layers.fixed())
     for name, chosen in plan["chosen"].items():
         share = steps[int(name[-1])] / 4 if "stage" in name else 1.0

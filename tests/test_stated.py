@@ -32,8 +32,8 @@ from stagecraft.diffusion.stated import (
     spacing_of,
     timesteps_of,
 )
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_teacher, read_stated, save_student, save_teacher
-from stagecraft.networks.specs import identity_architecture
 from stagecraft.training.student import build_student
 
 GIVEN = {"train_teacher": {"source": "path"}}

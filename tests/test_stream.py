@@ -15,10 +15,11 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.evaluation.cost import count_macs
-from stagecraft.networks.borders import border_of_job, borders_of, trace
-from stagecraft.networks.multi_decoder_unet import narrow_stream, stream_levels
-from stagecraft.networks.specs import parameter_count
-from stagecraft.networks.stream import kept_channels, kept_part, narrowed_teacher, with_part
+from stagecraft.networks.families import family_of, site_named, sites_of
+from stagecraft.networks.jobs import Job
+from stagecraft.networks.unet2d.costs import parameter_count
+from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream, stream_levels
+from stagecraft.networks.unet2d.stream import kept_channels, kept_part, narrowed_teacher, with_part
 from stagecraft.runtime.files import write_checked_json
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.search.architecture import assemble_architecture, stream_of
@@ -57,8 +58,8 @@ def doubled(**changes):
     """A teacher whose odd channels are copies that no layer reads."""
     unet = tiny_unet(**changes)
     writes, reads = [unet.conv_in], [unet.conv_out]
-    for border in borders_of(unet):
-        block = unet.get_submodule(border.block)
+    for site in sites_of(unet):
+        block = unet.get_submodule(site.name)
         samplers = [*(getattr(block, "downsamplers", None) or ()), *(getattr(block, "upsamplers", None) or ())]
         for layer in [*block.resnets, *(s for s in samplers if hasattr(s, "conv1"))]:
             reads.append(layer.conv1)
@@ -99,7 +100,7 @@ def test_a_stream_without_channels_that_say_nothing_gives_the_teachers_output(ch
     small, x_t, t = narrowed_teacher(unet, stream), torch.randn(3, 1, 8, 8), torch.tensor([0, 400, 999])
     with torch.no_grad():
         torch.testing.assert_close(small(x_t, t).sample, unet(x_t, t).sample, atol=1e-4, rtol=1e-4)
-        whole, part = trace(unet, x_t, t), trace(small, x_t, t)
+        whole, part = family_of(unet).trace(unet, x_t, t), family_of(small).trace(small, x_t, t)
         kept = kept_channels(unet, stream)
         assert kept.keys() == whole.keys() - {"emb", "output"}
         for name, tensor in part.items():
@@ -206,8 +207,8 @@ def searched(digits, diffusion_settings, tmp_path):
     write_checked_json(importance, {"stream_importance": found, "stream_triples": 1024})
     params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
     results, states = {}, {}
-    for border in borders_of(unet):
-        for name in [f"{border.block}.stage_{s}" for s in (0, 1)] if border.kind == "up" else [border.block]:
+    for site in sites_of(unet):
+        for name in [f"{site.name}.stage_{s}" for s in (0, 1)] if site.per_range else [site.name]:
             work = tmp_path / "work" / f"{name}.pt"
             job = SearchJob(params, unet, name, tmp_path / "features", CPU, work, importance)
             results[name], states[name] = job.report() | {"weights_sha256": ""}, job.supernet.state_dict()
@@ -218,8 +219,8 @@ def test_blocks_are_searched_in_the_narrowed_teacher_and_scored_in_the_whole_one
     unet, results, _ = searched
     for name, result in results.items():
         assert result["stream"] == EVEN and result["stream_triples"] > 0
-        border, _ = border_of_job(unet, name)
-        whole = parameter_count(unet.get_submodule(border.block))
+        site = site_named(unet, Job.parse(name).site)
+        whole = parameter_count(unet.get_submodule(site.name))
         identity, *others = result["candidates"]
         # The teacher's shape on the kept channels has what the teacher computes, so both errors are those of one small step.
         assert identity["nmse"] < 1e-3 and max(identity["output"]) < 1e-3

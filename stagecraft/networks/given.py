@@ -17,7 +17,7 @@ from stagecraft.runtime.files import pipeline_file, read_json
 
 Config = Mapping[str, Any]
 
-# Types of blocks that can be searched; stagecraft/networks/multi_decoder_unet.py rebuilds them.
+# Types of blocks that can be searched; stagecraft/networks/unet2d/multi_decoder_unet.py rebuilds them.
 BLOCK_TYPES = {
     "DownBlock2D",
     "AttnDownBlock2D",
@@ -72,7 +72,7 @@ class Space:
         return f"set {' or '.join(found)}, or {others}" if found else others
 
     def is_padding(self, side: int) -> bool:
-        """Whether images of this side could hold the ones there are, with a border."""
+        """Whether images of this side could hold the ones there are, with a site."""
         return self.side is not None and side > self.side * (self.factor or 1)
 
 

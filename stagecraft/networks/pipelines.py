@@ -12,9 +12,10 @@ import torch
 from diffusers import UNet2DModel
 
 from stagecraft.diffusion.process import unclipped
-from stagecraft.networks import multi_decoder_unet, multi_stage_pipeline
+from stagecraft.networks import multi_stage_pipeline
 from stagecraft.networks.given import TEACHER, check_teacher_folder, has_learned_variance
-from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
 from stagecraft.networks.weights import WEIGHTS, find_weights
 from stagecraft.runtime.files import (
     atomic_folder,

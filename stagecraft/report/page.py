@@ -10,7 +10,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from stagecraft.networks.ranges import job_name, range_of_name, ranges_in
+from stagecraft.elastic.kinds import describe
+from stagecraft.networks.family import Architecture, Spec
+from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
 from stagecraft.report.table import feature_name, measured_with, table_rows
 from stagecraft.training.schedule import passes_per_step
@@ -30,7 +32,6 @@ PACKAGES = (
     "dvc",
 )
 COLUMNS = 8
-ATTENTION = {True: "attention", False: "no attention"}
 
 
 def render_report(
@@ -247,59 +248,52 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def shared_text(unet: dict[str, Any]) -> str:
+def shared_text(architecture: Architecture) -> str:
     """Which stages share which up blocks, in a sentence; empty where there is one stage."""
-    if len(unet["decoders"]) == 1:
-        return ""
-    found = []
-    for index in range(len(unet["decoders"][0])):
-        tiles = [tile for tile in ranges_in(unet, index) if len(tile) > 1]
-        found += [f"stages {' and '.join(map(str, tile))} share up_blocks.{index}" for tile in tiles]
-    return f"{', '.join(found).capitalize()}." if found else "Every stage has up blocks of its own."
+    ranges = {name: [entry["range"] for entry in entries] for name, entries in architecture["blocks"].items()}
+    decoder = {name: found for name, found in ranges.items() if name.startswith("up_blocks")}
+    if all(len(part) == 1 for found in decoder.values() for part in found):
+        several = any(len(found) > 1 for found in decoder.values())
+        return "Every stage has up blocks of its own." if several else ""
+    shared = [(part, name) for name, found in decoder.items() for part in found if len(part) > 1]
+    text = ", ".join(f"stages {' and '.join(map(str, part))} share {name}" for part, name in shared)
+    return f"{text.capitalize()}."
 
 
 def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
-    unet, identity = architecture["unet"], architecture["identity"]
-    down = enumerate(pairs(identity, unet, "down_blocks"))
-    rows = [(f"down_blocks.{i}", spec, {f"down_blocks.{i}": chosen}) for i, (spec, chosen) in down]
-    if unet["mid_block"] is not None:
-        rows.append(("mid_block", identity["mid_block"], {"mid_block": unet["mid_block"]}))
-    for i, spec in enumerate(identity["decoders"][0]):
-        tiles = ranges_in(unet, i)
-        rows.append(
-            (f"up_blocks.{i}", spec, {job_name(f"up_blocks.{i}", tile): unet["decoders"][tile[0]][i] for tile in tiles})
-        )
-    return [block_row(name, spec, chosen, architecture["chosen"], searches) for name, spec, chosen in rows]
-
-
-def pairs(identity: dict[str, Any], unet: dict[str, Any], key: str) -> list[tuple[Any, Any]]:
-    """The teacher's and the chosen specs under one key, side by side."""
-    return list(zip(identity[key], unet[key], strict=True))
+    identity = architecture["identity"]["blocks"]
+    return [
+        block_row(name, identity[name][0]["spec"], entries, architecture["chosen"], searches)
+        for name, entries in architecture["unet"]["blocks"].items()
+    ]
 
 
 def block_row(
     name: str,
-    identity: dict[str, Any],
-    chosen: dict[str, dict[str, Any]],
+    identity: Spec,
+    entries: list[dict[str, Any]],
     costs: dict[str, Any],
     searches: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The teacher's block and the chosen ones by search job, with their costs when they were searched."""
-    first = next(iter(chosen))
-    ranges = [job.partition(".stage_")[2] for job in chosen]
-    spans = [len(range_of_name(text)) if text else None for text in ranges]
-    if first not in searches:
-        drawn = [{"layers": draw_layers(spec, identity), "macs": None} for spec in (identity, *chosen.values())]
-        return {"name": name, "teacher": drawn[0], "chosen": list(zip(drawn[1:], spans, strict=True))}
-    search = searches[first]
+    """The teacher's block and the chosen ones, with their costs when they were searched, and how many stages they span."""
+    if not costs:
+        drawn = [{"layers": draw_layers(entry["spec"], identity), "macs": None} for entry in entries]
+        spans = [len(entry["range"]) if len(entries) > 1 else None for entry in entries]
+        teacher = {"layers": draw_layers(identity, identity), "macs": None}
+        return {"name": name, "teacher": teacher, "chosen": list(zip(drawn, spans, strict=True))}
+    jobs = [name if name in costs else Job(name, tuple(entry["range"])).name for entry in entries]
+    search = searches[jobs[0]]
     teacher_cost = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
     return {
         "name": name,
         "teacher": {"layers": draw_layers(identity, identity), **cost_text(teacher_cost, teacher_cost)},
         "chosen": [
-            ({"layers": draw_layers(spec, identity), **cost_text(costs[job], teacher_cost)}, span)
-            for (job, spec), span in zip(chosen.items(), spans, strict=True)
+            (
+                {"layers": draw_layers(entry["spec"], identity), **cost_text(costs[job], teacher_cost)},
+                None if job == name else len(entry["range"]),
+            )
+            for job, entry in zip(jobs, entries, strict=True)
         ],
     }
 
@@ -314,29 +308,15 @@ def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, st
     }
 
 
-def draw_layers(spec: dict[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The layers of a block for the drawing: width as a share of the teacher's, kernels, what is read and written; the rest."""
+def draw_layers(spec: Spec, identity: Spec) -> list[dict[str, Any]]:
+    """The layers of a block for the drawing, as they run: width as a share of the teacher's, and the choice in words."""
     layers = []
-    for index, (layer, whole) in enumerate(zip(spec["layers"], identity["layers"], strict=True)):
-        attention = ATTENTION[spec["attentions"][index]] if index < len(spec["attentions"]) else None
-        if layer is None:
-            layers.append({"share": 0, "text": "dropped", "attention": attention})
-            continue
-        kernels = " ".join(f"{k}×{k}" for k in layer["kernels"])
-        layers.append(
-            {
-                "share": min(1, layer["width"] / whole["width"]),
-                "text": " · ".join([str(layer["width"]), kernels, *parts_text(layer)]),
-                "attention": attention,
-            }
-        )
+    for name in sorted(
+        spec, key=lambda name: int(name.rpartition(".")[2])
+    ):  # ResNet layer 0, its attention, layer 1, ...
+        layer = describe(name, spec[name], identity[name])
+        layers.append({"share": layer.share, "text": layer.text, "kind": name.partition(".")[0]})
     return layers
-
-
-def parts_text(layer: dict[str, Any]) -> list[str]:
-    """What a layer reads and writes, where that is not all."""
-    texts = {"reads": "reads {} groups", "writes": "writes {} groups"}
-    return [text.format(len(layer[key])) for key, text in texts.items() if layer.get(key)]
 
 
 def candidate_charts(
@@ -354,7 +334,10 @@ def candidate_charts(
             measured = "" if error is None else f", NMSE {error:.3g}"
             note = f"{len(points)} candidates; chosen: × {share:.2f} MACs{measured}"
         chart = charts.candidate_chart(
-            points, picked, [spec_text(candidate["spec"]) for candidate in candidates], f"{name}: {note}"
+            points,
+            picked,
+            [spec_text(candidate["spec"], search["identity"]) for candidate in candidates],
+            f"{name}: {note}",
         )
         found.append((name, note, chart))
     return found
@@ -398,15 +381,9 @@ def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str
     }
 
 
-def spec_text(spec: dict[str, Any]) -> str:
+def spec_text(spec: Spec, identity: Spec) -> str:
     """A block spec in one line."""
-    layers = [
-        "dropped"
-        if layer is None
-        else " ".join([str(layer["width"]), "/".join(map(str, layer["kernels"])), *parts_text(layer)])
-        for layer in spec["layers"]
-    ]
-    return "; ".join([", ".join(layers), *(ATTENTION[kept] for kept in spec["attentions"])])
+    return "; ".join(layer["text"] for layer in draw_layers(spec, identity))
 
 
 def loss_charts(

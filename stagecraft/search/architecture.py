@@ -8,21 +8,16 @@ from typing import Any
 
 from diffusers import UNet2DModel
 
-from stagecraft.networks.borders import borders_of
-from stagecraft.networks.multi_decoder_unet import Decoder
-from stagecraft.networks.ranges import range_of_name
-from stagecraft.networks.specs import (
-    block_macs,
-    identity_architecture,
-    identity_spec,
-    parameter_count,
-    shared_macs,
-    shared_params,
-    unet_macs,
-)
-from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.elastic.architecture import chosen_architecture, entry, identity_architecture
+from stagecraft.elastic.kinds import identity_spec
+from stagecraft.networks.families import sites_of
+from stagecraft.networks.family import Architecture, Spec
+from stagecraft.networks.jobs import Job
+from stagecraft.networks.unet2d.costs import block_macs, parameter_count, shared_macs, shared_params, unet_macs
+from stagecraft.networks.unet2d.multi_decoder_unet import Decoder
+from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.search.controls import select_largest, select_uniform
-from stagecraft.search.latency import LatencyTable, LayersOf
+from stagecraft.search.latency import LatencyTable, layers_of
 from stagecraft.search.results import AGAIN, stream_of
 from stagecraft.search.selection import (
     Block,
@@ -54,7 +49,7 @@ def costs_of(
     costs = Costs(unet_macs(unet), parameter_count(unet), fixed_macs, shared_params(student)[0], weights)
     if latency is None:
         return costs
-    fixed_time = latency.milliseconds(LayersOf(student).fixed())
+    fixed_time = latency.milliseconds(layers_of(student).fixed())
     return replace(costs, teacher_time=latency.of_teacher(), fixed_time=fixed_time)
 
 
@@ -62,14 +57,13 @@ def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
     """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
     stages = None if result["stages"] is None else tuple(result["stages"])
-    head = shared_params(unet)[1] if result["block"] == borders_of(unet)[-1].block else 0
+    head = shared_params(unet)[1] if result["block"] == sites_of(unet)[-1].name else 0
     return Block(name, stages, identity, tuple(result["candidates"]), result["order"], head)
 
 
 def named_block(name: str) -> Block:
     """The block of a search job as far as its name tells."""
-    stages = name.partition(".stage_")[2]
-    return Block(name, tuple(range_of_name(stages)) if stages else None, {}, ())
+    return Block(name, Job.parse(name).intervals, {}, ())
 
 
 def assemble_architecture(
@@ -120,7 +114,7 @@ def assemble_architecture(
         "score": settings["score"] if settings["rule"] == "budget" else None,
         "tau": tau,
         "budget": asdict(budget),
-        "unet": specs_of(unet, {name: candidate["spec"] for name, candidate in chosen.items()}, len(steps))
+        "unet": architecture_of({name: candidate["spec"] for name, candidate in chosen.items()}, len(steps))
         | ({} if stream is None else {"stream": stream}),
         "identity": identity_architecture(unet),
         "chosen": chosen,
@@ -148,47 +142,54 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
     widths = settings["decoder_widths"]
     if len(widths) != len(steps):
         raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} stages; give one share for each")
-    identity = identity_architecture(unet)
-    decoders = [[widened(unet, i, spec, share) for i, spec in enumerate(identity["decoders"][0])] for share in widths]
-    specs = identity | {"decoders": decoders}
+    architecture = identity_architecture(unet, len(steps))
+    for site in sites_of(unet):
+        if site.per_range:
+            usual = identity_spec(unet.get_submodule(site.name))
+            architecture["blocks"][site.name] = [
+                entry([interval], usual) | widened(unet, site.name, usual, share)
+                for interval, share in enumerate(widths)
+            ]
     costs = costs_of(unet, steps)
     return {
         "rule": "given",
         "score": None,
         "tau": None,
         "budget": None,
-        "unet": specs,
-        "identity": identity,
+        "unet": architecture,
+        "identity": identity_architecture(unet),
         "chosen": {},
         "supernets": {},
-        "expected": given_costs(unet, specs, costs, settings["shared_encoder"]),
+        "expected": given_costs(unet, architecture, costs, settings["shared_encoder"]),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
     }
 
 
-def widened(unet: UNet2DModel, index: int, spec: dict[str, Any], share: float) -> dict[str, Any]:
-    """The spec of an up block whose channels are a share of the teacher's, in whole groups and heads."""
-    usual = unet.config["block_out_channels"][::-1][index]
+def widened(unet: UNet2DModel, name: str, spec: Spec, share: float) -> dict[str, Any]:
+    """What a share of the teacher's channels, in whole groups and heads, makes of an up block: its `spec` and `channels`."""
+    level = len(unet.up_blocks) - 1 - int(name.rpartition(".")[2])
+    usual = unet.config["block_out_channels"][level]
     unit = math.lcm(unet.config["norm_num_groups"], unet.config["attention_head_dim"] or 1)
     channels = max(unit, round(share * usual / unit) * unit)
     if channels == usual:
-        return spec
-    layers = [layer | {"width": channels} for layer in spec["layers"]]
-    return spec | {"layers": layers, "channels": channels}
+        return {"spec": spec}
+    wide = {layer: choice | {"width": channels} if choice else choice for layer, choice in spec.items()}
+    return {"spec": wide, "channels": channels}
 
 
-def given_costs(unet: UNet2DModel, specs: dict[str, Any], costs: Costs, shared_encoder: bool) -> dict[str, float]:
+def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs, shared_encoder: bool) -> dict[str, float]:
     """What `totals` gives, for decoders of other channels."""
-    side, deepest = unet.config["sample_size"], len(unet.up_blocks) - 1
-    encoder = [border for border in borders_of(unet) if border.kind != "up"]
-    shared = shared_macs(unet)[0] + sum(block_macs(unet.get_submodule(b.block), side >> b.level) for b in encoder)
+    encoder = [site for site in sites_of(unet) if not site.per_range]
+    up_sites = [site for site in sites_of(unet) if site.per_range]
+    shared = shared_macs(unet)[0] + sum(block_macs(unet.get_submodule(b.name), b.side) for b in encoder)
     up = sum(parameter_count(block) for block in unet.up_blocks)
     entrance = costs.teacher_params - up - shared_params(unet)[1]
-    macs, params = [], []
-    for blocks in specs["decoders"]:
-        decoder = Decoder(copy.deepcopy(unet).to("meta"), blocks, [None] * len(blocks))
-        inside = sum(block_macs(block, side >> (deepest - i)) for i, block in enumerate(decoder.blocks))
-        macs.append(shared + inside + decoder.conv_out.weight.numel() * side**2)
+    macs = []
+    params = []
+    for entries in zip(*(architecture["blocks"][site.name] for site in up_sites), strict=True):
+        decoder = Decoder(copy.deepcopy(unet).to("meta"), list(entries), [None] * len(entries))
+        inside = sum(block_macs(block, site.side) for site, block in zip(up_sites, decoder.blocks, strict=True))
+        macs.append(shared + inside + decoder.conv_out.weight.numel() * unet.config["sample_size"] ** 2)
         params.append(parameter_count(decoder))
     mean = sum(weight * value for weight, value in zip(costs.stage_weights, macs, strict=True))
     total, active = sum(params) + entrance * (1 if shared_encoder else len(params)), max(params) + entrance
@@ -205,7 +206,8 @@ def given_costs(unet: UNet2DModel, specs: dict[str, Any], costs: Costs, shared_e
 def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages: int) -> None:
     """Raise ValueError unless there is one result per block of the teacher, and per stage in the decoder."""
     missing = f"as the teacher and {stages} stage(s) go; {AGAIN}"
-    identities = {b.block: identity_spec(unet.get_submodule(b.block)) for b in borders_of(unet)}
+    sites = {site.name: site for site in sites_of(unet)}
+    identities = {name: identity_spec(unet.get_submodule(name)) for name in sites}
     places = by_place([named_block(name) for name in results])
     if places.keys() != identities.keys():
         place = min(places.keys() ^ identities.keys())
@@ -213,10 +215,10 @@ def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages:
         raise ValueError(f"{place}: {problem}, {missing}")
     for place, blocks in places.items():
         beyond = any(stage >= stages for block in blocks for stage in block.stages or ())
-        if place.startswith("up_") == (blocks[0].stages is None) or beyond or not tilings(blocks, stages):
+        if sites[place].per_range == (blocks[0].stages is None) or beyond or not tilings(blocks, stages):
             raise ValueError(f"index.json: a search of {place} is missing or superfluous, {missing}")
     for name, result in results.items():
-        if result["identity"] != identities[name.partition(".stage_")[0]]:
+        if result["identity"] != identities[Job.parse(name).site]:
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
 
 
@@ -229,16 +231,10 @@ def check_times(results: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def specs_of(unet: UNet2DModel, chosen: dict[str, Any], stages: int) -> dict[str, Any]:
-    """Specs by job name to the form that MultiDecoderUNet2DModel takes."""
-    down = [chosen[f"down_blocks.{i}"] for i in range(len(unet.down_blocks))]
-    found = {name: range_of_name(name.partition(".stage_")[2]) for name in chosen if name.startswith("up_blocks.")}
-    ranges, decoders = [], [list[Any]() for _ in range(stages)]
-    for index in range(len(unet.up_blocks)):
-        here = sorted((tile, name) for name, tile in found.items() if name.startswith(f"up_blocks.{index}."))
-        ranges.append([tile for tile, _ in here])
-        for tile, name in here:
-            for stage in tile:
-                decoders[stage].append(chosen[name])
-    specs = {"down_blocks": down, "mid_block": chosen.get("mid_block"), "decoders": decoders}
-    return specs if all(len(tile) == 1 for tiles in ranges for tile in tiles) else specs | {"ranges": ranges}
+def architecture_of(specs: dict[str, Spec], intervals: int) -> Architecture:
+    """The architecture of the specs that are chosen, by job name."""
+    jobs = [(Job.parse(name), spec) for name, spec in specs.items()]
+    everywhere = list(range(intervals))
+    return chosen_architecture(
+        (job.site, everywhere if job.intervals is None else job.intervals, spec) for job, spec in jobs
+    )

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
-from stagecraft.networks.borders import trace
-from stagecraft.networks.stream import kept_part
+from stagecraft.networks.families import family_of
+from stagecraft.networks.unet2d.stream import kept_part
 from stagecraft.runtime.files import (
     atomic_path,
     check_same_hash,
@@ -35,7 +35,7 @@ class FeatureWriter:
     """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
 
     A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and all
-    border tensors (see networks/borders.py) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+    tensors between blocks (see `Family.trace`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
 
     Args:
         settings: the `cache_features` section of the params.
@@ -125,7 +125,7 @@ class FeatureWriter:
         eps = torch.randn(x0.shape, generator=generator)
         x_t = self.process.noise(x0, eps, t).to(self.device)
         labels = None if self.labels is None else self.labels[rows].to(self.device)
-        seen = trace(self.teacher, x_t, t.to(self.device), labels)
+        seen = family_of(self.teacher).trace(self.teacher, x_t, t.to(self.device), labels)
         seen |= {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
         return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
 

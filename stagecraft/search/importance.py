@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,9 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
-from stagecraft.networks.borders import borders_of
 from stagecraft.networks.given import check_shares
-from stagecraft.networks.multi_decoder_unet import Module, stream_levels
-from stagecraft.networks.stream import Stream
+from stagecraft.networks.unet2d.multi_decoder_unet import stream_levels
+from stagecraft.networks.unet2d.stream import Stream, stream_writers
 from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
@@ -163,14 +161,3 @@ def masked_stream(teacher: UNet2DModel) -> Iterator[list[torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def stream_writers(unet: UNet2DModel) -> Iterator[tuple[int, Module]]:
-    """Every module whose output is the residual stream, with its level."""
-    yield 0, unet.conv_in
-    for border in borders_of(unet):
-        block: Any = unet.get_submodule(border.block)
-        for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
-            for module in getattr(block, name, None) or ():
-                if module is not None:
-                    yield border.level, module

@@ -1,6 +1,7 @@
 """One search job: the supernet of one block (and, in the decoder, of one stage) trained, and its sub-blocks scored."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,17 +9,20 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from stagecraft.elastic.block import ChannelOrder, ElasticBlock
-from stagecraft.networks.borders import border_of_job
-from stagecraft.networks.specs import Spec, block_macs, parameter_count, tail_macs
-from stagecraft.networks.stream import kept_channels, narrowed_teacher
+from stagecraft.elastic.block import ElasticBlock
+from stagecraft.elastic.searchable import Order
+from stagecraft.networks.families import family_of, site_named
+from stagecraft.networks.family import Spec
+from stagecraft.networks.jobs import Job
+from stagecraft.networks.unet2d.costs import block_macs, parameter_count, tail_macs
+from stagecraft.networks.unet2d.stream import kept_channels, narrowed_teacher
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file
 from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features
 from stagecraft.search.importance import choose_stream
 from stagecraft.search.latency import LatencyTable
 from stagecraft.search.space import BlockSpace
-from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_channels
+from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_supernet
 from stagecraft.training.loop import TrainSettings, train
 
 PATHS = 4  # of a step: the smallest, the largest, two random ones
@@ -29,7 +33,7 @@ class Start:
     """A trained supernet to start from: its state, the order of its channels, the hash of its file."""
 
     weights: dict[str, torch.Tensor]
-    order: ChannelOrder
+    order: dict[str, Order]
     sha256: str
 
     @classmethod
@@ -74,7 +78,9 @@ class SearchJob:
     ) -> None:
         self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
         self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
-        self.border, self.stages = border_of_job(teacher, name)
+        job = Job.parse(name)
+        self.site = site_named(teacher, job.site)
+        self.stages = None if job.intervals is None else list(job.intervals)
         ranked = read_checked_json(importance, "rank_channels")
         self.stream_triples = ranked["stream_triples"]
         self.stream = choose_stream(
@@ -82,12 +88,12 @@ class SearchJob:
         )
         self.kept = kept_channels(teacher, self.stream)
         narrowed = narrowed_teacher(self.teacher, self.stream)
-        self.block = narrowed.get_submodule(self.border.block)
+        self.block = narrowed.get_submodule(self.site.name)
         table = None if latency is None else LatencyTable.of_stage(latency)
-        self.latency_of = None if table is None else table.latency_of(narrowed, self.border.block)
-        self.resolution = teacher.config["sample_size"] >> self.border.level
-        self.features = self._open([*self.border.inputs, *self.border.outputs], self.kept)
-        self.supernet = ElasticBlock(self.block, self.border.kind, self.settings["kernels"]).to(device)
+        self.latency_of = None if table is None else table.latency_of(narrowed, self.site.name)
+        self.features = self._open([*self.site.reads, *self.site.writes], self.kept)
+        run = partial(family_of(teacher).run, self.site)
+        self.supernet = ElasticBlock(self.block, run, self.settings).to(device)
         self.steps = self.settings["steps" if start is None else "refine_steps"]
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
@@ -98,16 +104,16 @@ class SearchJob:
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
         return Features(self.folder, names, self.stages, kept)
 
-    def _prepare(self, start: Start | None) -> ChannelOrder:
+    def _prepare(self, start: Start | None) -> dict[str, Order]:
         """Give the supernet its first weights; returns the order of its channels."""
         if start is None:
-            return sort_channels(self.supernet, self.features, len(self.border.inputs))
+            return sort_supernet(self.supernet, self.features, len(self.site.reads))
         self.supernet.load_state_dict(start.weights)
         return start.order
 
     def train(self) -> list[dict[str, float]]:
         """Train the supernet; returns the loss history."""
-        inputs, settings = len(self.border.inputs), self.settings
+        inputs, settings = len(self.site.reads), self.settings
         loss = SandwichLoss(
             self.supernet, self.space, self.features, inputs, settings["batch_size"], self.params["precision"]
         )
@@ -130,13 +136,13 @@ class SearchJob:
 
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""
-        inputs, triples = len(self.border.inputs), self.settings["local_triples"]
-        return BlockScore(self.supernet, self.features, inputs, self.resolution, triples, self.latency_of)
+        inputs, triples = len(self.site.reads), self.settings["local_triples"]
+        return BlockScore(self.supernet, self.features, inputs, self.site.side, triples, self.latency_of)
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
-        features = self._open(OutputScore.names(self.teacher, self.border, self.kept), {})
-        return OutputScore(self.teacher, self.border, features, self.settings["output_triples"], self.kept)
+        features = self._open(OutputScore.names(self.teacher, self.site, self.kept), {})
+        return OutputScore(self.teacher, self.site, features, self.settings["output_triples"], self.kept)
 
     def measured(self, spec: Spec) -> dict[str, Any]:
         """One sub-block of the supernet as it is, with its costs and both scores."""
@@ -146,16 +152,15 @@ class SearchJob:
     def report(self) -> dict[str, Any]:
         """Train and score; the content of results/search/<name>.json without the hash of the weights."""
         history, candidates = self.train(), self.scores()
-        whole = self.teacher.get_submodule(self.border.block)
+        whole = self.teacher.get_submodule(self.site.name)
         return {
-            "block": self.border.block,
+            "block": self.site.name,
             "stages": self.stages,
-            "kind": self.border.kind,
             "identity": self.space.identity,
             "stream": self.stream,
             "space_size": len(self.space),
-            "order": self.space.order,
-            "teacher_macs": block_macs(whole, self.resolution),
+            "order": self.space.orders,
+            "teacher_macs": block_macs(whole, self.site.side),
             "teacher_params": parameter_count(whole),
             "macs_spent": self.macs_spent(candidates),
             "triples": self.features.total,
@@ -170,7 +175,7 @@ class SearchJob:
 
         The effect on the output takes the sub-block and the teacher from there on.
         """
-        macs, tail = [candidate["macs"] for candidate in candidates], tail_macs(self.teacher, self.border)
+        macs, tail = [candidate["macs"] for candidate in candidates], tail_macs(self.teacher, self.site)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
         local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stagecraft.networks.stream import Stream
+from stagecraft.networks.unet2d.stream import Stream
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file, write_checked_json
 
 INDEX = "index.json"

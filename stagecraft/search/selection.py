@@ -7,11 +7,14 @@ A candidate is a dict with `spec`, `macs`, `params`, `time` (milliseconds an ima
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
+
+from stagecraft.elastic.searchable import Order
+from stagecraft.networks.jobs import Job
 
 Candidate = dict[str, Any]
 TOLERANCE = 0.02  # how far below the budget a control may stay
@@ -66,7 +69,7 @@ class Block:
 
     Args:
         stages: those in which it runs, None for all.
-        order: that of `ElasticBlock.sort_channels`.
+        order: that of `ElasticBlock.sort`.
         head_params: parameters of the output head that stands behind it.
     """
 
@@ -74,13 +77,13 @@ class Block:
     stages: tuple[int, ...] | None
     identity: Candidate
     candidates: tuple[Candidate, ...]
-    order: dict[str, list[list[int]]] = field(default_factory=dict)
+    order: Mapping[str, Order] = field(default_factory=dict)
     head_params: int = 0
 
     @property
     def place(self) -> str:
         """The teacher's block that this one stands for."""
-        return self.name.partition(".stage_")[0]
+        return Job.parse(self.name).site
 
     def params_of(self, candidate: Candidate) -> int:
         """Parameters of a candidate, with those of the head behind it."""

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from stagecraft.diffusion.losses import nmse
-from stagecraft.elastic.block import ChannelOrder, ElasticBlock
-from stagecraft.networks.borders import Border, run_tail, tail_inputs
-from stagecraft.networks.multi_decoder_unet import Module
-from stagecraft.networks.specs import Spec, block_macs, parameter_count
-from stagecraft.networks.stream import kept_part, with_part
+from stagecraft.elastic.block import ElasticBlock
+from stagecraft.elastic.searchable import Order
+from stagecraft.networks.families import family_of
+from stagecraft.networks.family import Module, Site, Spec
+from stagecraft.networks.unet2d.costs import block_macs, parameter_count
+from stagecraft.networks.unet2d.stream import kept_part, with_part
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, kept_record
 from stagecraft.search.features import Features
@@ -35,7 +36,7 @@ class SandwichLoss:
     Each path has the gradient of the logarithm of its NMSE. In a plain sum the smallest, with many times the error of the wide
     ones, pulls the weights that they share its way, and the scores of the wide tell of that instead of what they can do.
 
-    Each batch depends on (seed, step) alone. The features hold a border's inputs first, then its outputs. A mid block of which
+    Each batch depends on (seed, step) alone. The features hold a site's inputs first, then its outputs. A mid block of which
     everything is dropped has no weights, and is passed over.
     """
 
@@ -73,23 +74,23 @@ def relatively(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     return whole + (loss - whole) / (whole + floor)
 
 
-def sort_channels(supernet: ElasticBlock, features: Features, inputs: int) -> ChannelOrder:
-    """Order the channels of a fresh supernet by importance on the first training triples of every stage.
+def sort_supernet(supernet: ElasticBlock, features: Features, inputs: int) -> dict[str, Order]:
+    """Order the parts of a fresh supernet's layers by importance on training triples of every stage.
 
     Returns:
-        As `ElasticBlock.sort_channels`.
+        As `ElasticBlock.sort`.
     """
     rows, device = features.rows(held_out=False), next(supernet.parameters()).device
     bytes_each = sum(tensor.nbytes for tensor in features.take(rows[:1], device)[:inputs])
     rows = rows[:: max(1, len(rows) // max(1, min(SORTING_TRIPLES, SORTING_BYTES // (2 * bytes_each))))]
-    return supernet.sort_channels(features.take(rows, device)[:inputs])
+    return supernet.sort(features.take(rows, device)[:inputs])
 
 
 class BlockScore:
     """NMSE on the first held-out triples of every stage, MACs, parameters and latency of sub-blocks.
 
     Args:
-        resolution: side in pixels at which the block's layers run.
+        side: pixels a side at which the block's layers run.
         triples: triples of each stage to measure on.
         latency_of: gives the milliseconds an image of a spec; None where layers were not measured.
     """
@@ -99,11 +100,14 @@ class BlockScore:
         supernet: ElasticBlock,
         features: Features,
         inputs: int,
-        resolution: int,
+        side: int,
         triples: int,
         latency_of: Callable[[Spec], float] | None = None,
     ) -> None:
-        self.supernet, self.inputs, self.resolution, self.latency_of = supernet, inputs, resolution, latency_of
+        self.supernet = supernet
+        self.inputs = inputs
+        self.side = side
+        self.latency_of = latency_of
         device = next(supernet.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
         # No batch holds triples of two stages, so that each stage's error is measured by its own variance.
@@ -122,7 +126,7 @@ class BlockScore:
         return {
             "spec": spec,
             "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
-            "macs": block_macs(skeleton, self.resolution),
+            "macs": block_macs(skeleton, self.side),
             "params": parameter_count(skeleton),
         } | ({} if self.latency_of is None else {"time": self.latency_of(spec)})
 
@@ -176,7 +180,7 @@ class OutputScore:
     where there is hardly any noise left and the image no longer depends on it.
 
     Args:
-        features: the cache, opened with `names` of this border.
+        features: the cache, opened with `names` of this site.
         triples: triples of each stage to measure on.
         kept: the channels that the sub-blocks have of each tensor (see `kept_channels`); the others stay the teacher's.
     """
@@ -184,21 +188,21 @@ class OutputScore:
     def __init__(
         self,
         teacher: Module,
-        border: Border,
+        site: Site,
         features: Features,
         triples: int,
         kept: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        self.teacher, self.border, self.kept = teacher, border, kept or {}
+        self.teacher, self.site, self.kept = teacher, site, kept or {}
         device = next(teacher.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, -triples:]
         self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]
 
     @staticmethod
-    def names(teacher: Module, border: Border, kept: dict[str, torch.Tensor]) -> list[str]:
+    def names(teacher: Module, site: Site, kept: dict[str, torch.Tensor]) -> list[str]:
         """The tensors that it needs of the feature cache; the block's own outputs where some of their channels stay."""
-        outputs = [name for name in border.outputs if name in kept]
-        needed = [*border.inputs, *outputs, *tail_inputs(teacher, border), "output", "image_factor"]
+        outputs = [name for name in site.writes if name in kept]
+        needed = [*site.reads, *outputs, *family_of(teacher).tail_reads(teacher, site), "output", "image_factor"]
         return list(dict.fromkeys(needed))
 
     @torch.no_grad()
@@ -206,10 +210,11 @@ class OutputScore:
         """One number for each stage."""
         found = []
         for seen in self.batches:
-            inputs = [kept_part(name, seen[name], self.kept) for name in self.border.inputs]
-            given = zip(self.border.outputs, supernet(spec, inputs), strict=True)
+            inputs = [kept_part(name, seen[name], self.kept) for name in self.site.reads]
+            given = zip(self.site.writes, supernet(spec, inputs), strict=True)
             outputs = [with_part(name, seen.get(name, output), output, self.kept) for name, output in given]
-            error = run_tail(self.teacher, self.border, outputs, seen).float() - seen["output"]
+            predicted = family_of(self.teacher).tail(self.teacher, self.site, outputs, seen)
+            error = predicted.float() - seen["output"]
             found.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
         return found
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 
 from stagecraft.diffusion.losses import Batch, NoisyBatches, joint_variances, nmse, predict
-from stagecraft.networks.borders import Border, borders_of, run_block, trace
-from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
-from stagecraft.networks.stream import kept_channels, kept_part
+from stagecraft.networks.families import family_of
+from stagecraft.networks.family import Site
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
+from stagecraft.networks.unet2d.stream import kept_channels, kept_part
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.processes import count, own_rows
 from stagecraft.training.schedule import end_to_end_share
-from stagecraft.training.student import student_blocks
 
 JACOBIAN_STEP = (
     0.1  # along a direction of unit variance a pixel; x_t has about as much. Smaller ones drown in bfloat16.
@@ -49,7 +49,8 @@ class JointLoss:
     ) -> None:
         self.student, self.teacher, self.batches = student, teacher.requires_grad_(False), batches
         self.settings, self.precision = settings, precision
-        self.borders = borders_of(teacher)
+        self.family = family_of(teacher)
+        self.sites = self.family.sites(teacher)
         self.kept = kept_channels(teacher, student.config.get("architecture", {}).get("stream"))
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
@@ -62,7 +63,7 @@ class JointLoss:
             if share < 1:
                 stage = self.student.stage_of(batch.t)
                 spread = self.spread(seen, stage[rows], {*stage.tolist()}) if count() > 1 else None
-                losses = [self.block_loss(border, seen, stage[rows], total, spread) for border in self.borders]
+                losses = [self.block_loss(site, seen, stage[rows], total, spread) for site in self.sites]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
                 direction = self.draw_direction(batch, generator, rows)
@@ -71,9 +72,9 @@ class JointLoss:
 
     @torch.no_grad()
     def teach(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
-        """What the losses at this share need of the teacher: the student's channels at all borders, the output, or nothing."""
+        """What the losses at this share need of the teacher: the student's channels at all sites, the output, or nothing."""
         if share < 1:
-            seen = trace(self.teacher, batch.x_t, batch.t, batch.labels)
+            seen = self.family.trace(self.teacher, batch.x_t, batch.t, batch.labels)
             return {name: kept_part(name, tensor, self.kept) for name, tensor in seen.items()}
         if not (self.settings["output_weight"] or self.settings["jacobian_weight"]):
             return {}
@@ -82,34 +83,34 @@ class JointLoss:
     def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: set[int]) -> Spread:
         """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
         parts: dict[tuple[str, int], torch.Tensor] = {}
-        for border in self.borders:
-            for index, block in enumerate(student_blocks(self.student, border)):
-                if present & {*block.stages}:
-                    rows = rows_of(stage, block.stages)
-                    parts.update({(name, index): seen[name][rows] for name in border.outputs})
+        for site in self.sites:
+            for index, block in enumerate(self.family.blocks(self.student, site)):
+                if present & {*block.intervals}:
+                    rows = rows_of(stage, block.intervals)
+                    parts.update({(name, index): seen[name][rows] for name in site.writes})
         return dict(zip(parts, joint_variances([*parts.values()]), strict=True))
 
     def block_loss(
         self,
-        border: Border,
+        site: Site,
         seen: dict[str, torch.Tensor],
         stage: torch.Tensor,
         total: int | None = None,
         spread: Spread | None = None,
     ) -> torch.Tensor:
-        """NMSE of the student's blocks at one border; a decoder's block counts by the samples of its stage.
+        """NMSE of the student's blocks at one site; a decoder's block counts by the samples of its stage.
 
         Args:
             total, spread: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
         """
         total = total or len(stage)
         loss = torch.zeros((), device=stage.device)
-        for index, block in enumerate(student_blocks(self.student, border)):
-            rows = rows_of(stage, block.stages)
+        for index, block in enumerate(self.family.blocks(self.student, site)):
+            rows = rows_of(stage, block.intervals)
             if len(rows):
-                predicted = run_block(border.kind, block.module, [seen[name][rows] for name in border.inputs])
-                taught = [seen[name][rows] for name in border.outputs]
-                variances = None if spread is None else [spread[name, index] for name in border.outputs]
+                predicted = self.family.run(site, block.module, [seen[name][rows] for name in site.reads])
+                taught = [seen[name][rows] for name in site.writes]
+                variances = None if spread is None else [spread[name, index] for name in site.writes]
                 loss = loss + nmse(predicted, taught, variances) * len(rows) / total
         return loss
 

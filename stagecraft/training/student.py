@@ -1,8 +1,9 @@
 """The student before retraining: built from an architecture, with the weights that it inherits."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -11,13 +12,14 @@ from safetensors.torch import load_file
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
 from stagecraft.diffusion.process import Process
+from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import ElasticBlock, student_state
-from stagecraft.networks.borders import Border, border_of_job, borders_of
-from stagecraft.networks.multi_decoder_unet import Module, MultiDecoderUNet2DModel, SeparateUNet2DModel, ranges_of
+from stagecraft.networks.families import family_of, site_named
+from stagecraft.networks.family import Architecture, Module
+from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.pipelines import is_class_conditional
-from stagecraft.networks.ranges import job_name
-from stagecraft.networks.specs import identity_architecture
-from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
@@ -26,7 +28,7 @@ KERNELS = [1, 3]  # all that a search space may have
 
 def build_student(
     teacher: UNet2DModel,
-    architecture: dict[str, Any],
+    architecture: Architecture,
     boundaries: Sequence[float],
     seed: int,
     shared_encoder: bool = True,
@@ -75,9 +77,9 @@ def untrained_supernets(teacher: UNet2DModel) -> Supernet:
     """What gives a search job's supernet as it is before its first step: the teacher's weights, channels as they stand."""
 
     def state(job: str) -> dict[str, torch.Tensor]:
-        border, _ = border_of_job(teacher, job)
-        block = teacher.get_submodule(border.block)
-        return ElasticBlock(block, border.kind, KERNELS).state_dict()
+        site = site_named(teacher, Job.parse(job).site)
+        run = partial(family_of(teacher).run, site)
+        return ElasticBlock(teacher.get_submodule(site.name), run, {"kernels": KERNELS}).state_dict()
 
     return state
 
@@ -137,10 +139,12 @@ def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Su
                         own[copy].copy_(value)
             elif not name.startswith(("down_blocks", "mid_block", "up_blocks")):
                 own[name].copy_(value)
-    for border in borders_of(teacher):
-        for own_block in student_blocks(student, border):
-            block = teacher.get_submodule(border.block)
-            state = student_state(supernet(own_block.job), block, border.kind, own_block.spec)
+    family = family_of(teacher)
+    for site in family.sites(teacher):
+        block = teacher.get_submodule(site.name)
+        for own_block in family.blocks(student, site):
+            job = name_of(site.name, site.per_range, own_block.intervals)
+            state = student_state(supernet(job), block, partial(family.run, site), own_block.spec)
             own_block.module.load_state_dict(state)
 
 
@@ -179,31 +183,3 @@ def warm_start(student: Module, teacher: UNet2DModel) -> None:
                     if copy in own:
                         common = tuple(slice(min(sizes)) for sizes in zip(own[copy].shape, value.shape, strict=True))
                         own[copy][common].copy_(value[common])
-
-
-class StudentBlock(NamedTuple):
-    """A block of a student: the search job that it is from, the module, its spec, and the stages in which it runs."""
-
-    job: str
-    module: Module
-    spec: dict[str, Any]
-    stages: list[int]
-
-
-def student_blocks(student: Module, border: Border) -> list[StudentBlock]:
-    """The student's blocks that stand for one of the teacher's: one, and in the decoder one for each range of stages."""
-    specs, everywhere = student.config["architecture"], list(range(student.num_stages))
-    if border.kind == "mid":
-        return [StudentBlock("mid_block", student.mid_block, specs["mid_block"], everywhere)]
-    index = int(border.block.rpartition(".")[2])
-    if border.kind == "down":
-        return [StudentBlock(border.block, student.down_blocks[index], specs["down_blocks"][index], everywhere)]
-    return [
-        StudentBlock(
-            job_name(border.block, tile),
-            student.decoders[tile[0]].blocks[index],
-            specs["decoders"][tile[0]][index],
-            tile,
-        )
-        for tile in ranges_of(specs)[index]
-    ]

@@ -3,17 +3,23 @@
 Self-contained (torch and diffusers only): this file travels with the weights, so that
 `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
 
-A block spec is JSON: {"layers": [{"width": 32, "kernels": [3, 1]}, null, ...], "attentions": [true, false, ...]}. `width` is the
-number of channels between the two convolutions of a ResNet layer, `kernels` are their sizes, null drops the layer (its shortcut
-stays), false drops the attention. A layer may have "reads" and "writes", the groups of channels that its residual branch reads
-and writes (see PartialLayer); all of them where it has not. An up block may also have "channels", those of its output, more or
-fewer than those of the encoder's level.
+An architecture is JSON: {"blocks": {"down_blocks.0": [{"range": [0, 1], "spec": {...}}], "up_blocks.0": [{"range": [0], ...},
+{"range": [1], ...}], ...}}, for every block of the UNet the ranges, contiguous intervals of timesteps, that have one there.
+
+A spec says what is chosen of a block's layers: {"resnets.0": {"width": 32, "kernels": [3, 1]}, "resnets.1": null,
+"attentions.0": {}}. null drops a layer; of a ResNet layer its shortcut stays. `width` is the number of channels between the two
+convolutions of a ResNet layer, `kernels` are their sizes, "reads" and "writes" the groups of channels that its residual branch
+reads and writes (see PartialLayer), all of them where they are not given.
+
+A range of an up block may also have "channels", those of its output, more or fewer than those of the encoder's level. "stream",
+where not all are kept, holds for every level the channels of the residual stream that are (see `narrow_stream`).
 """
 
 import copy
 import inspect
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -46,14 +52,14 @@ def stage_of(timesteps: torch.Tensor, boundaries: list[float]) -> torch.Tensor:
 
 
 class Dropped(nn.Module):
-    """What is left of a dropped attention: its input."""
+    """Identity that replaces a dropped attention."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return hidden_states
 
 
 class ShortcutLayer(nn.Module):
-    """What is left of a dropped ResNet layer: its shortcut, N,C_in,H,W to N,C_out,H,W."""
+    """The shortcut that replaces a dropped ResNet layer, N,C_in,H,W to N,C_out,H,W."""
 
     def __init__(self, resnet: Module) -> None:
         super().__init__()
@@ -155,21 +161,27 @@ def output_group_size(resnet: Module) -> int:
     return resnet.conv2.out_channels // groups
 
 
-def rebuilt_layer(resnet: Module, layer: dict[str, Any] | None) -> Module:
-    """What a spec makes of a ResNet layer, which it changes in place."""
-    if layer is None:
+def build_resnet(resnet: Module, choice: dict[str, Any] | None) -> Module:
+    """What a choice makes of a ResNet layer, which is changed in place."""
+    if choice is None:
         return ShortcutLayer(resnet)
-    resnet = resize_layer(resnet, layer["width"], layer["kernels"])
-    if not {"reads", "writes"} & layer.keys():
+    resnet = resize_layer(resnet, choice["width"], choice["kernels"])
+    if not {"reads", "writes"} & choice.keys():
         return resnet
-    everything = list(range(resnet.norm1.num_groups))
-    reads, writes = (layer.get(key, everything) for key in ("reads", "writes"))
-    return PartialLayer(resnet, reads, writes)
+    all_groups = list(range(resnet.norm1.num_groups))
+    return PartialLayer(resnet, choice.get("reads", all_groups), choice.get("writes", all_groups))
 
 
-def rebuilt_attention(attention: Module, kept: bool) -> Module:
-    """What a spec makes of an attention."""
-    return attention if kept else Dropped()
+def build_attention(attention: Module, choice: dict[str, Any] | None) -> Module:
+    """What a choice makes of an attention."""
+    return Dropped() if choice is None else attention
+
+
+# How each kind of layer that can be searched is built, by the name of the list that holds it in a block.
+BUILDERS: dict[str, Callable[[Module, dict[str, Any] | None], Module]] = {
+    "resnets": build_resnet,
+    "attentions": build_attention,
+}
 
 
 def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
@@ -194,10 +206,12 @@ def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
 def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
     """Rebuild a diffusers block in place as its spec says; the weights of changed layers are left to the caller."""
     check_type(block)
-    for index, layer in enumerate(spec["layers"]):
-        block.resnets[index] = rebuilt_layer(block.resnets[index], layer)
-    for index, kept in enumerate(spec["attentions"]):
-        block.attentions[index] = rebuilt_attention(block.attentions[index], kept)
+    for name, choice in spec.items():
+        kind, _, index = name.partition(".")
+        layers = getattr(block, kind, None)
+        if kind not in BUILDERS or not layers or not index.isdecimal() or int(index) >= len(layers):
+            raise ValueError(f"architecture: {name} is no layer of a {type(block).__name__} that can be changed")
+        layers[int(index)] = BUILDERS[kind](layers[int(index)], choice)
     return block
 
 
@@ -388,7 +402,7 @@ class Decoder(nn.Module):
 
     Args:
         unet: whose up blocks are rebuilt.
-        specs: one for each up block.
+        ranges: one entry of the architecture for each up block.
         lenders: for each up block the decoder that it is shared with, None for a block of its own. The head goes with the last.
 
     Its state holds what is its own; `blocks` and `head` are all that it runs.
@@ -397,15 +411,15 @@ class Decoder(nn.Module):
     blocks: tuple[Module, ...]
     head: tuple[Module, ...]
 
-    def __init__(self, unet: UNet2DModel, specs: list[dict[str, Any]], lenders: "list[Decoder | None]") -> None:
+    def __init__(self, unet: UNet2DModel, ranges: list[dict[str, Any]], lenders: "list[Decoder | None]") -> None:
         super().__init__()
-        usual = list(reversed(unet.config["block_out_channels"]))
-        unet = with_channels(unet, [spec.get("channels", width) for spec, width in zip(specs, usual, strict=True)])
+        usual = reversed(unet.config["block_out_channels"])
+        unet = with_channels(unet, [entry.get("channels", width) for entry, width in zip(ranges, usual, strict=True)])
         self.up_blocks = nn.ModuleDict()
         blocks = []
-        for index, (block, spec, lender) in enumerate(zip(unet.up_blocks, specs, lenders, strict=True)):
+        for index, (block, entry, lender) in enumerate(zip(unet.up_blocks, ranges, lenders, strict=True)):
             if lender is None:
-                self.up_blocks[str(index)] = apply_spec(block, spec)
+                self.up_blocks[str(index)] = apply_spec(block, entry["spec"])
             blocks.append(self.up_blocks[str(index)] if lender is None else lender.blocks[index])
         # Tuples, so that what is shared is a part of the state once, in the decoder that it is from.
         self.blocks = tuple(blocks)
@@ -425,40 +439,38 @@ class Decoder(nn.Module):
         return hidden
 
 
-def own_ranges(blocks: int, intervals: int) -> list[list[list[int]]]:
-    """The `ranges` of an architecture that shares no block."""
-    return [[[interval] for interval in range(intervals)] for _ in range(blocks)]
+def block_names(unet: Module) -> list[str]:
+    """The names of a UNet's blocks, in the order in which they run."""
+    down = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
+    middle = [] if unet.mid_block is None else ["mid_block"]
+    return [*down, *middle, *(f"up_blocks.{i}" for i in range(len(unet.up_blocks)))]
 
 
-def ranges_of(architecture: dict[str, Any]) -> list[list[list[int]]]:
-    """For each up block the ranges, lists of contiguous intervals, that share one.
-
-    Raises:
-        ValueError: the ranges do not tile the intervals, or a range has blocks of several specs.
-    """
-    decoders = architecture["decoders"]
-    blocks, intervals = len(decoders[0]), len(decoders)
-    ranges: list[list[list[int]]] = architecture.get("ranges") or own_ranges(blocks, intervals)
-    if len(ranges) != blocks:
-        raise ValueError(f"architecture: ranges of {len(ranges)} up blocks for {blocks}")
-    for index, tiles in enumerate(ranges):
-        if [interval for tile in tiles for interval in tile] != list(range(intervals)) or not all(tiles):
-            raise ValueError(f"architecture: ranges {tiles} of up block {index} do not tile {intervals} intervals")
-        for tile in tiles:
-            if any(decoders[interval][index] != decoders[tile[0]][index] for interval in tile):
-                raise ValueError(f"architecture: up block {index} has several specs in the range {tile}")
-    return ranges
+def check_architecture(architecture: dict[str, Any], names: list[str], intervals: int) -> None:
+    """Raise ValueError unless each of these blocks has ranges that tile the intervals, in the encoder a single one."""
+    blocks = architecture["blocks"]
+    if blocks.keys() != set(names):
+        raise ValueError(f"architecture: blocks {', '.join(blocks)} for a UNet with {', '.join(names)}")
+    for name, entries in blocks.items():
+        ranges = [entry["range"] for entry in entries]
+        if [interval for part in ranges for interval in part] != list(range(intervals)) or not all(ranges):
+            raise ValueError(f"architecture: ranges {ranges} of {name} do not tile {intervals} intervals")
+        if len(ranges) > 1 and not name.startswith("up_blocks"):
+            raise ValueError(f"architecture: {name} has ranges {ranges}, but only up blocks can have several")
 
 
-def first_intervals(ranges: list[list[list[int]]]) -> list[list[int]]:
-    """For each up block and interval the first interval of its range."""
-    return [[tile[0] for tile in tiles for _ in tile] for tiles in ranges]
+def entry_of(entries: list[dict[str, Any]], interval: int) -> dict[str, Any]:
+    """The entry of a block whose range has an interval."""
+    return next(entry for entry in entries if interval in entry["range"])
 
 
 def paths_of(firsts: list[list[int]]) -> list[int]:
-    """For each interval the first one that runs the very same up blocks."""
-    columns = list(zip(*firsts, strict=True))
-    return [columns.index(column) for column in columns]
+    """For each interval the first one that runs the very same up blocks.
+
+    Args:
+        firsts: for each interval the first interval of the range of each of its up blocks.
+    """
+    return [firsts.index(first) for first in firsts]
 
 
 class SelfContainedModel(ModelMixin, ConfigMixin):
@@ -489,14 +501,12 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
 
     Args:
         unet: config of the UNet2DModel whose blocks are rebuilt.
-        architecture: {"down_blocks": [spec, ...], "mid_block": spec or null, "decoders": [[spec per up block] per stage]}, and,
-            where not all are kept, "stream": for every level the channels of `unet` that are (see `narrow_stream`); where stages
-            share blocks, "ranges": for each up block the lists of contiguous stages that have one in common, all of one spec.
-        boundaries: K-1 ascending timesteps; the stage of t is the number of boundaries <= t.
+        architecture: what is made of each block, as at the head of this file.
+        boundaries: K-1 ascending timesteps; the interval of t is the number of boundaries <= t.
         sample_size, in_channels, out_channels, num_class_embeds: as in `unet`; repeated where pipelines look for them.
 
     Raises:
-        ValueError: the spec does not fit the blocks, or there is not one decoder per stage.
+        ValueError: the architecture does not fit the blocks or the intervals.
     """
 
     @register_to_config
@@ -511,25 +521,29 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
-        if len(architecture["decoders"]) != len(boundaries) + 1:
-            raise ValueError(f"architecture: {len(architecture['decoders'])} decoders for {len(boundaries) + 1} stages")
         base = UNet2DModel(**_known(unet))
+        intervals = range(len(boundaries) + 1)
+        check_architecture(architecture, block_names(base), len(intervals))
         if architecture.get("stream"):
             narrow_stream(base, architecture["stream"])
         self.base_config = base.config
         self.conv_in, self.time_proj, self.time_embedding = base.conv_in, base.time_proj, base.time_embedding
         self.class_embedding = base.class_embedding
-        firsts = first_intervals(ranges_of(architecture))
+        blocks = architecture["blocks"]
+        up = [blocks[f"up_blocks.{i}"] for i in range(len(base.up_blocks))]
+        ranges = [[entry_of(entries, interval) for entries in up] for interval in intervals]
+        firsts = [[entry["range"][0] for entry in entries] for entries in ranges]
         decoders: list[Decoder] = []
-        for interval, specs in enumerate(architecture["decoders"]):
-            lenders = [None if at[interval] == interval else decoders[at[interval]] for at in firsts]
-            decoders.append(Decoder(copy.deepcopy(base), specs, lenders))
+        for interval, entries in enumerate(ranges):
+            lenders = [None if first == interval else decoders[first] for first in firsts[interval]]
+            decoders.append(Decoder(copy.deepcopy(base), entries, lenders))
         self.decoders = nn.ModuleList(decoders)
         self.paths = paths_of(firsts)
         self.down_blocks = nn.ModuleList(
-            apply_spec(block, spec) for block, spec in zip(base.down_blocks, architecture["down_blocks"], strict=True)
+            apply_spec(block, blocks[f"down_blocks.{i}"][0]["spec"]) for i, block in enumerate(base.down_blocks)
         )
-        self.mid_block = None if base.mid_block is None else apply_spec(base.mid_block, architecture["mid_block"])
+        middle = base.mid_block
+        self.mid_block = None if middle is None else apply_spec(middle, blocks["mid_block"][0]["spec"])
 
     @property
     def num_stages(self) -> int:
@@ -595,6 +609,12 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
 
+def architecture_at(architecture: dict[str, Any], interval: int) -> dict[str, Any]:
+    """The architecture of one interval alone."""
+    blocks = {name: [entry_of(entries, interval) | {"range": [0]}] for name, entries in architecture["blocks"].items()}
+    return architecture | {"blocks": blocks}
+
+
 class SeparateUNet2DModel(SelfContainedModel):
     """One whole UNet per stage, nothing shared: what the multi-decoder UNet is compared with.
 
@@ -613,11 +633,9 @@ class SeparateUNet2DModel(SelfContainedModel):
         num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
-        if len(architecture["decoders"]) != len(boundaries) + 1:
-            raise ValueError(f"architecture: {len(architecture['decoders'])} decoders for {len(boundaries) + 1} stages")
         self.nets = nn.ModuleList(
-            MultiDecoderUNet2DModel(unet=unet, architecture=architecture | {"decoders": [specs]}, boundaries=[])
-            for specs in architecture["decoders"]
+            MultiDecoderUNet2DModel(unet=unet, architecture=architecture_at(architecture, interval), boundaries=[])
+            for interval in range(len(boundaries) + 1)
         )
 
     @property

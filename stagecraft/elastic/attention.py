@@ -1,0 +1,58 @@
+"""Attentions: kept or dropped as a whole."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stagecraft.elastic.searchable import Choice, Choices, Description, Order, Searchable, Settings
+
+KEPT: Choice = {}
+
+
+@dataclass(frozen=True)
+class AttentionChoices:
+    """Kept, or kept and dropped."""
+
+    may_drop: bool
+
+    def __len__(self) -> int:
+        return 1 + self.may_drop
+
+    def all(self) -> list[Choice]:
+        """Every choice, the dropped attention last."""
+        return [KEPT, None] if self.may_drop else [KEPT]
+
+    def plain(self) -> list[Choice]:
+        """The same."""
+        return self.all()
+
+    def smallest(self) -> Choice:
+        """Dropped, where it may be."""
+        return self.all()[-1]
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """Any, with the same probability."""
+        return self.all()[rng.integers(len(self))]
+
+    def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
+        """Any."""
+        return self.draw(rng)
+
+
+class SearchableAttention(Searchable):
+    """A self-attention over the pixels."""
+
+    kind = "attentions"
+
+    def identity(self) -> Choice:
+        """Kept."""
+        return KEPT
+
+    def choices(self, settings: Settings, order: Order) -> Choices:
+        """By `drop_attention`."""
+        return AttentionChoices(settings["drop_attention"])
+
+    @staticmethod
+    def describe(choice: Choice, identity: Choice) -> Description:
+        """Kept or not."""
+        return Description("no attention", 0.0) if choice is None else Description("attention", 1.0)

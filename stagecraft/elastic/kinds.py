@@ -1,0 +1,30 @@
+"""The kinds of layers that can be searched, by the class of the teacher's layer."""
+
+from stagecraft.elastic.attention import SearchableAttention
+from stagecraft.elastic.resnet import SearchableResnet
+from stagecraft.elastic.searchable import Choice, Description, Searchable
+from stagecraft.networks.family import Module, Spec
+
+KINDS: dict[str, type[Searchable]] = {"ResnetBlock2D": SearchableResnet, "Attention": SearchableAttention}
+
+
+def searchables_of(block: Module) -> dict[str, Searchable]:
+    """The layers of a teacher's block that can be searched, by their names in a spec, kind by kind as KINDS has them."""
+    found: dict[str, Searchable] = {}
+    for kind in KINDS.values():
+        for index, layer in enumerate(getattr(block, kind.kind, None) or ()):
+            if layer is not None:
+                name = f"{kind.kind}.{index}"
+                found[name] = KINDS[type(layer).__name__](name, layer)
+    return found
+
+
+def identity_spec(block: Module) -> Spec:
+    """The spec that leaves a block as it is."""
+    return {name: layer.identity() for name, layer in searchables_of(block).items()}
+
+
+def describe(name: str, choice: Choice, identity: Choice) -> Description:
+    """A choice for the layer of this name beside the teacher's."""
+    kinds = {kind.kind: kind for kind in KINDS.values()}
+    return kinds[name.partition(".")[0]].describe(choice, identity)

@@ -1,0 +1,268 @@
+"""ResNet layers: inner width x kernels x the groups of channels that are read and written, or dropped.
+
+Inner channels are kept in whole GroupNorm groups: the first k, which `sort` makes the k most important. The channels that a layer
+reads and writes keep their places; a choice says which it takes. A kernel size that the teacher has not has weights of its own,
+which start from the centre of the teacher's kernel.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stagecraft.elastic.searchable import Choice, Choices, Description, Order, Searchable, Seen, Settings
+from stagecraft.networks.family import Module
+from stagecraft.networks.unet2d.multi_decoder_unet import PartialLayer, group_size, norm_size, output_group_size
+
+DROPPED = 1 / 8  # share of random draws in which a layer that may be dropped is
+PARTS = ("reads", "writes")
+
+
+class ResnetChoices:
+    """What may be chosen of one ResNet layer; the last option of everything is the teacher's.
+
+    Args:
+        resnet: the teacher's layer.
+        settings: `widths` (shares of the inner width), `stream` (shares of what is read, and of what is written), `kernels`,
+            `channel_multiple` (what the channels of a share are a multiple of) and `drop_layers` count.
+        order: its groups of input (`reads`) and output channels (`writes`), the most important first.
+    """
+
+    def __init__(self, resnet: Module, settings: Settings, order: Order) -> None:
+        size = group_size(resnet)
+        self.widths = [size * count for count in counts(settings, "widths", resnet.norm2.num_groups, size)]
+        convolutions = (resnet.conv1, resnet.conv2)
+        self.kernels = [sorted({*settings["kernels"], conv.kernel_size[0]}) for conv in convolutions]
+        self.own_kernels = [
+            options.index(conv.kernel_size[0]) for options, conv in zip(self.kernels, convolutions, strict=True)
+        ]
+        self.reads = parts(settings, order["reads"], norm_size(resnet.norm1))
+        self.writes = parts(settings, order["writes"], output_group_size(resnet))
+        self.may_drop: bool = settings["drop_layers"]
+
+    def __len__(self) -> int:
+        return math.prod(self.sizes) + self.may_drop
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of options of each dimension, in the order of `choice`."""
+        dimensions: tuple[Sized, ...] = (self.widths, *self.kernels, self.reads, self.writes)
+        return tuple(map(len, dimensions))
+
+    def choice(self, width: int, first: int, second: int, read: int, write: int) -> dict[str, Any]:
+        """The choice of the options with these numbers."""
+        kernels = [self.kernels[0][first], self.kernels[1][second]]
+        choice: dict[str, Any] = {"width": self.widths[width], "kernels": kernels}
+        if read < len(self.reads) - 1:
+            choice["reads"] = self.reads[read]
+        if write < len(self.writes) - 1:
+            choice["writes"] = self.writes[write]
+        return choice
+
+    def numbers(self, choice: dict[str, Any]) -> list[int]:
+        """The numbers of a choice's options, as `choice` takes them."""
+        kernels = [options.index(kernel) for options, kernel in zip(self.kernels, choice["kernels"], strict=True)]
+        read = self.reads.index(choice.get("reads", self.reads[-1]))
+        write = self.writes.index(choice.get("writes", self.writes[-1]))
+        return [self.widths.index(choice["width"]), *kernels, read, write]
+
+    def smallest(self) -> Choice:
+        """The least of everything, not dropped."""
+        return self.choice(0, 0, 0, 0, 0)
+
+    def all(self) -> list[Choice]:
+        """Every choice, the dropped layer last."""
+        kept: list[Choice] = [self.choice(*numbers) for numbers in itertools.product(*map(range, self.sizes))]
+        return [*kept, None] if self.may_drop else kept
+
+    def plain(self) -> list[Choice]:
+        """The same share of all that is read, held and written, from the teacher's down; the dropped layer."""
+        kept: list[Choice] = []
+        for less in range(max(len(self.widths), len(self.reads))):
+            shares = (self.widths, self.reads, self.writes)
+            width, read, write = (max(0, len(options) - 1 - less) for options in shares)
+            first, second = self.own_kernels
+            kept.append(self.choice(width, first, second, read, write))
+        return [*kept, None] if self.may_drop else kept
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """Each dimension uniform over its options, dropped once in eight."""
+        if self.may_drop and rng.random() < DROPPED:
+            return None
+        return self.choice(*(int(rng.integers(size)) for size in self.sizes))
+
+    def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
+        """A choice that differs in one dimension; any at all for a dropped layer."""
+        if choice is None or (self.may_drop and rng.random() < DROPPED):
+            return self.draw(rng) if choice is None else None
+        numbers = self.numbers(choice)
+        free = [i for i, size in enumerate(self.sizes) if size > 1]
+        if not free:
+            return choice
+        at = free[rng.integers(len(free))]
+        numbers[at] = (numbers[at] + 1 + int(rng.integers(self.sizes[at] - 1))) % self.sizes[at]
+        return self.choice(*numbers)
+
+
+class SearchableResnet(Searchable):
+    """A ResnetBlock2D between the samplers of a block."""
+
+    kind = "resnets"
+
+    @property
+    def grades(self) -> int:
+        """GroupNorm groups inside the layer."""
+        groups: int = self.layer.norm2.num_groups
+        return groups
+
+    def identity(self) -> Choice:
+        """The teacher's width and kernels."""
+        resnet = self.layer
+        kernels = [resnet.conv1.kernel_size[0], resnet.conv2.kernel_size[0]]
+        return {"width": resnet.conv1.out_channels, "kernels": kernels}
+
+    def choices(self, settings: Settings, order: Order) -> Choices:
+        """As `ResnetChoices`."""
+        return ResnetChoices(self.layer, settings, order)
+
+    def natural_order(self) -> Order:
+        """Groups as they stand."""
+        groups = list(range(self.layer.norm1.num_groups))
+        return {"reads": groups, "writes": groups}
+
+    def own_weights(self, settings: Settings) -> dict[str, torch.Tensor]:
+        """Kernels of the sizes that the teacher's convolutions have not."""
+        own = {}
+        for name in ("conv1", "conv2"):
+            weight = getattr(self.layer, name).weight.detach()
+            for size in settings["kernels"]:
+                if size != weight.shape[-1]:
+                    own[f"{self.name}.{name}.weight-{size}"] = resize_kernel(weight, size)
+        return own
+
+    def source(self, name: str, shape: torch.Size) -> str:
+        """The kernel of the size that is asked for."""
+        convolution = name.removeprefix(f"{self.name}.").removesuffix(".weight")
+        if convolution not in ("conv1", "conv2") or not name.endswith(".weight"):
+            return name
+        own = getattr(self.layer, convolution).weight.shape[-1]
+        return name if shape[-1] == own else f"{name}-{shape[-1]}"
+
+    def slice(self, weight: torch.Tensor, name: str, shape: torch.Size, built: nn.Module) -> torch.Tensor:
+        """The channels that are read and written, and the first inner ones."""
+        if isinstance(built, PartialLayer):
+            weight = part_of(weight, name.removeprefix(f"{self.name}."), built)
+        if weight.shape == shape:
+            return weight
+        if "time_emb_proj" in name and self.layer.time_embedding_norm == "scale_shift":
+            half, width = weight.shape[0] // 2, shape[0] // 2
+            return torch.cat([weight[:width], weight[half : half + width]])
+        return weight[tuple(slice(size) for size in shape)]
+
+    def sort(self, layer: Module, own: Mapping[str, torch.Tensor], seen: Seen) -> Order:
+        """Put the inner groups that add most to the layer's output first; it computes what it did before.
+
+        The importance of a group is the mean square of what it alone adds: ||conv2[:, g] * a_g||^2, where a is the input of the
+        second convolution; that of a group that is read is ||conv1[:, g] * a_g||^2, and that of one that is written is the mean
+        square of conv2's output in it.
+
+        Returns:
+            `reads` and `writes`: the groups, the most important first.
+        """
+        read, _ = seen[f"{self.name}.conv1"]
+        inner, written = seen[f"{self.name}.conv2"]
+        order = {
+            "reads": descending(added_by_group(layer.conv1, read, layer.norm1.num_groups)),
+            "writes": descending(written.unflatten(1, (-1, output_group_size(layer))).square().mean((0, 2, 3, 4))),
+        }
+        self.permute(layer, own, descending(added_by_group(layer.conv2, inner, layer.norm2.num_groups)))
+        return order
+
+    def permute(self, layer: Module, own: Mapping[str, torch.Tensor], groups: list[int]) -> None:
+        """Put the inner groups into another order."""
+        size = group_size(layer)
+        order = torch.tensor([g * size + i for g in groups for i in range(size)], device=layer.conv1.weight.device)
+        for name, parameter in layer.named_parameters():
+            if name.startswith(("conv1", "norm2")):
+                parameter.copy_(parameter[order])
+            elif name.startswith("time_emb_proj"):
+                halves = 2 if layer.time_embedding_norm == "scale_shift" else 1
+                parameter.copy_(parameter[torch.cat([order + half * len(order) for half in range(halves)])])
+            elif name == "conv2.weight":
+                parameter.copy_(parameter[:, order])
+        for name, kernel in own.items():
+            kernel.copy_(kernel[order] if name.startswith(f"{self.name}.conv1") else kernel[:, order])
+
+    def graded(self, count: int, order: Order, candidates: Sequence[Choice]) -> Choice:
+        """So many inner groups, and, where candidates have parts of them, that share of the groups read and written."""
+        choice = self.identity()
+        assert choice is not None
+        choice["width"] = count * group_size(self.layer)
+        if any(set(PARTS) & candidate.keys() for candidate in candidates if candidate):
+            for key in PARTS:
+                groups = order[key]
+                kept = max(1, round(count / len(order["writes"]) * len(groups)))
+                if kept < len(groups):
+                    choice[key] = sorted(groups[:kept])
+        return choice
+
+    @staticmethod
+    def describe(choice: Choice, identity: Choice) -> Description:
+        """Inner width, kernels, and what is read and written where that is not all."""
+        if choice is None:
+            return Description("dropped", 0.0)
+        assert identity is not None
+        kernels = " ".join(f"{k}×{k}" for k in choice["kernels"])
+        some = [f"{key} {len(choice[key])} groups" for key in PARTS if key in choice]
+        share = min(1.0, choice["width"] / identity["width"])
+        return Description(" · ".join([str(choice["width"]), kernels, *some]), share)
+
+
+def counts(settings: Settings, key: str, groups: int, size: int) -> list[int]:
+    """The shares under `key` as numbers of whole groups of `size` channels, ascending; all of them is always among them.
+
+    The channels of the others are multiples of `channel_multiple`, at least one.
+    """
+    step = math.lcm(size, settings["channel_multiple"]) // size
+    numbers = {step * max(1, round(share * groups / step)) for share in settings[key]}
+    return sorted({number for number in numbers if number < groups} | {groups})
+
+
+def parts(settings: Settings, order: list[int], size: int) -> list[list[int]]:
+    """The most important groups, as many as the shares of `stream` say, ascending."""
+    return [sorted(order[:count]) for count in counts(settings, "stream", len(order), size)]
+
+
+def part_of(weight: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:
+    """A parameter of a whole layer with the channels that a partial one reads or writes."""
+    match name.split("."):
+        case ["norm1", _]:
+            return weight.index_select(0, layer.read)
+        case ["conv1", "weight"]:
+            return weight.index_select(1, layer.read)
+        case ["conv2", _]:
+            return weight.index_select(0, layer.written)
+    return weight
+
+
+def added_by_group(conv: nn.Conv2d, inputs: torch.Tensor, groups: int) -> torch.Tensor:
+    """Mean square of what each group of a convolution's input channels adds to its output, (groups,)."""
+    size = inputs.shape[1] // groups
+    pairs = zip(inputs.split(size, 1), conv.weight.split(size, 1), strict=True)
+    return torch.stack([F.conv2d(a, w, padding=conv.padding).square().mean() for a, w in pairs])
+
+
+def descending(importance: torch.Tensor) -> list[int]:
+    """The numbers of the entries, the largest first."""
+    return importance.argsort(descending=True, stable=True).tolist()
+
+
+def resize_kernel(weight: torch.Tensor, size: int) -> torch.Tensor:
+    """The centre of a kernel (out, in, k, k), as (out, in, size, size)."""
+    margin = (size - weight.shape[-1]) // 2
+    return F.pad(weight, (margin,) * 4).clone()

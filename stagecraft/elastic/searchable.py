@@ -1,0 +1,111 @@
+"""What a kind of layer has to say to be searched; one class for each (resnet.py, attention.py), registered in kinds.py.
+
+A *choice* is JSON: the options that a spec gives a layer, None where the layer is dropped.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from stagecraft.networks.family import Module
+
+Choice = dict[str, Any] | None
+Order = dict[str, list[int]]  # what a choice takes parts of, the most important first
+Seen = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # input and output of each convolution and linear layer, by name
+Settings = Mapping[str, Any]  # the `search_block` section of the params
+
+
+class Choices(Protocol):
+    """All choices that the params admit for one layer; the teacher's own is always among them."""
+
+    def __len__(self) -> int:
+        """Number of choices."""
+
+    def all(self) -> list[Choice]:
+        """Every choice."""
+
+    def plain(self) -> list[Choice]:
+        """The choices that treat all dimensions of the layer alike, from the teacher's down."""
+
+    def smallest(self) -> Choice:
+        """The least that the sandwich rule trains."""
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """A random choice."""
+
+    def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
+        """A choice near another."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A choice in words, and its width as a share of the teacher's; 0 for a dropped layer."""
+
+    text: str
+    share: float
+
+
+class Searchable(ABC):
+    """A layer of the teacher that can be searched.
+
+    Args:
+        name: of the layer in its block, as in a spec: `resnets.0`.
+        layer: the teacher's, which stays as it is.
+    """
+
+    kind: str  # the list that holds layers of this kind in a block, and the first part of their names
+
+    def __init__(self, name: str, layer: Module) -> None:
+        self.name = name
+        self.layer = layer
+
+    @abstractmethod
+    def identity(self) -> Choice:
+        """The choice that is the teacher's layer."""
+
+    @abstractmethod
+    def choices(self, settings: Settings, order: Order) -> Choices:
+        """What may be chosen.
+
+        Args:
+            order: as `sort` or `natural_order` gives it.
+        """
+
+    def natural_order(self) -> Order:
+        """The order where all parts matter alike: as they stand."""
+        return {}
+
+    def own_weights(self, settings: Settings) -> dict[str, torch.Tensor]:
+        """First values of weights that only the supernet has, by name and a suffix: `resnets.0.conv1.weight-1`."""
+        return {}
+
+    def sort(self, layer: Module, own: Mapping[str, torch.Tensor], seen: Seen) -> Order:
+        """Order a layer's parts by importance; moves weights of `layer` and `own` where a choice takes the first of them."""
+        return {}
+
+    def source(self, name: str, shape: torch.Size) -> str:
+        """The weight of the supernet that a parameter of this name and shape is sliced from."""
+        return name
+
+    def slice(self, weight: torch.Tensor, name: str, shape: torch.Size, built: nn.Module) -> torch.Tensor:
+        """The part of a weight that the layer as it is built takes for a parameter."""
+        return weight
+
+    def graded(self, count: int, order: Order, candidates: Sequence[Choice]) -> Choice:
+        """The choice with `count` of `grades` of everything that the candidates have in parts, nothing dropped."""
+        return self.identity()
+
+    @property
+    def grades(self) -> int:
+        """In how many steps the layer can be narrowed evenly; 1 where it cannot."""
+        return 1
+
+    @staticmethod
+    @abstractmethod
+    def describe(choice: Choice, identity: Choice) -> Description:
+        """A choice beside the teacher's."""

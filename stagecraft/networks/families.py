@@ -1,0 +1,24 @@
+"""The kinds of network that can be compressed, by the class of the teacher."""
+
+from stagecraft.networks.family import Family, Module, Site
+from stagecraft.networks.unet2d.family import UNet2DFamily
+
+FAMILIES: dict[str, Family] = {"UNet2DModel": UNet2DFamily()}
+
+
+def family_of(net: Module) -> Family:
+    """The family that a teacher belongs to."""
+    return FAMILIES[type(net).__name__]
+
+
+def sites_of(net: Module) -> list[Site]:
+    """The places of a teacher's blocks, in the order in which they run."""
+    return family_of(net).sites(net)
+
+
+def site_named(net: Module, name: str) -> Site:
+    """The site of this name; ValueError when the teacher has none."""
+    sites = {site.name: site for site in sites_of(net)}
+    if name not in sites:
+        raise ValueError(f"block '{name}': the teacher has {', '.join(sites)}")
+    return sites[name]

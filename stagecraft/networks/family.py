@@ -1,0 +1,64 @@
+"""What the library asks of a kind of network: where its blocks stand, what passes between them, and how to run one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+Module = Any  # a diffusers module: its layers are attributes that no type describes
+Spec = dict[str, dict[str, Any] | None]  # of a block: what is chosen of its layers, by name; None for a dropped one
+Architecture = dict[str, Any]  # {"blocks": {site: [{"range": intervals, "spec": spec}, ...]}}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a network where a block stands.
+
+    Args:
+        name: the block's module in the teacher.
+        reads: the tensors that the block takes, by name.
+        writes: those that it gives.
+        per_range: whether ranges of noise levels may have a block each; otherwise all share one.
+        side: pixels a side at which the block's layers run.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    per_range: bool
+    side: int
+
+
+class StudentBlock(NamedTuple):
+    """A block of a student: the module, its spec, and the intervals in which it runs."""
+
+    module: Module
+    spec: Spec
+    intervals: list[int]
+
+
+class Family(Protocol):
+    """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such."""
+
+    def sites(self, net: Module) -> list[Site]:
+        """The places of a network's blocks, in the order in which they run."""
+
+    def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run a block on what its site reads; returns what it writes."""
+
+    def trace(
+        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t and labels (N,)."""
+
+    def tail_reads(self, net: Module, site: Site) -> tuple[str, ...]:
+        """The tensors that `tail` needs beside what the site writes."""
+
+    def tail(
+        self, net: Module, site: Site, outputs: Sequence[torch.Tensor], seen: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The prediction (N,C,H,W) of a network whose block at a site gave these outputs; `seen` holds its `tail_reads`."""
+
+    def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
+        """A student's blocks at one of the teacher's sites, one for each range of intervals."""

@@ -1,0 +1,1 @@
+"""UNet2DModel: the one place that knows how it is built."""

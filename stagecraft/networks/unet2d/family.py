@@ -1,0 +1,129 @@
+"""UNet2DModel as the library sees it: its sites, what passes between them, and how to run its blocks.
+
+The tensors between blocks, each named once: `emb` (N, D); `skip.0` (conv_in's output), `skip.1`, ... (every state that a down
+block emits, the last of a block being its output); `mid`; `up.0`, `up.1`, ... (each up block's output), all N,C,H,W.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from stagecraft.networks.family import Module, Site, StudentBlock
+
+DOWN, MID, UP = "down_blocks", "mid_block", "up_blocks"
+
+
+class UNet2DFamily:
+    """The family of diffusers' UNet2DModel."""
+
+    def sites(self, net: Module) -> list[Site]:
+        """The places of all blocks, in the order in which they run."""
+        side = net.config["sample_size"]
+        deepest = len(net.down_blocks) - 1
+        sites = []
+        states = ["skip.0"]
+        for i, block in enumerate(net.down_blocks):
+            count = len(block.resnets) + (block.downsamplers is not None)
+            emitted = [f"skip.{len(states) + j}" for j in range(count)]
+            sites.append(Site(f"{DOWN}.{i}", ("emb", states[-1]), tuple(emitted), False, side >> i))
+            states += emitted
+        hidden = states[-1]
+        if net.mid_block is not None:
+            sites.append(Site(MID, ("emb", hidden), ("mid",), False, side >> deepest))
+            hidden = "mid"
+        for i, block in enumerate(net.up_blocks):
+            count = len(block.resnets)
+            reads = ("emb", hidden, *states[-count:])
+            sites.append(Site(f"{UP}.{i}", reads, (f"up.{i}",), True, side >> (deepest - i)))
+            states = states[:-count]
+            hidden = f"up.{i}"
+        return sites
+
+    def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run a block on what its site reads; returns what it writes."""
+        emb, hidden, *skips = tensors
+        if is_down(site):
+            return block(hidden, emb)[1]
+        return (block(hidden, tuple(skips), emb) if skips else block(hidden, emb),)
+
+    def trace(
+        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t and labels (N,)."""
+        seen: dict[str, torch.Tensor] = {}
+        handles = [
+            net.get_submodule(site.name).register_forward_hook(keep_outputs(site, seen), with_kwargs=True)
+            for site in self.sites(net)
+        ]
+        handles.append(net.conv_in.register_forward_hook(lambda module, args, output: seen.update({"skip.0": output})))
+        try:
+            seen["output"] = net(x_t, t, labels).sample
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+    def tail_reads(self, net: Module, site: Site) -> tuple[str, ...]:
+        """The tensors that `tail` needs beside what the site writes."""
+        known = set(site.writes)
+        needed = []
+        for later in self.sites_after(net, site):
+            needed += [name for name in later.reads if name not in known]
+            known |= {*later.reads, *later.writes}
+        return tuple(needed)
+
+    def tail(
+        self, net: Module, site: Site, outputs: Sequence[torch.Tensor], seen: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The prediction (N,C,H,W) of a UNet whose block at a site gave these outputs; `seen` holds its `tail_reads`."""
+        seen = seen | dict(zip(site.writes, outputs, strict=True))
+        hidden = outputs[-1]
+        for later in self.sites_after(net, site):
+            written = self.run(later, net.get_submodule(later.name), [seen[name] for name in later.reads])
+            seen.update(zip(later.writes, written, strict=True))
+            hidden = written[-1]
+        return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
+
+    def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
+        """The blocks of a MultiDecoderUNet2DModel at one of the teacher's sites, one for each range of intervals."""
+        index = site.name.rpartition(".")[2]
+        blocks = []
+        for entry in student.config["architecture"]["blocks"][site.name]:
+            if site.per_range:
+                module = student.decoders[entry["range"][0]].blocks[int(index)]
+            else:
+                module = student.get_submodule(site.name)
+            blocks.append(StudentBlock(module, entry["spec"], entry["range"]))
+        return blocks
+
+    def sites_after(self, net: Module, site: Site) -> list[Site]:
+        """The sites whose blocks run after that of one."""
+        sites = self.sites(net)
+        return sites[sites.index(site) + 1 :]
+
+
+def level_of(net: Module, site: Site) -> int:
+    """The resolution level of a site, 0 for the finest."""
+    kind, _, index = site.name.partition(".")
+    deepest = len(net.down_blocks) - 1
+    return {DOWN: lambda: int(index), MID: lambda: deepest, UP: lambda: deepest - int(index)}[kind]()
+
+
+def is_down(site: Site) -> bool:
+    """Whether a site is in the encoder, where a block emits several states."""
+    return site.name.startswith(DOWN)
+
+
+def keep_outputs(site: Site, seen: dict[str, torch.Tensor]) -> Callable[..., None]:
+    """A forward hook that keeps what the block at a site writes, and the time embedding."""
+
+    def hook(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = output[1] if is_down(site) else (output,)
+        # Attention leaves channels-last strides; torch 2.12's CPU GroupNorm crashes in the backward pass on such an input
+        # when the input itself needs no gradient, as a block's input here. At 1 x 1 pixels contiguous() would keep them.
+        seen.update(zip(site.writes, (state.flatten().view(state.shape) for state in states), strict=True))
+        if is_down(site):
+            seen["emb"] = kwargs["temb"]
+
+    return hook
