@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
 from stagecraft.diffusion.process import Process
-from stagecraft.networks.unet2d.costs import unet_macs
+from stagecraft.networks.costs import count_network_macs
 from stagecraft.runtime.seeds import generator_for
 
 STEPS = 100  # in which the share of pruned channels rises
@@ -46,7 +46,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any) -> UNet2DModel:
         ValueError: no sequence of steps that was tried ends within the tolerance.
     """
     shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
-    target = ratio * unet_macs(teacher)
+    target = ratio * count_network_macs(teacher)
     left_out: set[tuple[int, str]] = set()
     while True:
         net, overshot = copied(teacher), None
@@ -55,7 +55,7 @@ def pruned(teacher: UNet2DModel, ratio: float, importance: Any) -> UNet2DModel:
                 continue
             group.prune()
             mend(net)
-            macs = unet_macs(net)
+            macs = count_network_macs(net)
             if macs < (1 - TOLERANCE) * target:
                 overshot = name
                 break

@@ -156,11 +156,11 @@ class Costs:
 
     def macs(self) -> dict[str, float]:
         """MACs of the teacher's training and of the search."""
+        from stagecraft.networks.costs import count_network_macs
         from stagecraft.networks.pipelines import load_teacher
-        from stagecraft.networks.unet2d.costs import unet_macs
         from stagecraft.report.page import macs_of_search
 
-        whole, settings = unet_macs(load_teacher(self.shared.teacher)), self.params["train_teacher"]
+        whole, settings = count_network_macs(load_teacher(self.shared.teacher)), self.params["train_teacher"]
         results = self.shared.results(self.params)
         searches = [json.loads((results / f"{name}.json").read_text()) for name in self.names]
         spent = macs_of_search(whole, searches)

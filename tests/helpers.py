@@ -1,7 +1,6 @@
 """Params of prepare_data, a small UNet, and clones of the repository to run commands in."""
 
 import contextlib
-import functools
 import importlib
 import json
 import os
@@ -210,8 +209,7 @@ def supernet_of(teacher, site, kernels=(1, 3)):
     from stagecraft.elastic.block import ElasticBlock
     from stagecraft.networks.families import family_of
 
-    run = functools.partial(family_of(teacher).run, site)
-    return ElasticBlock(teacher.get_submodule(site.name), run, {"kernels": kernels})
+    return ElasticBlock(teacher.get_submodule(site.name), family_of(teacher), site, {"kernels": kernels})
 
 
 def spec_at(architecture, name, interval=0):

@@ -7,9 +7,9 @@ from helpers import tiny_unet
 
 from stagecraft.elastic.block import natural_orders
 from stagecraft.elastic.kinds import identity_spec
+from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.costs import parameter_count
 from stagecraft.search.architecture import costs_of
 from stagecraft.search.controls import narrowed, select_largest, select_uniform, within
 from stagecraft.search.selection import Block, Budget, fits, totals
@@ -23,7 +23,7 @@ def blocks(unet):
     found = []
     for site in sites_of(unet):
         spec = identity_spec(unet.get_submodule(site.name))
-        identity = {"spec": spec, "macs": 0, "params": parameter_count(unet.get_submodule(site.name)), "nmse": 0.0}
+        identity = {"spec": spec, "macs": 0, "params": count_parameters(unet.get_submodule(site.name)), "nmse": 0.0}
         for stage in range(len(STEPS)) if site.per_range else [None]:
             name = site.name if stage is None else f"{site.name}.stage_{stage}"
             found.append(Block(name, None if stage is None else (stage,), identity, (identity,)))
@@ -80,7 +80,7 @@ def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):
         0,
     )
     assert sum(s["params"] for s in specs.values()) == sum(
-        parameter_count(block) for block in [*student.down_blocks, student.mid_block, *student.decoders[0].blocks]
+        count_parameters(block) for block in [*student.down_blocks, student.mid_block, *student.decoders[0].blocks]
     )
 
 

@@ -8,8 +8,8 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from stagecraft.evaluation import cost, speed
-from stagecraft.networks.families import sites_of
-from stagecraft.networks.unet2d.costs import block_macs, shared_macs, tail_macs, unet_macs
+from stagecraft.networks.costs import count_network_macs, count_tail_macs
+from stagecraft.networks.families import family_of, sites_of
 
 SHAPE = (1, 8, 8)
 
@@ -144,8 +144,7 @@ def test_operations_are_known_by_their_names(name: str, kind: str) -> None:
 def test_the_tail_of_a_block_runs_from_its_input_to_the_output() -> None:
     unet = tiny_unet()
     sites = sites_of(unet)
-    entrance, head = shared_macs(unet)
-    assert tail_macs(unet, sites[0]) == unet_macs(unet) - entrance
-    last = sites[-1]
-    own = block_macs(unet.get_submodule(last.name), unet.config["sample_size"] >> last.level)
-    assert tail_macs(unet, last) == own + head
+    fixed = family_of(unet).fixed_costs(unet)
+    assert count_tail_macs(unet, sites[0]) == count_network_macs(unet) - fixed.entrance_macs
+    own = family_of(unet).block_macs(unet.get_submodule(sites[-1].name), sites[-1])
+    assert count_tail_macs(unet, sites[-1]) == own + fixed.head_macs

@@ -65,9 +65,9 @@ def test_an_extracted_sub_block_equals_the_supernets_path(net):
         space = BlockSpace(block, SETTINGS, supernet.sort(inputs))
         for spec in [space.smallest(), space.identity, *(space.draw(rng) for _ in range(5))]:
             copied = apply_spec(copy.deepcopy(block), spec).eval()
-            copied.load_state_dict(student_state(supernet.state_dict(), block, supernet.run, spec))
+            copied.load_state_dict(student_state(supernet.state_dict(), block, family_of(net), site, spec))
             with torch.no_grad():
-                pairs = zip(supernet(spec, inputs), supernet.run(copied, inputs), strict=True)
+                pairs = zip(supernet(spec, inputs), family_of(net).run(site, copied, inputs), strict=True)
                 for path, extracted in pairs:  # a slice lies elsewhere than a copy of it, which BLAS may round by
                     torch.testing.assert_close(path, extracted, atol=1e-6, rtol=1e-5)
 

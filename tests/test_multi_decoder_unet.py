@@ -12,8 +12,9 @@ from helpers import spec_at, tiny_unet, with_ranges
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import count_macs
+from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.pipelines import load_given_teacher, load_student, save_student
-from stagecraft.networks.unet2d.costs import block_macs, parameter_count
+from stagecraft.networks.unet2d.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stagecraft.training.student import build_student
 
@@ -92,7 +93,7 @@ def test_narrow_layers_kernels_and_dropped_parts_cost_what_they_should(unet):
     assert built.resnets[0].norm2.num_groups == 1
     assert [name for name, _ in built.resnets[1].named_parameters()] == ["conv_shortcut.weight", "conv_shortcut.bias"]
     assert block_macs(built, 4) < block_macs(unet.up_blocks[0], 4)
-    assert parameter_count(built) < parameter_count(unet.up_blocks[0])
+    assert count_parameters(built) < count_parameters(unet.up_blocks[0])
     assert student(torch.randn(2, 1, 8, 8), 3).sample.shape == (2, 1, 8, 8)
 
 
@@ -216,9 +217,9 @@ def test_stages_of_a_range_run_the_same_block_and_others_another(unet):
     assert first.blocks[1] is not second.blocks[1] and second.blocks[1] is third.blocks[1]
     assert first.head[2] is not second.head[2] and second.head[2] is third.head[2]
     own = build_student(unet, identity_architecture(unet, 3), [300, 700], 0)
-    blocks = [parameter_count(block) for block in unet.up_blocks]
-    head = parameter_count(unet.conv_norm_out) + parameter_count(unet.conv_out)
-    assert parameter_count(own) - parameter_count(student) == sum(blocks) + head
+    blocks = [count_parameters(block) for block in unet.up_blocks]
+    head = count_parameters(unet.conv_norm_out) + count_parameters(unet.conv_out)
+    assert count_parameters(own) - count_parameters(student) == sum(blocks) + head
 
 
 def test_all_shared_is_one_ordinary_unet(unet):
@@ -234,7 +235,7 @@ def test_all_shared_is_one_ordinary_unet(unet):
     state |= {f"decoders.0.{name}": value for name, value in unet.state_dict().items() if name not in state}
     student.load_state_dict(state)
     x, t = torch.randn(6, 1, 8, 8), torch.tensor([0, 299, 300, 699, 700, 999])
-    assert parameter_count(student) == parameter_count(unet)
+    assert count_parameters(student) == count_parameters(unet)
     assert torch.equal(student(x, t).sample, unet(x, t).sample)
 
 

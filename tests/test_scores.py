@@ -118,7 +118,7 @@ def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(un
     space, supernet = space_of(unet.down_blocks[1], SPACE), supernet_of(unet, site)
     features, inputs = Features(folder, [*site.reads, *site.writes]), len(site.reads)
     spec = space.smallest()
-    (found,) = BlockScore(supernet, features, inputs, 4, 3)([spec])
+    (found,) = BlockScore(supernet, features, inputs, 3)([spec])
     errors = []
     for rows in ([8, 9, 10], [24, 25, 26]):  # of 16 triples a stage the last 8 are held out
         tensors = features.take(torch.tensor(rows), CPU)
@@ -134,7 +134,7 @@ def test_the_front_is_measured_and_the_rest_is_none(unet, folder):
     block = unet.get_submodule(site.name)
     supernet, space = supernet_of(unet, site), space_of(block, SPACE)
     features = Features(folder, [*site.reads, *site.writes])
-    scored = explore(space, BlockScore(supernet, features, len(site.reads), 4, 8), 30, 0, None)
+    scored = explore(space, BlockScore(supernet, features, len(site.reads), 8), 30, 0, None)
     found = score_outputs(supernet, scored, scorer(unet, folder, site), 5)
     measured = [c for c in found if c["output"] is not None]
     assert [c["spec"] for c in found] == [c["spec"] for c in scored] and found[0]["output"] is not None
@@ -178,7 +178,7 @@ def test_exploring_goes_on_from_its_pieces_to_the_same_candidates(unet, folder, 
     block = unet.get_submodule(site.name)
     supernet, space = supernet_of(unet, site), space_of(block, SPACE)
     features = Features(folder, [*site.reads, *site.writes])
-    measure, calls = BlockScore(supernet, features, len(site.reads), 4, 8), []
+    measure, calls = BlockScore(supernet, features, len(site.reads), 8), []
 
     def until(most):
         def counted(specs):

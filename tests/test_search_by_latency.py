@@ -13,9 +13,10 @@ from stagecraft.config.params import SPACE_KEYS
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.elastic.block import natural_orders
+from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.costs import block_macs, parameter_count
+from stagecraft.networks.unet2d.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
 from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import read_checked_json, write_checked_json
@@ -287,7 +288,7 @@ def results_of(unet, table, stages=2):
         candidates = []
         for spec in space.first(40, rng):
             skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
-            costs = {"macs": block_macs(skeleton, site.side), "params": parameter_count(skeleton)}
+            costs = {"macs": block_macs(skeleton, site.side), "params": count_parameters(skeleton)}
             costs |= {} if latency_of is None else {"time": latency_of(spec)}
             candidates.append({"spec": spec, "nmse": float(rng.random()), "output": None} | costs)
         shared = {"block": site.name, "identity": space.identity, "stream": None, "order": space.orders}

@@ -15,9 +15,9 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.evaluation.cost import count_macs
+from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, site_named, sites_of
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.costs import parameter_count
 from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream, stream_levels
 from stagecraft.networks.unet2d.stream import kept_channels, kept_part, narrowed_teacher, with_part
 from stagecraft.runtime.files import write_checked_json
@@ -220,7 +220,7 @@ def test_blocks_are_searched_in_the_narrowed_teacher_and_scored_in_the_whole_one
     for name, result in results.items():
         assert result["stream"] == EVEN and result["stream_triples"] > 0
         site = site_named(unet, Job.parse(name).site)
-        whole = parameter_count(unet.get_submodule(site.name))
+        whole = count_parameters(unet.get_submodule(site.name))
         identity, *others = result["candidates"]
         # The teacher's shape on the kept channels has what the teacher computes, so both errors are those of one small step.
         assert identity["nmse"] < 1e-3 and max(identity["output"]) < 1e-3
@@ -237,7 +237,7 @@ def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, di
     counted = [count_macs(student, (1, 8, 8), t) for t in (0, 999)]
     weighted = sum(steps * macs for steps, macs in zip(STEPS, counted, strict=True)) / sum(STEPS)
     assert weighted == pytest.approx(plan["expected"]["macs"], rel=0.02)
-    assert parameter_count(student) == plan["expected"]["params"]
+    assert count_parameters(student) == plan["expected"]["params"]
     for init in ("inherit", "teacher", "scratch"):
         net = start_student(unet, chosen, init, 0, states.__getitem__)
         batches = NoisyBatches(TrainingSet.of_images(digits), VPProcess(diffusion_settings), 8, CPU)

@@ -6,17 +6,15 @@ weights. The same slices are what the student inherits, so a sub-block and its e
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from stagecraft.elastic.kinds import searchables_of
 from stagecraft.elastic.searchable import Order, Searchable, Settings
-from stagecraft.networks.family import Module, Spec
-from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
+from stagecraft.networks.family import Family, Module, Site, Spec
 
-Run = Callable[[Module, Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 SKELETONS_KEPT = 512
 
 
@@ -27,13 +25,14 @@ class ElasticBlock(nn.Module):
 
     Args:
         block: a block of the teacher; copied.
-        run: runs such a block on what its site reads, as `Family.run` does.
+        family, site: of the teacher, and where the block stands.
         settings: the `search_block` section of the params, as far as it says which weights the supernet has of its own.
     """
 
-    def __init__(self, block: Module, run: Run, settings: Settings) -> None:
+    def __init__(self, block: Module, family: Family, site: Site, settings: Settings) -> None:
         super().__init__()
-        self.run = run
+        self.family = family
+        self.site = site
         self.block: Module = copy.deepcopy(block).requires_grad_(True)
         self._template = [copy.deepcopy(block).to("meta")]  # in a list, so that it is no part of the state
         self._skeletons: dict[str, nn.Module] = {}
@@ -52,7 +51,7 @@ class ElasticBlock(nn.Module):
         if key not in self._skeletons:
             if len(self._skeletons) >= SKELETONS_KEPT:
                 self._skeletons.clear()
-            skeleton = apply_spec(copy.deepcopy(self._template[0]), spec).eval()
+            skeleton = self.family.rebuild(copy.deepcopy(self._template[0]), spec).eval()
             place_indices(skeleton, device)
             self._skeletons[key] = skeleton
         return self._skeletons[key]
@@ -77,7 +76,8 @@ class ElasticBlock(nn.Module):
     def forward(self, spec: Spec, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Run the sub-block `spec` on what its site reads; returns what it writes."""
         weights = {f"block.{name}": value for name, value in self.weights(spec).items()}
-        return torch.func.functional_call(Call(self.skeleton(spec), self.run), weights, (tensors,))
+        call = Call(self.skeleton(spec), self.family, self.site)
+        return torch.func.functional_call(call, weights, (tensors,))
 
     @torch.no_grad()
     def sort(self, tensors: Sequence[torch.Tensor]) -> dict[str, Order]:
@@ -103,22 +103,23 @@ class ElasticBlock(nn.Module):
             for name, module in self.block.named_modules()
             if isinstance(module, (nn.Conv2d, nn.Linear))
         ]
-        self.run(self.block, tensors)
+        self.family.run(self.site, self.block, tensors)
         for handle in handles:
             handle.remove()
         return seen
 
 
 class Call(nn.Module):
-    """Gives a function that runs a block the form of a module, for functional_call."""
+    """A block with what runs it, as a module for functional_call."""
 
-    def __init__(self, block: Module, run: Run) -> None:
+    def __init__(self, block: Module, family: Family, site: Site) -> None:
         super().__init__()
         self.block = block
-        self.run = run
+        self.family = family
+        self.site = site
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return self.run(self.block, tensors)
+        return self.family.run(self.site, self.block, tensors)
 
 
 def place_indices(skeleton: nn.Module, device: torch.device) -> None:
@@ -144,9 +145,11 @@ def natural_orders(block: Module) -> dict[str, Order]:
     return {name: order for name, order in orders.items() if order}
 
 
-def student_state(state: Mapping[str, torch.Tensor], block: Module, run: Run, spec: Spec) -> dict[str, torch.Tensor]:
+def student_state(
+    state: Mapping[str, torch.Tensor], block: Module, family: Family, site: Site, spec: Spec
+) -> dict[str, torch.Tensor]:
     """Weights of the sub-block `spec` out of the stored state of an ElasticBlock; `block` is the teacher's block."""
     sizes = {int(name.rsplit("-", 1)[1]) for name in state if name.startswith("other_kernels.")}
-    elastic = ElasticBlock(block, run, {"kernels": sorted(sizes)})
+    elastic = ElasticBlock(block, family, site, {"kernels": sorted(sizes)})
     elastic.load_state_dict(state)
     return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

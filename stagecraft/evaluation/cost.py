@@ -13,6 +13,8 @@ from thop import profile
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagecraft.networks.costs import count_parameters
+
 
 def model_cost(
     model: nn.Module,
@@ -117,11 +119,6 @@ def decoder_cost(vae: Any, shape: tuple[int, int, int]) -> dict[str, int]:
     module = _Decode(copy.deepcopy(vae).cpu().eval())
     macs = int(profile(module, inputs=(torch.zeros(1, *shape),), verbose=False)[0])
     return {"decoder_macs": macs, "params": count_parameters(vae)}
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def count_active_parameters(model: nn.Module) -> int:

@@ -38,6 +38,21 @@ class StudentBlock(NamedTuple):
     intervals: list[int]
 
 
+@dataclass(frozen=True)
+class FixedCosts:
+    """MACs for one sample and parameters of what is not searched: the input side, and the output head of one interval."""
+
+    entrance_macs: int
+    head_macs: int
+    entrance_params: int
+    head_params: int
+
+    @property
+    def macs(self) -> int:
+        """MACs of both."""
+        return self.entrance_macs + self.head_macs
+
+
 class Family(Protocol):
     """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such."""
 
@@ -62,3 +77,21 @@ class Family(Protocol):
 
     def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
         """A student's blocks at one of the teacher's sites, one for each range of intervals."""
+
+    def rebuild(self, block: Module, spec: Spec) -> Module:
+        """A block of the teacher, changed in place as a spec says; weights of changed layers are left to the caller."""
+
+    def block_macs(self, block: Module, site: Site) -> int:
+        """MACs of a block at a site for one sample, as thop counts them (convolutions and linear layers)."""
+
+    def fixed_costs(self, net: Module) -> FixedCosts:
+        """What a network costs beside its blocks."""
+
+    def build_student(self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> Module:
+        """A student of a teacher, with random weights."""
+
+    def copy_fixed(self, student: Module, teacher: Module) -> None:
+        """Copy into a student, in place, the teacher's weights of all that is not searched."""
+
+    def copy_all(self, student: Module, teacher: Module) -> None:
+        """Copy into a student, in place, all of the teacher's weights, of other shapes what both have in common."""

@@ -1,20 +1,18 @@
 """From search results to an architecture: what architecture.json holds."""
 
-import copy
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from diffusers import UNet2DModel
 
-from stagecraft.elastic.architecture import chosen_architecture, entry, identity_architecture
+from stagecraft.elastic.architecture import chosen_architecture, identity_architecture
 from stagecraft.elastic.kinds import identity_spec
-from stagecraft.networks.families import sites_of
+from stagecraft.networks.costs import count_network_macs, count_parameters
+from stagecraft.networks.families import family_of, sites_of
 from stagecraft.networks.family import Architecture, Spec
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.costs import block_macs, parameter_count, shared_macs, shared_params, unet_macs
-from stagecraft.networks.unet2d.multi_decoder_unet import Decoder
+from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
 from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.search.controls import select_largest, select_uniform
 from stagecraft.search.latency import LatencyTable, layers_of
@@ -44,9 +42,9 @@ def costs_of(
         latency: measured times of layers, where time is budgeted.
     """
     student = unet if narrowed is None else narrowed
-    fixed_macs = sum(shared_macs(student))
+    fixed = family_of(student).fixed_costs(student)
     weights = tuple(count / sum(steps) for count in steps)
-    costs = Costs(unet_macs(unet), parameter_count(unet), fixed_macs, shared_params(student)[0], weights)
+    costs = Costs(count_network_macs(unet), count_parameters(unet), fixed.macs, fixed.entrance_params, weights)
     if latency is None:
         return costs
     fixed_time = latency.milliseconds(layers_of(student).fixed())
@@ -57,7 +55,8 @@ def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
     """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
     stages = None if result["stages"] is None else tuple(result["stages"])
-    head = shared_params(unet)[1] if result["block"] == sites_of(unet)[-1].name else 0
+    is_last = result["block"] == sites_of(unet)[-1].name
+    head = family_of(unet).fixed_costs(unet).head_params if is_last else 0
     return Block(name, stages, identity, tuple(result["candidates"]), result["order"], head)
 
 
@@ -142,14 +141,7 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
     widths = settings["decoder_widths"]
     if len(widths) != len(steps):
         raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} stages; give one share for each")
-    architecture = identity_architecture(unet, len(steps))
-    for site in sites_of(unet):
-        if site.per_range:
-            usual = identity_spec(unet.get_submodule(site.name))
-            architecture["blocks"][site.name] = [
-                entry([interval], usual) | widened(unet, site.name, usual, share)
-                for interval, share in enumerate(widths)
-            ]
+    architecture = widen_decoders(unet, identity_architecture(unet, len(steps)), widths)
     costs = costs_of(unet, steps)
     return {
         "rule": "given",
@@ -165,39 +157,23 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
     }
 
 
-def widened(unet: UNet2DModel, name: str, spec: Spec, share: float) -> dict[str, Any]:
-    """What a share of the teacher's channels, in whole groups and heads, makes of an up block: its `spec` and `channels`."""
-    level = len(unet.up_blocks) - 1 - int(name.rpartition(".")[2])
-    usual = unet.config["block_out_channels"][level]
-    unit = math.lcm(unet.config["norm_num_groups"], unet.config["attention_head_dim"] or 1)
-    channels = max(unit, round(share * usual / unit) * unit)
-    if channels == usual:
-        return {"spec": spec}
-    wide = {layer: choice | {"width": channels} if choice else choice for layer, choice in spec.items()}
-    return {"spec": wide, "channels": channels}
-
-
 def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs, shared_encoder: bool) -> dict[str, float]:
     """What `totals` gives, for decoders of other channels."""
-    encoder = [site for site in sites_of(unet) if not site.per_range]
-    up_sites = [site for site in sites_of(unet) if site.per_range]
-    shared = shared_macs(unet)[0] + sum(block_macs(unet.get_submodule(b.name), b.side) for b in encoder)
-    up = sum(parameter_count(block) for block in unet.up_blocks)
-    entrance = costs.teacher_params - up - shared_params(unet)[1]
-    macs = []
-    params = []
-    for entries in zip(*(architecture["blocks"][site.name] for site in up_sites), strict=True):
-        decoder = Decoder(copy.deepcopy(unet).to("meta"), list(entries), [None] * len(entries))
-        inside = sum(block_macs(block, site.side) for site, block in zip(up_sites, decoder.blocks, strict=True))
-        macs.append(shared + inside + decoder.conv_out.weight.numel() * unet.config["sample_size"] ** 2)
-        params.append(parameter_count(decoder))
-    mean = sum(weight * value for weight, value in zip(costs.stage_weights, macs, strict=True))
-    total, active = sum(params) + entrance * (1 if shared_encoder else len(params)), max(params) + entrance
+    family = family_of(unet)
+    fixed = family.fixed_costs(unet)
+    encoder = [(site, unet.get_submodule(site.name)) for site in sites_of(unet) if not site.per_range]
+    encoder_macs = fixed.entrance_macs + sum(family.block_macs(block, site) for site, block in encoder)
+    encoder_params = fixed.entrance_params + sum(count_parameters(block) for _, block in encoder)
+    decoders = decoder_costs(unet, architecture)
+    macs = encoder_macs + sum(w * own for w, (own, _) in zip(costs.stage_weights, decoders, strict=True))
+    params = [own for _, own in decoders]
+    total = sum(params) + encoder_params * (1 if shared_encoder else len(params))
+    active = max(params) + encoder_params
     return {
-        "macs": mean,
+        "macs": macs,
         "params": total,
         "params_active": active,
-        "macs_ratio": mean / costs.teacher_macs,
+        "macs_ratio": macs / costs.teacher_macs,
         "params_ratio": total / costs.teacher_params,
         "params_active_ratio": active / costs.teacher_params,
     }

@@ -7,10 +7,9 @@ from typing import Any
 from diffusers import UNet2DModel
 
 from stagecraft.elastic.kinds import searchables_of
-from stagecraft.networks.families import site_named, sites_of
+from stagecraft.networks.costs import count_parameters
+from stagecraft.networks.families import family_of, site_named, sites_of
 from stagecraft.networks.family import Spec
-from stagecraft.networks.unet2d.costs import block_macs, parameter_count
-from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
 from stagecraft.search.selection import Block, Budget, Candidate, Costs, fits, infeasible, totals
 
 Grades = dict[str, int]  # how much of each layer is kept, by site and name: `down_blocks.0.resnets.1`
@@ -76,5 +75,6 @@ def narrowed(unet: UNet2DModel, job: Block, grades: Grades) -> dict[str, Any]:
         candidates = [candidate["spec"][name] for candidate in job.candidates]
         grade = grades.get(f"{site.name}.{name}", layer.grades)
         spec[name] = layer.graded(grade, job.order.get(name, {}), candidates)
-    skeleton = apply_spec(copy.deepcopy(block).to("meta"), spec)
-    return {"spec": spec, "macs": block_macs(skeleton, site.side), "params": parameter_count(skeleton)}
+    family = family_of(unet)
+    skeleton = family.rebuild(copy.deepcopy(block).to("meta"), spec)
+    return {"spec": spec, "macs": family.block_macs(skeleton, site), "params": count_parameters(skeleton)}

@@ -1,7 +1,6 @@
 """One search job: the supernet of one block (and, in the decoder, of one stage) trained, and its sub-blocks scored."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,10 +10,10 @@ from safetensors.torch import load_file
 
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.elastic.searchable import Order
+from stagecraft.networks.costs import count_parameters, count_tail_macs
 from stagecraft.networks.families import family_of, site_named
 from stagecraft.networks.family import Spec
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.costs import block_macs, parameter_count, tail_macs
 from stagecraft.networks.unet2d.stream import kept_channels, narrowed_teacher
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file
 from stagecraft.runtime.journal import Pieces
@@ -92,8 +91,8 @@ class SearchJob:
         table = None if latency is None else LatencyTable.of_stage(latency)
         self.latency_of = None if table is None else table.latency_of(narrowed, self.site.name)
         self.features = self._open([*self.site.reads, *self.site.writes], self.kept)
-        run = partial(family_of(teacher).run, self.site)
-        self.supernet = ElasticBlock(self.block, run, self.settings).to(device)
+        self.family = family_of(teacher)
+        self.supernet = ElasticBlock(self.block, self.family, self.site, self.settings).to(device)
         self.steps = self.settings["steps" if start is None else "refine_steps"]
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
         self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
@@ -137,7 +136,7 @@ class SearchJob:
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""
         inputs, triples = len(self.site.reads), self.settings["local_triples"]
-        return BlockScore(self.supernet, self.features, inputs, self.site.side, triples, self.latency_of)
+        return BlockScore(self.supernet, self.features, inputs, triples, self.latency_of)
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
@@ -160,8 +159,8 @@ class SearchJob:
             "stream": self.stream,
             "space_size": len(self.space),
             "order": self.space.orders,
-            "teacher_macs": block_macs(whole, self.site.side),
-            "teacher_params": parameter_count(whole),
+            "teacher_macs": self.family.block_macs(whole, self.site),
+            "teacher_params": count_parameters(whole),
             "macs_spent": self.macs_spent(candidates),
             "triples": self.features.total,
             "stream_triples": self.stream_triples,
@@ -175,7 +174,7 @@ class SearchJob:
 
         The effect on the output takes the sub-block and the teacher from there on.
         """
-        macs, tail = [candidate["macs"] for candidate in candidates], tail_macs(self.teacher, self.site)
+        macs, tail = [candidate["macs"] for candidate in candidates], count_tail_macs(self.teacher, self.site)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
         local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))

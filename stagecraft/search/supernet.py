@@ -12,9 +12,9 @@ import torch
 from stagecraft.diffusion.losses import nmse
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.elastic.searchable import Order
+from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of
 from stagecraft.networks.family import Module, Site, Spec
-from stagecraft.networks.unet2d.costs import block_macs, parameter_count
 from stagecraft.networks.unet2d.stream import kept_part, with_part
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, kept_record
@@ -90,7 +90,6 @@ class BlockScore:
     """NMSE on the first held-out triples of every stage, MACs, parameters and latency of sub-blocks.
 
     Args:
-        side: pixels a side at which the block's layers run.
         triples: triples of each stage to measure on.
         latency_of: gives the milliseconds an image of a spec; None where layers were not measured.
     """
@@ -100,13 +99,11 @@ class BlockScore:
         supernet: ElasticBlock,
         features: Features,
         inputs: int,
-        side: int,
         triples: int,
         latency_of: Callable[[Spec], float] | None = None,
     ) -> None:
         self.supernet = supernet
         self.inputs = inputs
-        self.side = side
         self.latency_of = latency_of
         device = next(supernet.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
@@ -126,8 +123,8 @@ class BlockScore:
         return {
             "spec": spec,
             "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
-            "macs": block_macs(skeleton, self.side),
-            "params": parameter_count(skeleton),
+            "macs": self.supernet.family.block_macs(skeleton, self.supernet.site),
+            "params": count_parameters(skeleton),
         } | ({} if self.latency_of is None else {"time": self.latency_of(spec)})
 
 

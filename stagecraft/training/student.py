@@ -1,7 +1,6 @@
 """The student before retraining: built from an architecture, with the weights that it inherits."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from stagecraft.networks.families import family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.pipelines import is_class_conditional
+from stagecraft.networks.unet2d.family import student_config
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
 from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
@@ -40,17 +40,9 @@ def build_student(
         shared_encoder: whether the stages share the encoder; else each is a net of its own.
     """
     torch.manual_seed(seed)
-    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    kind = MultiDecoderUNet2DModel if shared_encoder else SeparateUNet2DModel
-    return kind(
-        unet=config,
-        architecture=architecture,
-        boundaries=list(boundaries),
-        sample_size=teacher.config["sample_size"],
-        in_channels=teacher.config["in_channels"],
-        out_channels=teacher.config["out_channels"],
-        num_class_embeds=teacher.config["num_class_embeds"],
-    )
+    if not shared_encoder:
+        return SeparateUNet2DModel(**student_config(teacher, architecture, boundaries))
+    return family_of(teacher).build_student(teacher, architecture, boundaries)
 
 
 def start_student(
@@ -78,8 +70,8 @@ def untrained_supernets(teacher: UNet2DModel) -> Supernet:
 
     def state(job: str) -> dict[str, torch.Tensor]:
         site = site_named(teacher, Job.parse(job).site)
-        run = partial(family_of(teacher).run, site)
-        return ElasticBlock(teacher.get_submodule(site.name), run, {"kernels": KERNELS}).state_dict()
+        block = teacher.get_submodule(site.name)
+        return ElasticBlock(block, family_of(teacher), site, {"kernels": KERNELS}).state_dict()
 
     return state
 
@@ -130,21 +122,13 @@ def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Su
         teacher: with the student's residual stream.
         supernet: gives the stored state of the ElasticBlock of a search job, by its name.
     """
-    own = student.state_dict()
-    with torch.no_grad():
-        for name, value in teacher.state_dict().items():
-            if name.startswith(("conv_norm_out", "conv_out")):
-                for copy in (f"decoders.{decoder}.{name}" for decoder in range(student.num_stages)):
-                    if copy in own:  # else the head is another decoder's
-                        own[copy].copy_(value)
-            elif not name.startswith(("down_blocks", "mid_block", "up_blocks")):
-                own[name].copy_(value)
     family = family_of(teacher)
+    family.copy_fixed(student, teacher)
     for site in family.sites(teacher):
         block = teacher.get_submodule(site.name)
         for own_block in family.blocks(student, site):
             job = name_of(site.name, site.per_range, own_block.intervals)
-            state = student_state(supernet(job), block, partial(family.run, site), own_block.spec)
+            state = student_state(supernet(job), block, family, site, own_block.spec)
             own_block.module.load_state_dict(state)
 
 
@@ -164,22 +148,6 @@ def stage_probabilities(setting: str | list[float], stages: Sequence[Sequence[fl
 
 
 def warm_start(student: Module, teacher: UNet2DModel) -> None:
-    """Copy the teacher's weights in place, into every decoder (or every separate net).
-
-    A tensor of another shape gets what both have in common, its first channels, and keeps its random values in the rest; so only
-    decoders of the teacher's own shape start as copies of the unified net.
-    """
-    nets = student.nets if isinstance(student, SeparateUNet2DModel) else [student]
-    for net in nets:
-        own = net.state_dict()
-        with torch.no_grad():
-            for name, value in teacher.state_dict().items():
-                copies = (
-                    [f"decoders.{s}.{name}" for s in range(net.num_stages)]
-                    if name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
-                    else [name]
-                )
-                for copy in copies:
-                    if copy in own:
-                        common = tuple(slice(min(sizes)) for sizes in zip(own[copy].shape, value.shape, strict=True))
-                        own[copy][common].copy_(value[common])
+    """Copy the teacher's weights in place, into every decoder (or every separate net); see `Family.copy_all`."""
+    for net in student.nets if isinstance(student, SeparateUNet2DModel) else [student]:
+        family_of(teacher).copy_all(net, teacher)

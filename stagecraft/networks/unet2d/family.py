@@ -4,14 +4,17 @@ The tensors between blocks, each named once: `emb` (N, D); `skip.0` (conv_in's o
 block emits, the last of a block being its output); `mid`; `up.0`, `up.1`, ... (each up block's output), all N,C,H,W.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from stagecraft.networks.family import Module, Site, StudentBlock
+from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
+from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 
 DOWN, MID, UP = "down_blocks", "mid_block", "up_blocks"
+IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
 
 class UNet2DFamily:
@@ -97,10 +100,64 @@ class UNet2DFamily:
             blocks.append(StudentBlock(module, entry["spec"], entry["range"]))
         return blocks
 
+    def rebuild(self, block: Module, spec: Spec) -> Module:
+        """A block of the teacher, changed in place as a spec says; weights of changed layers are left to the caller."""
+        return apply_spec(block, spec)
+
+    def block_macs(self, block: Module, site: Site) -> int:
+        """MACs of a block at a site for one sample."""
+        return block_macs(block, site.side)
+
+    def fixed_costs(self, net: Module) -> FixedCosts:
+        """What a UNet costs beside its blocks."""
+        return fixed_costs(net)
+
+    def build_student(
+        self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]
+    ) -> MultiDecoderUNet2DModel:
+        """A student with random weights."""
+        return MultiDecoderUNet2DModel(**student_config(teacher, architecture, boundaries))
+
+    def copy_fixed(self, student: Module, teacher: Module) -> None:
+        """Copy all but the blocks, the output head into every decoder that has its own."""
+        own = student.state_dict()
+        with torch.no_grad():
+            for name, value in teacher.state_dict().items():
+                if not name.startswith((DOWN, MID, UP)):
+                    for copy in copies_of(own, name, student.num_stages):
+                        copy.copy_(value)
+
+    def copy_all(self, student: Module, teacher: Module) -> None:
+        """Copy the teacher's weights in place, into every decoder.
+
+        A tensor of another shape gets what both have in common, its first channels, and keeps its random values in the rest; so
+        only decoders of the teacher's own shape start as copies of it.
+        """
+        own = student.state_dict()
+        with torch.no_grad():
+            for name, value in teacher.state_dict().items():
+                for copy in copies_of(own, name, student.num_stages):
+                    common = tuple(slice(min(sizes)) for sizes in zip(copy.shape, value.shape, strict=True))
+                    copy[common].copy_(value[common])
+
     def sites_after(self, net: Module, site: Site) -> list[Site]:
         """The sites whose blocks run after that of one."""
         sites = self.sites(net)
         return sites[sites.index(site) + 1 :]
+
+
+def student_config(teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> dict[str, Any]:
+    """The arguments of a student's class."""
+    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    repeated = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+    how = {"unet": config, "architecture": architecture, "boundaries": list(boundaries)}
+    return how | {key: config[key] for key in repeated}
+
+
+def copies_of(own: Mapping[str, torch.Tensor], name: str, intervals: int) -> list[torch.Tensor]:
+    """A student's own weights that stand for one of the teacher's: in every decoder that has one, or one outside of them."""
+    copies = [f"decoders.{k}.{name}" for k in range(intervals)] if name.startswith(IN_DECODER) else [name]
+    return [own[copy] for copy in copies if copy in own]
 
 
 def level_of(net: Module, site: Site) -> int:

@@ -1,0 +1,51 @@
+"""Decoders of given widths, without a search: the multi-stage method as published (arXiv 2312.09181, section 4.3)."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from stagecraft.networks.family import Architecture, Module, Site, Spec
+from stagecraft.networks.unet2d.costs import count
+from stagecraft.networks.unet2d.family import UNet2DFamily, level_of
+from stagecraft.networks.unet2d.multi_decoder_unet import Decoder
+
+
+def widen_decoders(unet: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
+    """The identity with decoders whose channels are shares of the teacher's, in whole GroupNorm groups and attention heads.
+
+    Args:
+        identity: of as many intervals as there are shares.
+    """
+    blocks = dict(identity["blocks"])
+    for site in UNet2DFamily().sites(unet):
+        if site.per_range:
+            blocks[site.name] = [
+                entry | widened(unet, site, entry["spec"], share)
+                for entry, share in zip(blocks[site.name], widths, strict=True)
+            ]
+    return {"blocks": blocks}
+
+
+def widened(unet: Module, site: Site, spec: Spec, share: float) -> dict[str, Any]:
+    """What a share of the teacher's channels makes of an up block: its `spec` and `channels`."""
+    usual = unet.config["block_out_channels"][level_of(unet, site)]
+    unit = math.lcm(unet.config["norm_num_groups"], unet.config["attention_head_dim"] or 1)
+    channels = max(unit, round(share * usual / unit) * unit)
+    if channels == usual:
+        return {"spec": spec}
+    wide = {layer: choice | {"width": channels} if choice else choice for layer, choice in spec.items()}
+    return {"spec": wide, "channels": channels}
+
+
+def decoder_costs(unet: Module, architecture: Architecture) -> list[tuple[int, int]]:
+    """MACs for one sample and parameters of every interval's decoder, its output head included."""
+    family = UNet2DFamily()
+    sites = [site for site in family.sites(unet) if site.per_range]
+    costs = []
+    for entries in zip(*(architecture["blocks"][site.name] for site in sites), strict=True):
+        decoder = Decoder(copy.deepcopy(unet).to("meta"), list(entries), [None] * len(entries))
+        inside = sum(family.block_macs(block, site) for site, block in zip(sites, decoder.blocks, strict=True))
+        head: Any = decoder.conv_out
+        costs.append((inside + head.weight.numel() * unet.config["sample_size"] ** 2, count([decoder])))
+    return costs
