@@ -54,7 +54,7 @@ class Run:
 
         from stagecraft.data.prepared import PreparedData
         from stagecraft.data.training import TrainingSet
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.evaluation.fidelity import open_extractor
         from stagecraft.networks.autoencoder import open_autoencoder
         from stagecraft.networks.pipelines import load_teacher, read_stated

@@ -48,7 +48,7 @@ class Recipes:
 
         from stagecraft.data.prepared import PreparedData
         from stagecraft.data.training import TrainingSet
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.networks.autoencoder import open_autoencoder
         from stagecraft.networks.pipelines import load_teacher, read_stated
 

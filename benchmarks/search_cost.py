@@ -53,7 +53,7 @@ class Costs:
 
         from stagecraft.data.training import TrainingSet
         from stagecraft.diffusion.losses import NoisyBatches
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.training.loop import TrainSettings, train
         from stagecraft.training.teacher import DenoisingLoss, build_teacher
 

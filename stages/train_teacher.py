@@ -5,7 +5,7 @@ from typing import Any
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import downscaling, open_autoencoder
 from stagecraft.networks.given import (
     Space,

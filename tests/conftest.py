@@ -33,7 +33,7 @@ def edm_settings() -> dict:
 @pytest.fixture(scope="session", params=["vp", "edm"])
 def process(request, diffusion_settings, edm_settings):
     """A noise process of each kind."""
-    from stagecraft.diffusion.process import make_process
+    from stagecraft.diffusion.registry import make_process
 
     return make_process({"vp": diffusion_settings, "edm": edm_settings}[request.param])
 

@@ -11,8 +11,8 @@ from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import VPProcess
 from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.specs import identity_architecture
 from stagecraft.runtime import processes
 from stagecraft.runtime.device import pick_device

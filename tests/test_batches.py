@@ -62,7 +62,7 @@ def test_labels_are_those_of_the_images(process, labelled):
     batches = NoisyBatches(labelled, process, 64, CPU, labels=True)
     batches.draw_t = lambda generator: torch.full((64,), process.low)
     batch = batches(generator_for(0, "train", 0))
-    brightness = batch.x_t.mean((1, 2, 3)) / process.scale_sigma(batch.t)[0].float()
+    brightness = batch.x_t.mean((1, 2, 3)) / process.alpha_sigma(batch.t)[0].float()
     assert ((brightness + 1) * 127.5 / 50).round().long().tolist() == batch.labels.tolist()
     assert set(batch.labels.tolist()) == {0, 1, 2, 3, 4}
     assert batch.rows(slice(2, 5)).labels.tolist() == batch.labels[2:5].tolist()

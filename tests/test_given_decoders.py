@@ -8,8 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from helpers import tiny_unet
 
-from stagecraft.diffusion.process import VPProcess, make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import steps_per_stage
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.evaluation.cost import model_cost
 from stagecraft.networks.pipelines import load_student, save_student
 from stagecraft.networks.specs import identity_architecture, identity_spec

@@ -12,7 +12,7 @@ from helpers import tiny_unet
 from stagecraft.clustering.gradients import bounded_gradients, loss_gradients
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks import activations
 from stagecraft.networks.activations import BOUND, activation_bytes, bounded_activations
 from stagecraft.runtime.files import read_checked_json

@@ -5,7 +5,7 @@ import torch
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import Batch, NoisyBatches
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.networks.borders import borders_of, trace
 from stagecraft.networks.specs import identity_architecture

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from helpers import tiny_unet
 
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stagecraft.networks.pipelines import load_given_teacher, load_student, save_student

@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.images import to_uint8
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.process import EDMProcess, VPProcess
 from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.multi_decoder_unet import stage_of
 from stagecraft.runtime.seeds import generator_for
 
@@ -74,9 +75,9 @@ def test_the_preconditioning_is_that_of_diffusers_schedulers(edm, triple, name):
 
 def test_t_and_sigma_say_the_same(process):
     t = torch.from_numpy(process.grid(50))
-    assert torch.equal(process.t_of(process.sigma_of(t)), t.float() if process.name == "edm" else t)
-    assert (process.sigma_of(t).diff() > 0).all()
-    assert process.t_of(process.sigma_of(t).reshape(10, 5)).shape == (10, 5)
+    assert torch.equal(process.t_of(process.noise_level(t)), t.float() if process.name == "edm" else t)
+    assert (process.noise_level(t).diff() > 0).all()
+    assert process.t_of(process.noise_level(t).reshape(10, 5)).shape == (10, 5)
 
 
 def test_edm_draws_are_lognormal(edm):
@@ -155,8 +156,8 @@ def test_with_a_perfect_denoiser_of_one_image_every_sampler_draws_it(diffusion_s
 
     def perfect(x_t, t):
         times = t.reshape(1).expand(len(x_t))
-        s, sigma = (value.reshape(-1, 1, 1, 1).float() for value in process.scale_sigma(times))
-        eps = (x_t / s - point) / sigma
+        alpha, sigma = (value.reshape(-1, 1, 1, 1).float() for value in process.alpha_sigma(times))
+        eps = (x_t - alpha * point) / sigma
         return SimpleNamespace(sample=process.target(point.expand_as(x_t), eps, times))
 
     sampler = Sampler(process, scheduler, 12, 0, (1, 4, 4), torch.device("cpu"), 3)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import tiny_unet
 
+from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.process import EDMProcess, VPProcess
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, stages_of, steps_per_stage
+from stagecraft.diffusion.vp import VPProcess
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 from helpers import space_of, tiny_unet
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.networks.borders import borders_of, run_tail, tail_inputs, trace
 from stagecraft.networks.multi_decoder_unet import MultiDecoderUNet2DModel
@@ -104,9 +104,9 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
         wanted = []
         for rows in cache.rows(held_out=True).view(2, -1)[:, -6:]:
             x_t, t, output = cache.take(rows, CPU)
-            s, sigma = (value.float()[:, None, None, None] for value in process.scale_sigma(t))
-            images = [x_t / s - sigma * eps for eps in (student(x_t, t).sample, output)]
-            wanted.append(float(((images[0] - images[1]) / sigma.clamp(min=1)).square().mean()))
+            alpha, sigma = (value.float()[:, None, None, None] for value in process.alpha_sigma(t))
+            images = [(x_t - sigma * eps) / alpha for eps in (student(x_t, t).sample, output)]
+            wanted.append(float(((images[0] - images[1]) / (sigma / alpha).clamp(min=1)).square().mean()))
         assert scorer(unet, folder, border)(supernet, spec) == pytest.approx(wanted, rel=1e-3)
         assert min(wanted) > 0
 

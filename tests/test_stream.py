@@ -13,7 +13,7 @@ from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.borders import border_of_job, borders_of, trace
 from stagecraft.networks.multi_decoder_unet import narrow_stream, stream_levels

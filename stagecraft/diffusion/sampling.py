@@ -12,7 +12,9 @@ import torch
 
 from stagecraft.diffusion.images import to_uint8
 from stagecraft.diffusion.losses import predict
-from stagecraft.diffusion.process import Process, make_process, unclipped
+from stagecraft.diffusion.process import Process
+from stagecraft.diffusion.registry import make_process
+from stagecraft.diffusion.stepper import unclipped
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, find_array, keep_array
 from stagecraft.runtime.processes import count, from_main, is_main, rank, to_main

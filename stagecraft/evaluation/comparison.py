@@ -11,7 +11,8 @@ from torch import nn
 
 from stagecraft.data.prepared import PreparedData
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.process import Process, make_process
+from stagecraft.diffusion.process import Process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
 from stagecraft.evaluation.cost import decoder_cost, model_cost
 from stagecraft.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
