@@ -9,7 +9,8 @@ from helpers import tiny_unet
 
 from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, stages_of, steps_per_stage
+from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
+from stagecraft.diffusion.stepper import stages_of
 from stagecraft.diffusion.vp import VPProcess
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]

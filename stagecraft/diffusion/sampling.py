@@ -1,6 +1,5 @@
 """The one sampler of all evaluation: sample i is drawn from its own generator, whatever the batch it is in."""
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from stagecraft.diffusion.images import to_uint8
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.stepper import unclipped
+from stagecraft.diffusion.stepper import Stepper, stages_of
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, find_array, keep_array
 from stagecraft.runtime.processes import count, from_main, is_main, rank, to_main
@@ -98,19 +97,9 @@ class Sampler:
         self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None
     ) -> torch.Tensor:
         scheduler = self.process.scheduler(self.scheduler)
-        scheduler = unclipped(scheduler) if self.decode else scheduler
-        scheduler.set_timesteps(self.steps, device=self.device)
-        stages = stages_of(scheduler.timesteps, self.restarts).tolist()
-        # Schedulers that draw nothing may take no generators.
-        drawing = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
-        x = x * scheduler.init_noise_sigma
-        for i, t in enumerate(scheduler.timesteps):
-            if i and stages[i] != stages[i - 1] and hasattr(scheduler, "lower_order_nums"):
-                scheduler.lower_order_nums = 0
-            prediction = predict(model, scheduler.scale_model_input(x, t), t, labels)
-            x = scheduler.step(prediction.float(), t, x, **drawing).prev_sample
-        return x
+        stepper = Stepper(scheduler, self.steps, self.device, self.restarts, latents=self.decode is not None)
+        noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
+        return stepper.run(noise, lambda x, t: predict(model, x, t, labels), generators)
 
 
 def label_of(labels: Any, seed: int, index: int) -> int:
@@ -158,16 +147,9 @@ def sample(
     return torch.from_numpy(np.concatenate([drawn[name] for name in names]))
 
 
-def stages_of(t: torch.Tensor, boundaries: Sequence[float]) -> torch.Tensor:
-    """The stage of each t, the number of boundaries <= t; of the shape of t."""
-    return torch.bucketize(t.float(), torch.tensor(boundaries, dtype=torch.float32, device=t.device), right=True)
-
-
 def nodes_of(process: Process, scheduler: str, steps: int) -> torch.Tensor:
     """The t of a sampler's network evaluations, descending."""
-    timetable = process.scheduler(scheduler)
-    timetable.set_timesteps(steps)
-    return timetable.timesteps
+    return Stepper(process.scheduler(scheduler), steps).timesteps
 
 
 def steps_per_stage(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:
