@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from stagecraft.data.pixels import to_network, to_uint8
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.images import to_network, to_uint8
 from stagecraft.diffusion.losses import NoisyBatches, nmse
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
 from stagecraft.diffusion.vp import VPProcess

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.edm import EDMProcess
-from stagecraft.diffusion.images import to_uint8
 from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.sampling import Sampler, sample
 from stagecraft.diffusion.vp import VPProcess

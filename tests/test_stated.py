@@ -18,7 +18,7 @@ from diffusers import (
 from helpers import tiny_unet
 
 from stagecraft.config.params import cross_problems, load_params
-from stagecraft.diffusion.images import to_uint8
+from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
 from stagecraft.diffusion.stated import (

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from stagecraft.data.classes import Classes, check_trained
+from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
-from stagecraft.diffusion.images import to_network
 from stagecraft.runtime.files import check_file, read_checked_json
 
 STAGE = "encode_latents"

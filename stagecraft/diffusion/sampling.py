@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from stagecraft.diffusion.images import to_uint8
+from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
