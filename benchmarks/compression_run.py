@@ -395,7 +395,8 @@ class Run:
         """Pairs of the net's and the teacher's predictions for 512 images at once, whose noises depend on the name alone."""
         import torch
 
-        from stagecraft.diffusion.losses import NoisyBatches, predict
+        from stagecraft.diffusion.batches import NoisyBatches
+        from stagecraft.diffusion.losses import predict
         from stagecraft.runtime.seeds import generator_for
 
         draw = NoisyBatches(self.data, self.process, 512, self.device)

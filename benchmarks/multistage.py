@@ -144,7 +144,7 @@ class Run:
 
     def batches(self) -> Any:
         """Batches by the density of t, the same for all arms."""
-        from stagecraft.diffusion.losses import NoisyBatches
+        from stagecraft.diffusion.batches import NoisyBatches
 
         return NoisyBatches(self.data, self.process, self.params["retrain"]["batch_size"], self.device)
 

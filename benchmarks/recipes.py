@@ -103,7 +103,8 @@ class Recipes:
         """Mean square difference from the teacher's predictions."""
         import torch
 
-        from stagecraft.diffusion.losses import NoisyBatches, predict
+        from stagecraft.diffusion.batches import NoisyBatches
+        from stagecraft.diffusion.losses import predict
         from stagecraft.runtime.seeds import generator_for
 
         draw, errors = NoisyBatches(self.data, self.process, 512, self.device), []

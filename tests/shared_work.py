@@ -10,7 +10,7 @@ import torch
 from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.sampling import Sampler, sample
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.specs import identity_architecture

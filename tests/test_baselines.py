@@ -10,7 +10,7 @@ from helpers import ROOT, tiny_unet
 from torch import nn
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.registry import make_process
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.runtime.seeds import generator_for

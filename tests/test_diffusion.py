@@ -7,7 +7,8 @@ from diffusers import DDPMScheduler
 
 from stagecraft.data.pixels import to_network, to_uint8
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches, nmse
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.losses import nmse
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.runtime.seeds import generator_for
@@ -57,7 +58,7 @@ def test_batches_depend_on_the_generator_alone(digits, diffusion_settings):
     )
     one, two = batches(generator_for(0, "train", 5)), batches(generator_for(0, "train", 5))
     assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True))
-    assert one.labels is None and two.labels is None
+    assert not one.condition.tensors and not two.condition.tensors
     assert not torch.equal(one[0], batches(generator_for(0, "train", 6))[0])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import Batch, NoisyBatches
+from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.networks.borders import borders_of, trace

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import tiny_unet
 
+from stagecraft.data.condition import class_condition
 from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
@@ -41,9 +42,11 @@ def test_each_sample_gets_the_label_of_its_own_index(diffusion_settings):
         seen.append(labels.tolist())
         return unet(x, t, labels)
 
-    def draw(indices, batch_size, labels=lambda i: i % 4):
+    def draw(indices, batch_size, label=lambda i: i % 4):
+        condition = lambda batch: class_condition(torch.tensor([label(i) for i in batch]))  # noqa: E731
         process = VPProcess(diffusion_settings)
-        return sample(model, Sampler(process, "ddim", 3, 1, (1, 8, 8), CPU, batch_size, labels=labels), indices).int()
+        sampler = Sampler(process, "ddim", 3, 1, (1, 8, 8), CPU, batch_size, condition=condition)
+        return sample(model, sampler, indices).int()
 
     together = draw(range(5), 5)
     assert set(map(tuple, seen)) == {(0, 1, 2, 3, 0)}

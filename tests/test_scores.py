@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
+from stagecraft.data.condition import class_condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import ElasticBlock
@@ -70,7 +71,7 @@ def scorer(unet, folder, border, triples=6):
 def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
     unet = tiny_unet(num_class_embeds=labels)
     x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 400, 700, 999])
-    seen = trace(unet, x_t, t, None if labels is None else torch.tensor([0, 1, 2, 0]))
+    seen = trace(unet, x_t, t, class_condition(None if labels is None else torch.tensor([0, 1, 2, 0])))
     for border in borders_of(unet):
         known = {name: seen[name] for name in tail_inputs(unet, border)}
         got = run_tail(unet, border, [seen[name] for name in border.outputs], known)

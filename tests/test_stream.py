@@ -12,7 +12,7 @@ import torch
 from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.borders import border_of_job, borders_of, trace

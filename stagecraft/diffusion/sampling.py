@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
@@ -32,7 +33,7 @@ class Sampler:
         shape: C, H, W of what the network draws.
         restarts: boundaries at which a multistep solver forgets its earlier evaluations, which were another decoder's.
         decode: from what the network draws to images in [-1, 1], both N,C,H,W.
-        labels: class of sample i, for class-conditional networks.
+        condition: what a conditional network is given beside the samples of these indices.
     """
 
     process: Process
@@ -45,7 +46,7 @@ class Sampler:
     precision: str = "fp32"
     restarts: Sequence[float] = ()
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
-    labels: Callable[[int], int] | None = None
+    condition: Callable[[Sequence[int]], Condition] | None = None
 
     @classmethod
     def of(
@@ -57,13 +58,13 @@ class Sampler:
         *,
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        labels: Any = None,
+        conditions: Condition | None = None,
         stated: dict[str, Any] | None = None,
     ) -> Self:
         """The sampler that params describe.
 
         Args:
-            labels: those of the training images, (N,), for class-conditional networks.
+            conditions: those of the training images, for conditional networks.
             stated: the scheduler config of a given teacher, as in `Process`.
         """
         return cls(
@@ -77,7 +78,7 @@ class Sampler:
             params["precision"],
             restarts,
             decode,
-            None if labels is None else partial(label_of, labels, params["seed"]),
+            None if conditions is None else partial(draw_conditions, conditions, params["seed"]),
         )
 
     def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
@@ -89,23 +90,23 @@ class Sampler:
     def draw_undecoded(self, model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         """The same as N,C,H,W on the device: latents, or pixels that may be outside of [-1, 1]."""
         generators = [generator_for(self.seed, "sample", i) for i in indices]
-        labels = None if self.labels is None else torch.tensor([self.labels(i) for i in indices]).to(self.device)
+        condition = UNCONDITIONAL if self.condition is None else self.condition(indices).to(self.device)
         with torch.no_grad(), autocast(self.device, self.precision):
-            return self._integrate(model, generators, labels)
+            return self._integrate(model, generators, condition)
 
     def _integrate(
-        self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None
+        self, model: torch.nn.Module, generators: list[torch.Generator], condition: Condition
     ) -> torch.Tensor:
         scheduler = self.process.scheduler(self.scheduler)
         stepper = Stepper(scheduler, self.steps, self.device, self.restarts, latents=self.decode is not None)
         noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
-        return stepper.run(noise, lambda x, t: predict(model, x, t, labels), generators)
+        return stepper.run(noise, lambda x, t: predict(model, x, t, condition), generators)
 
 
-def label_of(labels: Any, seed: int, index: int) -> int:
-    """The class of sample `index`: that of a training image, whose `labels` (N,) are given, drawn from the sample's own seed."""
-    draw = torch.randint(len(labels), (1,), generator=generator_for(seed, "label", index))
-    return int(labels[int(draw)])
+def draw_conditions(conditions: Condition, seed: int, indices: Sequence[int]) -> Condition:
+    """What samples are drawn with: what a training image has of `conditions`, the image drawn from the sample's own seed."""
+    draws = [torch.randint(len(conditions), (1,), generator=generator_for(seed, "label", index)) for index in indices]
+    return conditions.rows(torch.cat(draws))
 
 
 def sample(
@@ -119,7 +120,7 @@ def sample(
     """Draw one image per index.
 
     Args:
-        model: a UNet called as model(x_t, t).sample, or model(x_t, t, labels).sample.
+        model: as `predict` takes it.
         indices: sample i depends on (seed, i) and nothing else.
         label: what is drawn; names its batches among the pieces.
         pieces: batches drawn by a run that was killed, and where to keep those of this one.

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
+from stagecraft.data.condition import UNCONDITIONAL, Condition
+from stagecraft.diffusion.losses import predict
 from stagecraft.networks.multi_decoder_unet import Module
 from stagecraft.networks.ranges import range_of_name
 
@@ -91,9 +93,9 @@ def after(unet: Module, border: Border) -> list[Border]:
 
 
 def trace(
-    unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
+    unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL
 ) -> dict[str, torch.Tensor]:
-    """All border tensors of one forward pass, and the prediction as `output`; x_t is N,C,H,W, t and labels are (N,)."""
+    """All border tensors of one forward pass, and the prediction as `output`; x_t is N,C,H,W, t is (N,)."""
     seen: dict[str, torch.Tensor] = {}
 
     def keep(border: Border) -> Callable[..., None]:
@@ -113,7 +115,7 @@ def trace(
     ]
     handles.append(unet.conv_in.register_forward_hook(lambda module, args, output: seen.update({"skip.0": output})))
     try:
-        seen["output"] = unet(x_t, t, labels).sample
+        seen["output"] = predict(unet, x_t, t, condition)
     finally:
         for handle in handles:
             handle.remove()
