@@ -27,7 +27,7 @@ from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_m
 from stagecraft.clustering.stages import cluster
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.boundaries import nearest_timesteps
-from stagecraft.diffusion.edm import EDMProcess
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.stated import BETA_SCHEDULES
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.specs import identity_architecture
@@ -325,19 +325,29 @@ def test_a_middle_stage_without_a_timestep_is_refused(y, diffusion_settings, mon
         cluster(y, VPProcess(diffusion_settings), SETTINGS | {"method": "threshold"}, 0)
 
 
-def test_given_boundaries_are_taken_in_t_and_in_sigma(y, diffusion_settings, edm_settings):
+def test_given_boundaries_are_taken_in_t_and_in_sigma(y, settings_of_processes):
     def boundaries(process, values, of="sigma"):
         settings = SETTINGS | {"method": "given", "stages": 3, "boundaries": values, "boundaries_in": of}
         return cluster(y, process, settings, 0)["boundaries"]
 
-    vp, edm = VPProcess(diffusion_settings), EDMProcess(edm_settings)
+    vp, edm, flow = (make_process(settings_of_processes[name]) for name in ("vp", "edm", "flow"))
     assert boundaries(vp, [250, 500.4], "t") == [250, 500]
     assert boundaries(edm, [-0.5, 0.25], "t") == [-0.5, 0.25]
     assert boundaries(edm, [0.3, 4.0]) == pytest.approx([np.log(0.3) / 4, np.log(4) / 4])
+    assert boundaries(flow, [250, 500.5], "t") == [250, 500.5]
+    assert boundaries(flow, [0.25, 4.0]) == pytest.approx([200, 800])
     levels = vp.noise_level(torch.arange(1000)).log()
     nearest = [int((levels - np.log(sigma)).abs().argmin()) for sigma in (0.3, 4.0)]
     assert boundaries(vp, [0.3, 4.0]) == nearest
-    for process, values in ((vp, [0.3, 0.3]), (vp, [4.0, 0.3]), (vp, [1e-9, 1]), (edm, [4.0, 0.3]), (edm, [1, 80.0])):
+    for process, values in (
+        (vp, [0.3, 0.3]),
+        (vp, [4.0, 0.3]),
+        (vp, [1e-9, 1]),
+        (edm, [4.0, 0.3]),
+        (edm, [1, 80.0]),
+        (flow, [0, 1]),
+        (flow, [1, 1e30]),
+    ):
         with pytest.raises(ValueError, match=r"cluster_timesteps\.boundaries: .* in sigma are t = .* do not ascend"):
             boundaries(process, values)
 

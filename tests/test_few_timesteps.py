@@ -90,11 +90,10 @@ def test_targets_are_those_of_diffusers_schedulers(diffusion_settings, zero_snr)
             torch.testing.assert_close(process.target(x0, eps, t), velocity, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
-def test_where_no_timestep_is_noise_alone_every_number_is_as_before(process, target):
+@pytest.mark.parametrize(("kind", "target"), [("vp", "epsilon"), ("vp", "v_prediction"), ("edm", None)])
+def test_where_no_timestep_is_noise_alone_every_number_is_as_before(settings_of_processes, kind, target):
     """By the formulas of x_t = alpha_t (x0 + level_t eps), what networks see bit for bit."""
-    if process.name == "vp":
-        process = make_process(process.settings | {"prediction_type": target})
+    process = make_process(settings_of_processes[kind] | {"prediction_type": target})
     generator = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(500, 1, 4, 4, generator=generator) for _ in range(2))
     t = process.draw(500, generator)

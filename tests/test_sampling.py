@@ -8,8 +8,8 @@ import torch
 from helpers import tiny_unet
 
 from stagecraft.data.condition import class_condition
-from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.keys import SAMPLERS
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
 from stagecraft.diffusion.stepper import stages_of
 from stagecraft.diffusion.vp import VPProcess
@@ -19,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def make(diffusion_settings, edm_settings):
-    return lambda kind: VPProcess(diffusion_settings) if kind == "vp" else EDMProcess(edm_settings)
+def make(settings_of_processes):
+    return lambda kind: make_process(settings_of_processes[kind])
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS["edm"])
-def test_an_edm_sample_depends_on_its_index_and_not_on_its_batch(unet, edm_settings, scheduler):
+@pytest.mark.parametrize(("kind", "scheduler"), [pair for pair in PAIRS if pair[0] != "vp"])
+def test_a_sample_depends_on_its_index_and_not_on_its_batch(unet, make, kind, scheduler):
     def draw(indices, batch_size):
-        sampler = Sampler(EDMProcess(edm_settings), scheduler, 6, 1, (1, 8, 8), CPU, batch_size)
+        sampler = Sampler(make(kind), scheduler, 6, 1, (1, 8, 8), CPU, batch_size)
         return sample(unet, sampler, indices).int()
 
     together = draw(range(6), 6)

@@ -3,10 +3,11 @@
 from typing import Any
 
 from stagecraft.diffusion.edm import EDMProcess
+from stagecraft.diffusion.flow import FlowProcess
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.vp import VPProcess
 
-PROCESSES: dict[str, type[Process]] = {kind.name: kind for kind in (VPProcess, EDMProcess)}
+PROCESSES: dict[str, type[Process]] = {kind.name: kind for kind in (VPProcess, EDMProcess, FlowProcess)}
 
 
 def make_process(settings: dict[str, Any], stated: dict[str, Any] | None = None) -> Process:

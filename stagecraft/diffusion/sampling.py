@@ -28,7 +28,7 @@ class Sampler:
 
     Args:
         scheduler: of vp `ddim` (Song et al. 2021, eta 0), `ddpm` (Ho et al. 2020) or `dpm_solver` (DPM-Solver++ 2M, Lu et al.
-            2022); of edm `edm_euler` (Karras et al. 2022) or `edm_dpm_solver`.
+            2022); of edm `edm_euler` (Karras et al. 2022) or `edm_dpm_solver`; of flow `flow_euler`.
         steps: number of network evaluations per image (NFE).
         shape: C, H, W of what the network draws.
         restarts: boundaries at which a multistep solver forgets its earlier evaluations, which were another decoder's.
