@@ -11,7 +11,7 @@ from stagecraft.data.condition import class_condition
 from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
-from stagecraft.diffusion.stepper import stages_of
+from stagecraft.diffusion.stepper import Stepper, stages_of
 from stagecraft.diffusion.vp import VPProcess
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
@@ -64,6 +64,26 @@ def test_latents_are_decoded_before_they_are_images(unet, diffusion_settings):
     sampler = Sampler(VPProcess(diffusion_settings), "ddim", 2, 1, (1, 8, 8), CPU, 2, decode=decode)
     drawn = sample(unet, sampler, range(3))
     assert drawn.shape == (3, 16, 16, 3) and (drawn == 255).all() and shapes == [(2, 1, 8, 8), (1, 1, 8, 8)]
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DEISMultistepScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_a_scheduler_is_called_with_what_it_takes_and_forgets_at_boundaries(name):
+    stepper = Stepper(getattr(diffusers, name)(), 6, restarts=[500.0])
+    assert stepper.takes_generator == (name != "DEISMultistepScheduler")
+    scheduler, known = stepper.scheduler, []
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    noise = torch.randn(2, 1, 4, 4)
+
+    def predict(x, t):
+        known.append(getattr(scheduler, "lower_order_nums", None))
+        return x / 2
+
+    assert stepper.run(noise, predict, generators).isfinite().all()
+    first = int(stages_of(stepper.timesteps, [500.0]).sum())
+    assert 0 < first < 6
+    assert known == (
+        [None] * 6 if name != "DEISMultistepScheduler" else [min(i, 2) for i in [*range(first), *range(6 - first)]]
+    )
 
 
 def crossed(process, nodes, boundaries):

@@ -52,7 +52,7 @@ class NoisyBatches:
     ) -> None:
         if batch_size < count():
             raise ValueError(f"batch_size: {batch_size} is less than the {count()} processes that share it; raise it")
-        if conditional and data.labels is None:
+        if conditional and not data.condition.tensors:
             raise ValueError("the teacher is class-conditional, but the images have no labels; give class sub-folders")
         self.data = data
         self.condition = data.condition if conditional else UNCONDITIONAL
