@@ -21,7 +21,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
+from stagecraft.diffusion.batches import Batch, NoisyBatches
+from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.costs import count_network_macs
 from stagecraft.runtime.seeds import generator_for
@@ -140,7 +141,8 @@ def accumulate_by_time(teacher: UNet2DModel, process: Process, data: TrainingSet
 
 def noise_loss(net: UNet2DModel, process: Process, batch: Batch) -> torch.Tensor:
     """Mean square error of the noise that a prediction implies at its x_t; a scalar."""
-    s, sigma = process.scale_sigma(batch.t)
-    a, b = process.target_factors(s, sigma)
-    error = (predict(net, batch.x_t, batch.t, batch.labels) - batch.target).square().mean(dim=(1, 2, 3))
-    return (error / (b - a * sigma).square().to(error.device, error.dtype)).mean()
+    alpha, sigma = process.alpha_sigma(batch.t)
+    a, b = process.target_factors(alpha, sigma)
+    factor = alpha / (b * alpha - a * sigma)  # by which an error of the prediction is one of the noise
+    error = (predict(net, batch.x_t, batch.t, batch.condition) - batch.target).square().mean(dim=(1, 2, 3))
+    return (error * factor.square().to(error.device, error.dtype)).mean()

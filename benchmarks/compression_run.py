@@ -54,7 +54,7 @@ class Run:
 
         from stagecraft.data.prepared import PreparedData
         from stagecraft.data.training import TrainingSet
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.evaluation.fidelity import open_extractor
         from stagecraft.networks.autoencoder import open_autoencoder
         from stagecraft.networks.pipelines import load_teacher, read_stated
@@ -395,7 +395,8 @@ class Run:
         """Pairs of the net's and the teacher's predictions for 512 images at once, whose noises depend on the name alone."""
         import torch
 
-        from stagecraft.diffusion.losses import NoisyBatches, predict
+        from stagecraft.diffusion.batches import NoisyBatches
+        from stagecraft.diffusion.losses import predict
         from stagecraft.runtime.seeds import generator_for
 
         draw = NoisyBatches(self.data, self.process, 512, self.device)

@@ -87,7 +87,7 @@ class Run:
 
         from stagecraft.data.prepared import PreparedData
         from stagecraft.data.training import TrainingSet
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.evaluation.fidelity import open_extractor
         from stagecraft.networks.autoencoder import open_autoencoder
         from stagecraft.training.teacher import build_teacher
@@ -144,7 +144,7 @@ class Run:
 
     def batches(self) -> Any:
         """Batches by the density of t, the same for all arms."""
-        from stagecraft.diffusion.losses import NoisyBatches
+        from stagecraft.diffusion.batches import NoisyBatches
 
         return NoisyBatches(self.data, self.process, self.params["retrain"]["batch_size"], self.device)
 

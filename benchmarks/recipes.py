@@ -48,7 +48,7 @@ class Recipes:
 
         from stagecraft.data.prepared import PreparedData
         from stagecraft.data.training import TrainingSet
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.networks.autoencoder import open_autoencoder
         from stagecraft.networks.pipelines import load_teacher, read_stated
 
@@ -103,7 +103,8 @@ class Recipes:
         """Mean square difference from the teacher's predictions."""
         import torch
 
-        from stagecraft.diffusion.losses import NoisyBatches, predict
+        from stagecraft.diffusion.batches import NoisyBatches
+        from stagecraft.diffusion.losses import predict
         from stagecraft.runtime.seeds import generator_for
 
         draw, errors = NoisyBatches(self.data, self.process, 512, self.device), []

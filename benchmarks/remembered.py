@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stagecraft.diffusion.losses import Batch
+from stagecraft.diffusion.batches import Batch
 from stagecraft.runtime.files import atomic_path
 from stagecraft.training.joint import JointLoss
 
@@ -37,5 +37,5 @@ class RememberedJointLoss(JointLoss):
     @staticmethod
     def key(batch: Batch) -> str:
         """A name that other inputs of the teacher do not get."""
-        given = [batch.x_t, batch.t, *([] if batch.labels is None else [batch.labels])]
+        given = [batch.x_t, batch.t, *batch.condition.tensors.values()]
         return hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in given)).hexdigest()[:32]

@@ -52,8 +52,8 @@ class Costs:
         import torch
 
         from stagecraft.data.training import TrainingSet
-        from stagecraft.diffusion.losses import NoisyBatches
-        from stagecraft.diffusion.process import make_process
+        from stagecraft.diffusion.batches import NoisyBatches
+        from stagecraft.diffusion.registry import make_process
         from stagecraft.training.loop import TrainSettings, train
         from stagecraft.training.teacher import DenoisingLoss, build_teacher
 
@@ -64,7 +64,12 @@ class Costs:
         net = build_teacher(settings, resolution, channels, seed, classes)
         flip = settings["horizontal_flip"]
         batches = NoisyBatches(
-            data, make_process(self.params["diffusion"]), settings["batch_size"], device, flip, labels=bool(classes)
+            data,
+            make_process(self.params["diffusion"]),
+            settings["batch_size"],
+            device,
+            flip,
+            conditional=bool(classes),
         )
         begun = []
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import snap, steps_per_stage
 from stagecraft.networks.pipelines import load_teacher, read_stated
 from stagecraft.runtime.command import run_command
@@ -43,7 +43,7 @@ def assemble(
     stages = process.edges(boundaries)
     how = {
         "boundaries": boundaries,
-        "boundaries_sigma": process.sigmas_of(boundaries),
+        "boundaries_sigma": process.noise_levels(boundaries),
         "clustered": plan["boundaries"],
         "snapped": settings["snap_boundaries"],
         "stages": stages,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_teacher
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.command import run_command

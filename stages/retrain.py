@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import open_autoencoder
 from stagecraft.networks.pipelines import load_teacher, read_stated, save_student
 from stagecraft.networks.weights import WEIGHTS

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import downscaling, open_autoencoder
 from stagecraft.networks.given import (
     Space,
@@ -44,7 +44,7 @@ def train_teacher(
     conditional, flip = settings["class_conditional"], settings["horizontal_flip"]
     classes = images.classes() if conditional else None
     teacher = build_teacher(settings, resolution, channels, params["seed"], classes).to(device)
-    batches = NoisyBatches(images, process, settings["batch_size"], device, flip, labels=conditional)
+    batches = NoisyBatches(images, process, settings["batch_size"], device, flip, conditional=conditional)
     checkpoint = output.parent / "checkpoints" / "train_teacher.pt"
     result = train(
         teacher,

@@ -10,7 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")  # and their jobs may have two thre
 import numpy as np
 import pytest
 from filelock import FileLock
-from helpers import EDM, ROOT, clone, prepare, run, tiny_unet
+from helpers import EDM, FLOW, ROOT, clone, prepare, run, tiny_unet
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +30,18 @@ def edm_settings() -> dict:
     return dict(EDM)
 
 
-@pytest.fixture(scope="session", params=["vp", "edm"])
-def process(request, diffusion_settings, edm_settings):
-    """A noise process of each kind."""
-    from stagecraft.diffusion.process import make_process
+@pytest.fixture(scope="session")
+def settings_of_processes(diffusion_settings, edm_settings) -> dict[str, dict]:
+    """A `diffusion` section of each process, by its name."""
+    return {"vp": diffusion_settings, "edm": edm_settings, "flow": dict(FLOW)}
 
-    return make_process({"vp": diffusion_settings, "edm": edm_settings}[request.param])
+
+@pytest.fixture(scope="session", params=["vp", "edm", "flow"])
+def process(request, settings_of_processes):
+    """A noise process of each kind."""
+    from stagecraft.diffusion.registry import make_process
+
+    return make_process(settings_of_processes[request.param])
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ EDM = {
     "p_mean": -1.2,
     "p_std": 1.2,
 }
+# The same of the process flow.
+FLOW = {"process": "flow", "num_train_timesteps": 1000, "shift": 3.0}
 
 
 def settings(**changes):

@@ -10,9 +10,9 @@ import torch
 from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.sampling import Sampler, sample
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.runtime import processes
 from stagecraft.runtime.device import pick_device

@@ -10,8 +10,8 @@ from helpers import ROOT, tiny_unet
 from torch import nn
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.registry import make_process
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.joint import JointLoss
@@ -82,8 +82,8 @@ def test_the_loss_of_the_noise_does_not_depend_on_what_is_predicted(data, diffus
     x0, eps, t = torch.randn(4, *SHAPE), torch.randn(4, *SHAPE), torch.tensor([10, 300, 600, 900])
     guess = eps + 0.1
     x_t = process.noise(x0, eps, t)
-    s, sigma = (v.float()[:, None, None, None] for v in process.scale_sigma(t))
-    implied_x0 = (x_t - s * sigma * guess) / s
+    alpha, sigma = (v.float()[:, None, None, None] for v in process.alpha_sigma(t))
+    implied_x0 = (x_t - sigma * guess) / alpha
     batch = baselines.Batch(x_t, t, process.target(x0, eps, t))
     output = process.target(implied_x0, guess, t)
     net = lambda x, time: type("Output", (), {"sample": output})  # noqa: E731

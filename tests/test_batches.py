@@ -5,8 +5,9 @@ import pytest
 import torch
 from helpers import tiny_unet
 
+from stagecraft.data.condition import UNCONDITIONAL, Condition, class_condition
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of
 from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
@@ -59,29 +60,44 @@ def test_batches_of_drawn_stages_depend_on_the_generator_alone(process, labelled
 
 
 def test_labels_are_those_of_the_images(process, labelled):
-    batches = NoisyBatches(labelled, process, 64, CPU, labels=True)
+    batches = NoisyBatches(labelled, process, 64, CPU, conditional=True)
     batches.draw_t = lambda generator: torch.full((64,), process.low)
     batch = batches(generator_for(0, "train", 0))
-    brightness = batch.x_t.mean((1, 2, 3)) / process.scale_sigma(batch.t)[0].float()
-    assert ((brightness + 1) * 127.5 / 50).round().long().tolist() == batch.labels.tolist()
-    assert set(batch.labels.tolist()) == {0, 1, 2, 3, 4}
-    assert batch.rows(slice(2, 5)).labels.tolist() == batch.labels[2:5].tolist()
+    brightness = batch.x_t.mean((1, 2, 3)) / process.alpha_sigma(batch.t)[0].float()
+    assert ((brightness + 1) * 127.5 / 50).round().long().tolist() == batch.condition.tensors["labels"].tolist()
+    assert set(batch.condition.tensors["labels"].tolist()) == {0, 1, 2, 3, 4}
+    assert (
+        batch.rows(slice(2, 5)).condition.tensors["labels"].tolist() == batch.condition.tensors["labels"][2:5].tolist()
+    )
+
+
+def test_a_condition_is_passed_on_whatever_is_in_it():
+    given = Condition({"labels": torch.tensor([4, 5, 6]), "prompt": torch.arange(12.0).reshape(3, 2, 2)})
+    assert len(given) == 3 and len(given.rows(slice(1, 3))) == 2
+    chosen = given.rows(torch.tensor([2, 0])).to(torch.device("meta"))
+    assert {name: tuple(tensor.shape) for name, tensor in chosen.tensors.items()} == {
+        "labels": (2,),
+        "prompt": (2, 2, 2),
+    }
+    assert given.rows(torch.tensor([2, 0])).tensors["prompt"][:, 0, 0].tolist() == [8, 0]
+    nothing = UNCONDITIONAL.rows(slice(0, 2)).to(CPU)
+    assert len(nothing) == 0 and not nothing.tensors and not class_condition(None).tensors
 
 
 def test_labels_that_are_missing_are_asked_for(process, digits):
     with pytest.raises(ValueError, match="the images have no labels; give class sub-folders"):
-        NoisyBatches(TrainingSet.of_images(digits), process, 4, CPU, labels=True)
+        NoisyBatches(TrainingSet.of_images(digits), process, 4, CPU, conditional=True)
     with pytest.raises(ValueError, match=r"train_teacher\.class_conditional: true, but the images have no labels"):
         TrainingSet.of_images(digits).classes()
 
 
 def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled):
     unet = tiny_unet(num_class_embeds=5)
-    batches = NoisyBatches(labelled, process, 8, CPU, labels=True)
+    batches = NoisyBatches(labelled, process, 8, CPU, conditional=True)
     loss = dict(DenoisingLoss(unet, batches, "fp32")(0, generator_for(0, "train", 0)))["noise"]
     batch = batches(generator_for(0, "train", 0))
     with torch.no_grad():
-        wanted = (unet(batch.x_t, batch.t, batch.labels).sample - batch.target).square().mean()
+        wanted = (unet(batch.x_t, batch.t, batch.condition.tensors["labels"]).sample - batch.target).square().mean()
         assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
         student = build_student(unet, identity_architecture(unet, 2), [process.at_share(0.5)], 0)
         warm_start(student, unet)
@@ -101,7 +117,7 @@ def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path
     found = writer._triples(0, 0, 6)
     rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))
     with torch.no_grad():
-        seen = family_of(unet).trace(unet, found["x_t"], found["t"], labelled.labels[rows])
-        other = family_of(unet).trace(unet, found["x_t"], found["t"], (labelled.labels[rows] + 1) % 5)
+        seen = family_of(unet).trace(unet, found["x_t"], found["t"], class_condition(labelled.labels[rows]))
+        other = family_of(unet).trace(unet, found["x_t"], found["t"], class_condition((labelled.labels[rows] + 1) % 5))
     torch.testing.assert_close(found["output"], seen["output"], atol=1e-5, rtol=1e-4)
     assert (found["output"] - other["output"]).abs().max() > 1e-3

@@ -27,8 +27,9 @@ from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_m
 from stagecraft.clustering.stages import cluster
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.boundaries import nearest_timesteps
-from stagecraft.diffusion.process import EDMProcess, VPProcess
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.stated import BETA_SCHEDULES
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.training.student import build_student
 
@@ -198,7 +199,7 @@ def test_every_method_divides_all_noise_levels_for_every_k(y, process, method):
         assert len(clusters["stages"]) == stages and len(boundaries) == stages - 1
         edges = [process.low, *boundaries, process.high]
         assert edges == sorted(set(edges)) and clusters["stages"] == [list(p) for p in itertools.pairwise(edges)]
-        assert clusters["boundaries_sigma"] == process.sigma_of(torch.tensor(boundaries)).tolist()
+        assert clusters["boundaries_sigma"] == process.noise_level(torch.tensor(boundaries)).tolist()
         assert clusters == json.loads(json.dumps(clusters, allow_nan=False))
         process.check_stages(clusters, Path())
         s0, s1 = (np.array(clusters["curves"][name]) for name in ("s0", "s1"))
@@ -261,9 +262,8 @@ def test_images_that_are_all_the_same_have_the_same_denoiser_at_every_noise_leve
 class Broken(VPProcess):
     """A process whose last noise level is no number."""
 
-    def scale_sigma(self, t):
-        s, sigma = super().scale_sigma(t)
-        return s, torch.where(t.cpu() == 999, torch.nan, sigma)
+    def noise_level(self, t):
+        return torch.where(t.cpu() == 999, torch.nan, super().noise_level(t))
 
 
 REASON = r"not finite at 1 of 16 noise levels, the least t = 999 \(sigma nan\); cluster_timesteps\.method: uniform does without"
@@ -325,19 +325,29 @@ def test_a_middle_stage_without_a_timestep_is_refused(y, diffusion_settings, mon
         cluster(y, VPProcess(diffusion_settings), SETTINGS | {"method": "threshold"}, 0)
 
 
-def test_given_boundaries_are_taken_in_t_and_in_sigma(y, diffusion_settings, edm_settings):
+def test_given_boundaries_are_taken_in_t_and_in_sigma(y, settings_of_processes):
     def boundaries(process, values, of="sigma"):
         settings = SETTINGS | {"method": "given", "stages": 3, "boundaries": values, "boundaries_in": of}
         return cluster(y, process, settings, 0)["boundaries"]
 
-    vp, edm = VPProcess(diffusion_settings), EDMProcess(edm_settings)
+    vp, edm, flow = (make_process(settings_of_processes[name]) for name in ("vp", "edm", "flow"))
     assert boundaries(vp, [250, 500.4], "t") == [250, 500]
     assert boundaries(edm, [-0.5, 0.25], "t") == [-0.5, 0.25]
     assert boundaries(edm, [0.3, 4.0]) == pytest.approx([np.log(0.3) / 4, np.log(4) / 4])
-    levels = vp.sigma_of(torch.arange(1000)).log()
+    assert boundaries(flow, [250, 500.5], "t") == [250, 500.5]
+    assert boundaries(flow, [0.25, 4.0]) == pytest.approx([200, 800])
+    levels = vp.noise_level(torch.arange(1000)).log()
     nearest = [int((levels - np.log(sigma)).abs().argmin()) for sigma in (0.3, 4.0)]
     assert boundaries(vp, [0.3, 4.0]) == nearest
-    for process, values in ((vp, [0.3, 0.3]), (vp, [4.0, 0.3]), (vp, [1e-9, 1]), (edm, [4.0, 0.3]), (edm, [1, 80.0])):
+    for process, values in (
+        (vp, [0.3, 0.3]),
+        (vp, [4.0, 0.3]),
+        (vp, [1e-9, 1]),
+        (edm, [4.0, 0.3]),
+        (edm, [1, 80.0]),
+        (flow, [0, 1]),
+        (flow, [1, 1e30]),
+    ):
         with pytest.raises(ValueError, match=r"cluster_timesteps\.boundaries: .* in sigma are t = .* do not ascend"):
             boundaries(process, values)
 

@@ -16,7 +16,7 @@ from matching import Counter
 from shared_inputs import cpu_params, preset_file
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import count_macs

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from stagecraft.evaluation import cost, speed
@@ -37,8 +38,8 @@ class TinyNet(nn.Module):
         self.conv = nn.Conv2d(1, 5, 3, padding=1)
         self.linear = nn.Linear(5, 7)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.conv(x).mean(dim=(2, 3)))
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> UNet2DOutput:
+        return UNet2DOutput(sample=self.linear(self.conv(x).mean(dim=(2, 3))))
 
 
 class StagedNet(nn.Module):
@@ -49,8 +50,8 @@ class StagedNet(nn.Module):
         self.encoder = nn.Conv2d(1, 4, 1, bias=False)
         self.decoders = nn.ModuleList([nn.Conv2d(4, 1, 1, bias=False), nn.Conv2d(4, 1, 3, padding=1, bias=False)])
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
-        return self.decoders[int(t >= 10)](self.encoder(x))
+    def forward(self, x: torch.Tensor, t: torch.Tensor | float) -> UNet2DOutput:
+        return UNet2DOutput(sample=self.decoders[int(t >= 10)](self.encoder(x)))
 
 
 def test_macs_are_the_closed_form_of_a_small_net() -> None:

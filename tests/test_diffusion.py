@@ -5,11 +5,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from stagecraft.data.pixels import to_network, to_uint8
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.images import to_network, to_uint8
-from stagecraft.diffusion.losses import NoisyBatches, nmse
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.losses import nmse
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.runtime.seeds import generator_for
 
 
@@ -23,11 +24,12 @@ def test_noise_and_both_targets_agree_with_diffusers(diffusion_settings, schedul
     assert torch.equal(VPProcess(diffusion_settings).target(x0, eps, t), eps)
 
 
-def test_s_and_sigma_say_the_same_as_abar(diffusion_settings):
-    process = VPProcess(diffusion_settings)
-    s, sigma = process.scale_sigma(torch.arange(1000))
-    torch.testing.assert_close(s**2, process.abar_T)
-    torch.testing.assert_close(s**2 * (1 + sigma**2), torch.ones(1000, dtype=torch.float64))
+def test_alpha_sigma_and_noise_levels_say_the_same_as_abar(diffusion_settings):
+    process, t = VPProcess(diffusion_settings), torch.arange(1000)
+    alpha, sigma = process.alpha_sigma(t)
+    torch.testing.assert_close(alpha**2, process.abar_T)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000, dtype=torch.float64))
+    torch.testing.assert_close(process.noise_level(t), sigma / alpha)
     assert (sigma.diff() > 0).all()
 
 
@@ -56,7 +58,7 @@ def test_batches_depend_on_the_generator_alone(digits, diffusion_settings):
     )
     one, two = batches(generator_for(0, "train", 5)), batches(generator_for(0, "train", 5))
     assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True))
-    assert one.labels is None and two.labels is None
+    assert not one.condition.tensors and not two.condition.tensors
     assert not torch.equal(one[0], batches(generator_for(0, "train", 6))[0])
 
 

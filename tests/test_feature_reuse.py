@@ -23,7 +23,7 @@ from feature_reuse import (
 )
 from matching import Counter
 
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.training.student import build_student

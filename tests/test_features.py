@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.families import family_of, sites_of
 from stagecraft.search.features import Features, FeatureWriter
 

@@ -13,7 +13,7 @@ from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.clustering.stages import cluster
 from stagecraft.config.params import validate_params
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_student
 from stagecraft.report.page import stage_table
 
@@ -58,8 +58,10 @@ def test_at_the_last_timestep_there_is_nothing_but_noise(zero_snr):
     t = torch.tensor([0, 998, 999])
     for target, settings in zero_snr.items():
         process = make_process(settings)
-        s, sigma = process.scale_sigma(t)
-        assert s[2] == 0 and sigma[2] == math.inf and sigma[:2].isfinite().all()
+        alpha, sigma = process.alpha_sigma(t)
+        level = process.noise_level(t)
+        assert alpha[2] == 0 and sigma[2] == 1 and sigma.isfinite().all()
+        assert level[2] == math.inf and level[:2].isfinite().all()
         assert torch.equal(process.noise(x0, eps, t)[2], eps[2])
         wanted = -x0 if target == "v_prediction" else x0
         assert torch.equal(process.target(x0, eps, t)[2], wanted[2])
@@ -68,8 +70,10 @@ def test_at_the_last_timestep_there_is_nothing_but_noise(zero_snr):
         image = p * process.target(x0, eps, t) + q * process.noise(x0, eps, t)
         torch.testing.assert_close(image, x0.double(), atol=1e-3, rtol=1e-3)
         assert process.image_factor(t).isfinite().all() and process.image_factor(t)[2] == 1
-        assert process.sigmas_of([500, 999])[1] is None and json.dumps(process.sigmas_of([500, 999]), allow_nan=False)
-        levels = torch.cat([sigma, torch.tensor([1e9, 1e-9])])
+        assert process.noise_levels([500, 999])[1] is None and json.dumps(
+            process.noise_levels([500, 999]), allow_nan=False
+        )
+        levels = torch.cat([level, torch.tensor([1e9, 1e-9])])
         assert process.t_of(levels).tolist() == [0, 998, 999, 998, 0]
 
 
@@ -86,23 +90,25 @@ def test_targets_are_those_of_diffusers_schedulers(diffusion_settings, zero_snr)
             torch.testing.assert_close(process.target(x0, eps, t), velocity, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
-def test_where_no_timestep_is_noise_alone_every_number_is_as_before(process, target):
-    """By the formulas that know no infinite noise level, bit for bit."""
-    if process.name == "vp":
-        process = make_process(process.settings | {"prediction_type": target})
+@pytest.mark.parametrize(("kind", "target"), [("vp", "epsilon"), ("vp", "v_prediction"), ("edm", None)])
+def test_where_no_timestep_is_noise_alone_every_number_is_as_before(settings_of_processes, kind, target):
+    """By the formulas of x_t = alpha_t (x0 + level_t eps), what networks see bit for bit."""
+    process = make_process(settings_of_processes[kind] | {"prediction_type": target})
     generator = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(500, 1, 4, 4, generator=generator) for _ in range(2))
     t = process.draw(500, generator)
-    s, sigma = (value.float().reshape(-1, 1, 1, 1) for value in process.scale_sigma(t))
-    assert torch.equal(process.noise(x0, eps, t), s * x0 + (s * sigma) * eps)
-    s, sigma = process.scale_sigma(t)
-    a, b = process.target_factors(s, sigma)
+    alpha, level = (value.float().reshape(-1, 1, 1, 1) for value in (process.alpha_sigma(t)[0], process.noise_level(t)))
+    assert torch.equal(process.noise(x0, eps, t), alpha * x0 + (alpha * level) * eps)
+    alpha, level = process.alpha_sigma(t)[0], process.noise_level(t)
+    a, b = process.target_factors(alpha, alpha * level)
     if process.name == "vp":
         v = target == "v_prediction"
-        assert torch.equal(a, -(s * sigma) if v else 0 * s) and torch.equal(b, s if v else torch.ones_like(s))
+        assert torch.equal(a, -(alpha * level) if v else 0 * alpha)
+        assert torch.equal(b, alpha if v else torch.ones_like(alpha))
     p, q = process.image_factors(t)
-    assert torch.equal(p, sigma / (a * sigma - b)) and torch.equal(q, -b / (s * sigma) * p)
+    torch.testing.assert_close(p, level / (a * level - b), rtol=1e-14, atol=0)
+    torch.testing.assert_close(q, -b / (alpha * level) * p, rtol=1e-14, atol=0)
+    assert torch.equal(process.image_factor(t), (level / (a * level - b)).abs().clamp(max=1).float())
 
 
 def test_the_optimal_denoiser_of_noise_alone_is_the_mean():

@@ -8,8 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from helpers import tiny_unet
 
-from stagecraft.diffusion.process import VPProcess, make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import steps_per_stage
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.evaluation.cost import model_cost
@@ -135,12 +136,10 @@ def test_a_warm_start_copies_the_teacher_into_every_decoder_and_what_fits_of_it_
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("kind", ["vp", "edm", "labels"])
-def test_saved_students_are_loaded_and_draw_with_diffusers_alone(
-    tmp_path, diffusion_settings, edm_settings, shared, kind
-):
+@pytest.mark.parametrize("kind", ["vp", "edm", "flow", "labels"])
+def test_saved_students_are_loaded_and_draw_with_diffusers_alone(tmp_path, settings_of_processes, shared, kind):
     unet = tiny_unet(**({"num_class_embeds": 5} if kind == "labels" else {}))
-    process = make_process(edm_settings if kind == "edm" else diffusion_settings)
+    process = make_process(settings_of_processes["vp" if kind == "labels" else kind])
     boundaries = [process.at_share(0.4), process.at_share(0.7)]
     student = student_of(unet, [1.5, 0.5, 1.0], shared, boundaries)
     save_student(tmp_path / "student", student, process.scheduler(), {"seed": 0})

@@ -10,9 +10,10 @@ from diffusers import UNet2DModel
 from helpers import tiny_unet
 
 from stagecraft.clustering.gradients import bounded_gradients, loss_gradients
+from stagecraft.data.condition import class_condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks import activations
 from stagecraft.networks.activations import BOUND, activation_bytes, bounded_activations
 from stagecraft.runtime.files import read_checked_json
@@ -96,9 +97,9 @@ def test_the_bytes_that_are_foreseen_are_those_that_autograd_keeps(changes):
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    labels = torch.zeros(1, dtype=torch.int64) if "num_class_embeds" in changes else None
+    condition = class_condition(torch.zeros(1, dtype=torch.int64) if "num_class_embeds" in changes else None)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        predict(unet, torch.zeros(1, 1, 16, 16, requires_grad=True), torch.zeros(1), labels)
+        predict(unet, torch.zeros(1, 1, 16, 16, requires_grad=True), torch.zeros(1), condition)
     weights = {weight.untyped_storage()._cdata for weight in unet.parameters()}
     real = sum(storage.nbytes() for at, storage in kept.items() if at not in weights)
     # More where a device computes attention without its matrices.

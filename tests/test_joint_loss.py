@@ -5,8 +5,8 @@ import torch
 from helpers import spec_at, supernet_of
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import Batch, NoisyBatches
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.batches import Batch, NoisyBatches
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of, site_named, sites_of
 from stagecraft.networks.jobs import Job

@@ -13,7 +13,7 @@ from stagecraft.data.prepared import save
 from stagecraft.data.sources import load_source
 from stagecraft.data.splits import split
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.autoencoder import (
@@ -285,8 +285,8 @@ def test_samplers_do_not_clip_latents(diffusion_settings, scheduler):
     point = torch.tensor([-3.0, 2.0]).reshape(1, 2, 1, 1).expand(1, 2, 4, 4)
 
     def perfect(x_t, t):
-        s, sigma = (float(value) for value in process.scale_sigma(t))
-        return SimpleNamespace(sample=(x_t / s - point) / sigma)
+        alpha, sigma = (float(value) for value in process.alpha_sigma(t))
+        return SimpleNamespace(sample=(x_t - alpha * point) / sigma)
 
     def decode(x):
         drawn.append(x)

@@ -303,7 +303,7 @@ def test_a_checkpoint_cannot_run_code(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole_teacher(tmp_path_factory, diffusion_settings) -> Path:
-    from stagecraft.diffusion.process import VPProcess
+    from stagecraft.diffusion.vp import VPProcess
 
     path = tmp_path_factory.mktemp("given") / "teacher"
     tiny_unet().save_pretrained(path / "unet")

@@ -107,7 +107,7 @@ def test_parts_are_laid_over_and_belongings_go(
         ({}, {"diffusion": None}, "diffusion: null is not a section of keys"),
         ({}, {"diffusion": 3, "sampling": []}, "diffusion: 3 is not a section of keys"),
         ({}, {"diffusion": {"process": ["edm"]}}, 'diffusion.process: ["edm"] is unknown'),
-        ({}, {"diffusion": {"process": "flow"}}, 'diffusion.process: "flow" is unknown, use one of vp, edm'),
+        ({}, {"diffusion": {"process": "ve"}}, 'diffusion.process: "ve" is unknown, use one of vp, edm, flow'),
         ({}, {"architecture": {"a": 1}}, 'architecture: {"a": 1} is unknown'),
         ({}, {"prepare_data": {"source": {}}}, "prepare_data.source: {} is unknown"),
         ({"assemble": 3}, {"architecture": "given"}, "assemble: 3 is not a section of keys"),

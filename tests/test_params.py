@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import EDM
+from helpers import EDM, FLOW
 
 from stagecraft.config.params import (
     SCHEMA,
@@ -191,6 +191,7 @@ GIVEN = {
 }
 LATENT = {"train_autoencoder.source": "train", "prepare_data.resolution": 8}
 EDM_PARAMS = {"diffusion": EDM, "sampling.scheduler": "edm_euler"}
+FLOW_PARAMS = {"diffusion": FLOW, "sampling.scheduler": "flow_euler"}
 IN_SIGMA = {"cluster_timesteps.boundaries_in": "sigma"}
 
 
@@ -205,6 +206,8 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
     [
         EDM_PARAMS,
         EDM_PARAMS | {"cluster_timesteps.grid": 5000, "sampling.steps": 5000},
+        FLOW_PARAMS | {"cluster_timesteps.grid": 5000, "sampling.steps": 5000},
+        FLOW_PARAMS | IN_SIGMA | {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [0.004, 900]},
         GIVEN,
         GIVEN | {"assemble.shared_encoder": False, "assemble.snap_boundaries": True, "retrain.init": "scratch"},
         LATENT,
@@ -224,7 +227,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
     put(params, changes)
     validate_params(params, "params.yaml")
     assert bool(block_names(params)) == (params["architecture"] == "searched")
-    latent, edm = "train_autoencoder.source" in changes, "diffusion" in changes
+    latent, edm = "train_autoencoder.source" in changes, changes.get("diffusion") == EDM
     assert (runs_in_latents(params), needs_own_pipeline(params)) == (latent, latent or edm)
 
 
@@ -242,6 +245,9 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         (EDM_PARAMS | {"diffusion.beta_end": 0.02}, "diffusion.beta_end: unused by process edm; remove it"),
         (EDM_PARAMS | {"diffusion.sigma_min": 80.0}, "diffusion.sigma_min: 80.0 is not below sigma_max 80.0"),
         (EDM_PARAMS | {"diffusion.p_std": 0}, "diffusion.p_std: 0 is too small, it must be above 0"),
+        (FLOW_PARAMS | {"diffusion.shift": 0}, "diffusion.shift: 0 is too small, the least is 0.001"),
+        (FLOW_PARAMS | {"diffusion.beta_end": 0.02}, "diffusion.beta_end: unused by process flow; remove it"),
+        (FLOW_PARAMS | {"sampling.scheduler": "ddim"}, "ddim is no sampler of process flow, use flow_euler"),
         (
             {"diffusion": {"process": "edm"}, "sampling.scheduler": "edm_euler"},
             "diffusion.sigma_min: missing; add it, as process edm",
@@ -293,6 +299,11 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
                 (EDM_PARAMS, [0.25, 1.1]),
                 (EDM_PARAMS | IN_SIGMA, [1, 80.0]),
                 (EDM_PARAMS | IN_SIGMA, [0, 1]),
+                (FLOW_PARAMS, [2.9, 500]),
+                (FLOW_PARAMS, [500, 1000]),
+                (FLOW_PARAMS | IN_SIGMA, [0.002, 1]),
+                (FLOW_PARAMS | IN_SIGMA, [-1, 1]),
+                (FLOW_PARAMS | IN_SIGMA, [1, 1e30]),
             )
         ),
         (

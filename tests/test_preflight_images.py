@@ -50,7 +50,7 @@ def put(params, key, value):
     params[section][name] = value
 
 
-@pytest.mark.parametrize("preset", ["digits", "smoke", "diffnas", "multistage", "edm", "latent"])
+@pytest.mark.parametrize("preset", ["digits", "smoke", "diffnas", "multistage", "edm", "flow", "latent"])
 def test_presets_of_the_digits_are_not_refused(preset):
     check_inputs(yaml.safe_load((ROOT / "presets" / f"{preset}.yaml").read_text()))
 

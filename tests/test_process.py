@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from stagecraft.diffusion.images import to_uint8
+from stagecraft.data.pixels import to_uint8
+from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.process import EDMProcess, VPProcess
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample
 from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
 from stagecraft.runtime.seeds import generator_for
@@ -74,9 +75,9 @@ def test_the_preconditioning_is_that_of_diffusers_schedulers(edm, triple, name):
 
 def test_t_and_sigma_say_the_same(process):
     t = torch.from_numpy(process.grid(50))
-    assert torch.equal(process.t_of(process.sigma_of(t)), t.float() if process.name == "edm" else t)
-    assert (process.sigma_of(t).diff() > 0).all()
-    assert process.t_of(process.sigma_of(t).reshape(10, 5)).shape == (10, 5)
+    assert torch.equal(process.t_of(process.noise_level(t)), t if process.name == "vp" else t.float())
+    assert (process.noise_level(t).diff() > 0).all()
+    assert process.t_of(process.noise_level(t).reshape(10, 5)).shape == (10, 5)
 
 
 def test_edm_draws_are_lognormal(edm):
@@ -149,14 +150,14 @@ def test_a_teacher_of_another_edm_process_is_refused(edm):
 
 
 @pytest.mark.parametrize(("kind", "scheduler"), PAIRS)
-def test_with_a_perfect_denoiser_of_one_image_every_sampler_draws_it(diffusion_settings, edm_settings, kind, scheduler):
-    process = VPProcess(diffusion_settings) if kind == "vp" else EDMProcess(edm_settings)
+def test_with_a_perfect_denoiser_of_one_image_every_sampler_draws_it(settings_of_processes, kind, scheduler):
+    process = make_process(settings_of_processes[kind])
     point = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     def perfect(x_t, t):
         times = t.reshape(1).expand(len(x_t))
-        s, sigma = (value.reshape(-1, 1, 1, 1).float() for value in process.scale_sigma(times))
-        eps = (x_t / s - point) / sigma
+        alpha, sigma = (value.reshape(-1, 1, 1, 1).float() for value in process.alpha_sigma(times))
+        eps = (x_t - alpha * point) / sigma
         return SimpleNamespace(sample=process.target(point.expand_as(x_t), eps, times))
 
     sampler = Sampler(process, scheduler, 12, 0, (1, 4, 4), torch.device("cpu"), 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import EDM, ROOT
+from helpers import EDM, FLOW, ROOT
 from refusals import ROWS, Scene, at_start, check_words, message_of, names, says
 
 from stagecraft.config.params import load_params, validate_params
@@ -185,6 +185,9 @@ def unlinked(folder: Path) -> None:
 
 
 PIXELS = np.zeros((12, 8, 8), np.uint8)
+flow = param(diffusion=dict(FLOW), sampling__scheduler="flow_euler")
+FLOW_STATED = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+
 START: dict[str, list[Setup]] = {
     "source-missing": [
         param(prepare_data__source="folder", prepare_data__path="no/such"),
@@ -321,6 +324,8 @@ START: dict[str, list[Setup]] = {
             param(diffusion=dict(EDM), sampling__scheduler="edm_euler"),
             scheduler(_class_name="EDMEulerScheduler", prediction_type="v_prediction"),
         ),
+        both(flow, scheduler(**FLOW_STATED, use_dynamic_shifting=True)),
+        both(flow, scheduler(**FLOW_STATED, invert_sigmas=True)),
     ],
     "scheduler-differs": [scheduler(prediction_type="sample"), scheduler(beta_end=0.012)],
     "scheduler-impossible": [
@@ -334,12 +339,16 @@ START: dict[str, list[Setup]] = {
         scheduler(timestep_spacing="even"),
         scheduler(steps_offset=None),
         scheduler(trained_betas=[0.1] * 1000),
+        both(flow, scheduler(**FLOW_STATED, use_karras_sigmas=True, use_beta_sigmas=True)),
+        both(flow, scheduler(**FLOW_STATED, time_shift_type="square")),
+        both(flow, scheduler(**FLOW_STATED, shift_terminal=1.0)),
     ],
     "scheduler-steps": [
         both(
             scheduler(timestep_spacing="linspace"),
             param(sampling__scheduler="dpm_solver", sampling__steps=1000),
-        )
+        ),
+        both(flow, scheduler(**FLOW_STATED, shift_terminal=0.1), param(sampling__steps=1)),
     ],
     "search-shares": [
         both(teacher(), param(search_block__channels=[1.0])),

@@ -20,8 +20,8 @@ from stagecraft.config.params import STAGE_SECTIONS
 from stagecraft.data.sources import load_source
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion import losses
-from stagecraft.diffusion.process import VPProcess
 from stagecraft.diffusion.sampling import snap
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation import fidelity
 from stagecraft.evaluation.comparison import check_architecture

@@ -7,23 +7,26 @@ import pytest
 import torch
 from helpers import tiny_unet
 
+from stagecraft.data.condition import class_condition
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.process import EDMProcess, VPProcess
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, stages_of, steps_per_stage
+from stagecraft.diffusion.registry import make_process
+from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
+from stagecraft.diffusion.stepper import Stepper, stages_of
+from stagecraft.diffusion.vp import VPProcess
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def make(diffusion_settings, edm_settings):
-    return lambda kind: VPProcess(diffusion_settings) if kind == "vp" else EDMProcess(edm_settings)
+def make(settings_of_processes):
+    return lambda kind: make_process(settings_of_processes[kind])
 
 
-@pytest.mark.parametrize("scheduler", SAMPLERS["edm"])
-def test_an_edm_sample_depends_on_its_index_and_not_on_its_batch(unet, edm_settings, scheduler):
+@pytest.mark.parametrize(("kind", "scheduler"), [pair for pair in PAIRS if pair[0] != "vp"])
+def test_a_sample_depends_on_its_index_and_not_on_its_batch(unet, make, kind, scheduler):
     def draw(indices, batch_size):
-        sampler = Sampler(EDMProcess(edm_settings), scheduler, 6, 1, (1, 8, 8), CPU, batch_size)
+        sampler = Sampler(make(kind), scheduler, 6, 1, (1, 8, 8), CPU, batch_size)
         return sample(unet, sampler, indices).int()
 
     together = draw(range(6), 6)
@@ -39,9 +42,11 @@ def test_each_sample_gets_the_label_of_its_own_index(diffusion_settings):
         seen.append(labels.tolist())
         return unet(x, t, labels)
 
-    def draw(indices, batch_size, labels=lambda i: i % 4):
+    def draw(indices, batch_size, label=lambda i: i % 4):
+        condition = lambda batch: class_condition(torch.tensor([label(i) for i in batch]))  # noqa: E731
         process = VPProcess(diffusion_settings)
-        return sample(model, Sampler(process, "ddim", 3, 1, (1, 8, 8), CPU, batch_size, labels=labels), indices).int()
+        sampler = Sampler(process, "ddim", 3, 1, (1, 8, 8), CPU, batch_size, condition=condition)
+        return sample(model, sampler, indices).int()
 
     together = draw(range(5), 5)
     assert set(map(tuple, seen)) == {(0, 1, 2, 3, 0)}
@@ -59,6 +64,26 @@ def test_latents_are_decoded_before_they_are_images(unet, diffusion_settings):
     sampler = Sampler(VPProcess(diffusion_settings), "ddim", 2, 1, (1, 8, 8), CPU, 2, decode=decode)
     drawn = sample(unet, sampler, range(3))
     assert drawn.shape == (3, 16, 16, 3) and (drawn == 255).all() and shapes == [(2, 1, 8, 8), (1, 1, 8, 8)]
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DEISMultistepScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_a_scheduler_is_called_with_what_it_takes_and_forgets_at_boundaries(name):
+    stepper = Stepper(getattr(diffusers, name)(), 6, restarts=[500.0])
+    assert stepper.takes_generator == (name != "DEISMultistepScheduler")
+    scheduler, known = stepper.scheduler, []
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    noise = torch.randn(2, 1, 4, 4)
+
+    def predict(x, t):
+        known.append(getattr(scheduler, "lower_order_nums", None))
+        return x / 2
+
+    assert stepper.run(noise, predict, generators).isfinite().all()
+    first = int(stages_of(stepper.timesteps, [500.0]).sum())
+    assert 0 < first < 6
+    assert known == (
+        [None] * 6 if name != "DEISMultistepScheduler" else [min(i, 2) for i in [*range(first), *range(6 - first)]]
+    )
 
 
 def crossed(process, nodes, boundaries):

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipel
 from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 from helpers import EDM, tiny_unet
 
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks import multi_decoder_unet
 from stagecraft.networks.pipelines import save_student, save_teacher

@@ -5,8 +5,9 @@ import pytest
 import torch
 from helpers import space_of, supernet_of, tiny_unet
 
+from stagecraft.data.condition import class_condition
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of, sites_of
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
@@ -69,7 +70,7 @@ def scorer(unet, folder, site, triples=6):
 def test_the_tail_from_the_teachers_own_outputs_gives_its_prediction(labels):
     unet = tiny_unet(num_class_embeds=labels)
     x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([1, 400, 700, 999])
-    seen = family_of(unet).trace(unet, x_t, t, None if labels is None else torch.tensor([0, 1, 2, 0]))
+    seen = family_of(unet).trace(unet, x_t, t, class_condition(None if labels is None else torch.tensor([0, 1, 2, 0])))
     for site in sites_of(unet):
         known = {name: seen[name] for name in family_of(unet).tail_reads(unet, site)}
         got = family_of(unet).tail(unet, site, [seen[name] for name in site.writes], known)
@@ -99,9 +100,9 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
         wanted = []
         for rows in cache.rows(held_out=True).view(2, -1)[:, -6:]:
             x_t, t, output = cache.take(rows, CPU)
-            s, sigma = (value.float()[:, None, None, None] for value in process.scale_sigma(t))
-            images = [x_t / s - sigma * eps for eps in (student(x_t, t).sample, output)]
-            wanted.append(float(((images[0] - images[1]) / sigma.clamp(min=1)).square().mean()))
+            alpha, sigma = (value.float()[:, None, None, None] for value in process.alpha_sigma(t))
+            images = [(x_t - sigma * eps) / alpha for eps in (student(x_t, t).sample, output)]
+            wanted.append(float(((images[0] - images[1]) / (sigma / alpha).clamp(min=1)).square().mean()))
         assert scorer(unet, folder, site)(supernet, spec) == pytest.approx(wanted, rel=1e-3)
         assert min(wanted) > 0
 

@@ -11,7 +11,7 @@ from helpers import space_of, tiny_unet
 
 from stagecraft.config.params import SPACE_KEYS
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import natural_orders
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of

@@ -10,7 +10,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from helpers import FILES_IN_LATENTS, ROOT, run_stages
 
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import nodes_of
 from stagecraft.evaluation.samples import load_samples
 

@@ -18,8 +18,8 @@ from diffusers import (
 from helpers import tiny_unet
 
 from stagecraft.config.params import cross_problems, load_params
-from stagecraft.diffusion.images import to_uint8
-from stagecraft.diffusion.process import make_process, unclipped
+from stagecraft.data.pixels import to_uint8
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
 from stagecraft.diffusion.stated import (
     BETA_SCHEDULES,
@@ -32,6 +32,7 @@ from stagecraft.diffusion.stated import (
     spacing_of,
     timesteps_of,
 )
+from stagecraft.diffusion.stepper import unclipped
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_teacher, read_stated, save_student, save_teacher
 from stagecraft.training.student import build_student

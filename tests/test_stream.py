@@ -12,8 +12,8 @@ import torch
 from helpers import tiny_unet
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
-from stagecraft.diffusion.process import VPProcess
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, site_named, sites_of

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from helpers import tiny_unet
 
-from stagecraft.diffusion.process import make_process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_student, save_student
 from stagecraft.training.student import build_student

@@ -10,9 +10,9 @@ MOST_WEIGHTS = 2**27  # of all draws handled at once
 
 
 class OptimalDenoiser:
-    """m_t(x) = sum_i softmax_i(-||x - s_t y_i||^2 / (2 s_t^2 sigma_t^2)) y_i over the training set {y_i}.
+    """m_t(x) = sum_i softmax_i(-||x - alpha_t y_i||^2 / (2 sigma_t^2)) y_i over the training set {y_i}.
 
-    With z = x / s_t = x0 + sigma_t eps the exponent is (z.y_i - ||y_i||^2 / 2) / sigma_t^2 up to a constant, one matrix
+    With z = x / alpha_t = x0 + level_t eps the exponent is (z.y_i - ||y_i||^2 / 2) / level_t^2 up to a constant, one matrix
     product for a batch of draws. The products run in float32 on centred data, the exponent in float64 with its maximum
     subtracted; at most `batch` x N numbers are held.
 
@@ -29,7 +29,7 @@ class OptimalDenoiser:
         self.half_norms = 0.5 * torch.linalg.vector_norm(self.y, dim=1, dtype=torch.float64).square().float()
 
     def __call__(self, z: np.ndarray, sigma: np.ndarray | float) -> np.ndarray:
-        """m_t at z = x_t / s_t.
+        """m_t at z = x_t / alpha_t.
 
         Args:
             z: (M, n) float32.

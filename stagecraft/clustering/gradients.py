@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
+from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
@@ -50,7 +51,8 @@ def loss_gradients(
     Returns:
         (T, p) float32.
     """
-    device, labelled = next(model.parameters()).device, getattr(model, "class_embedding", None) is not None
+    device = next(model.parameters()).device
+    conditions = data.condition if getattr(model, "class_embedding", None) is not None else UNCONDITIONAL
     rows = torch.randint(len(data), (draws,), generator=generator_for(seed, "gradients", 0))
     eps = torch.randn((draws, *data.shape), generator=generator_for(seed, "gradients", 1))
     sketch = Sketch(sum(p.numel() for p in model.parameters()))
@@ -59,9 +61,9 @@ def loss_gradients(
         model.zero_grad(set_to_none=True)
         for batch in torch.arange(draws).split(batch_size):
             x0, noise, times = data.x0(rows[batch]), eps[batch], value.expand(len(batch))
-            labels = data.labels[rows[batch]].to(device) if labelled and data.labels is not None else None
+            condition = conditions.rows(rows[batch]).to(device)
             x_t, target = process.noise(x0, noise, times), process.target(x0, noise, times)
-            output = predict(model, x_t.to(device), times.to(device), labels)
+            output = predict(model, x_t.to(device), times.to(device), condition)
             (F.mse_loss(output, target.to(device)) * (len(batch) / draws)).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         found.append(sketch(torch.cat([grad.flatten() for grad in grads]).cpu()))

@@ -202,7 +202,7 @@ def cluster(
         "process": process.name,
         "seed": seed,
         "boundaries": boundaries,
-        "boundaries_sigma": process.sigmas_of(boundaries),
+        "boundaries_sigma": process.noise_levels(boundaries),
         "stages": process.edges(boundaries),
         "spread": spread_of(runs, boundaries, missing),
         "grid": runs[0].grid.tolist(),
@@ -235,4 +235,4 @@ def given_boundaries(process: Process, settings: dict[str, Any]) -> list[float]:
 
 def sigmas_at(process: Process, t: np.ndarray) -> np.ndarray:
     """Noise levels at timesteps, (T,) float64."""
-    return process.sigma_of(torch.from_numpy(np.asarray(t))).numpy()
+    return process.noise_level(torch.from_numpy(np.asarray(t))).numpy()

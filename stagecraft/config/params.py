@@ -489,12 +489,12 @@ def architecture_problems(params: Params) -> Iterator[Problem]:
 def diffusion_problems(params: Params) -> Iterator[Problem]:
     """Noise levels that do not rise, more sampler steps than timesteps."""
     process, steps = params["diffusion"], params["sampling"]["steps"]
-    if process["process"] == "edm":
-        if process["sigma_min"] >= process["sigma_max"]:
-            yield (
-                "diffusion.sigma_min",
-                f"{process['sigma_min']} is not below sigma_max {process['sigma_max']}; lower it",
-            )
+    if process["process"] == "edm" and process["sigma_min"] >= process["sigma_max"]:
+        yield (
+            "diffusion.sigma_min",
+            f"{process['sigma_min']} is not below sigma_max {process['sigma_max']}; lower it",
+        )
+    if process["process"] != "vp":
         return
     if process["beta_start"] >= process["beta_end"]:
         yield "diffusion.beta_start", f"{process['beta_start']} is not below beta_end {process['beta_end']}; lower it"
@@ -562,7 +562,8 @@ def resolution_problems(params: Params) -> Iterator[Problem]:
 
 def stage_problems(params: Params) -> Iterator[Problem]:
     """More stages than there is something to divide, boundaries that do not ascend."""
-    settings, timesteps = params["cluster_timesteps"], params["diffusion"].get("num_train_timesteps", math.inf)
+    settings, diffusion = params["cluster_timesteps"], params["diffusion"]
+    timesteps = diffusion["num_train_timesteps"] if diffusion["process"] == "vp" else math.inf
     method, count, grid = settings["method"], settings["stages"], settings["grid"]
     low, high = settings["image_range"]
     if grid > timesteps:

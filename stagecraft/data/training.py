@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from stagecraft.data.classes import Classes, check_trained
+from stagecraft.data.condition import Condition, class_condition
+from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
-from stagecraft.diffusion.images import to_network
 from stagecraft.runtime.files import check_file, read_checked_json
 
 STAGE = "encode_latents"
@@ -72,6 +73,11 @@ class TrainingSet:
             return channels, height, width
         _, channels, height, width = self.x.shape
         return channels, height, width
+
+    @property
+    def condition(self) -> Condition:
+        """What a class-conditional network is given beside each of them; empty when the classes are unknown."""
+        return class_condition(self.labels)
 
     def classes(self) -> int:
         """Embeddings of a class-conditional teacher trained on it; ValueError when none can be."""

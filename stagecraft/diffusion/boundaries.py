@@ -31,9 +31,25 @@ def check_given(settings: Config, diffusion: Config) -> None:
         low, high = (math.log(diffusion[key]) / 4 for key in ("sigma_min", "sigma_max"))
         check_ascending(settings, [log(value) / 4 for value in given] if in_sigma else given, low, high)
         return
+    if diffusion["process"] == "flow":
+        low, high = flow_range(diffusion)
+        levels = [max(value, 0) for value in given]
+        check_ascending(settings, [high * x / (1 + x) for x in levels] if in_sigma else given, low, high)
+        return
     count = diffusion["num_train_timesteps"]
     times = nearest_timesteps(given, diffusion) if in_sigma else [math.floor(value + 0.5) for value in given]
     check_ascending(settings, times, 0, count)
+
+
+def flow_range(diffusion: Config) -> tuple[float, float]:
+    """The t between which process flow is sampled: the lowest and the highest level that diffusers' scheduler knows."""
+    count: int = diffusion["num_train_timesteps"]
+    return count * shifted(1 / count, diffusion["shift"]), float(count)
+
+
+def shifted(share: Any, shift: float) -> Any:
+    """The time shift of rectified flows (arXiv 2403.03206, eq. 23) of a number or a tensor in [0, 1], whose ends it keeps."""
+    return shift * share / (1 + (shift - 1) * share)
 
 
 def log(value: float) -> float:

@@ -4,6 +4,11 @@
 PROCESS_KEYS = {
     "vp": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"),
     "edm": ("sigma_min", "sigma_max", "sigma_data", "rho", "p_mean", "p_std"),
+    "flow": ("num_train_timesteps", "shift"),
 }
-OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {"vp": ("rescale_betas_zero_snr",), "edm": ()}
-SAMPLERS = {"vp": ("ddpm", "ddim", "dpm_solver"), "edm": ("edm_euler", "edm_dpm_solver")}
+OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {"vp": ("rescale_betas_zero_snr",), "edm": (), "flow": ()}
+SAMPLERS = {
+    "vp": ("ddpm", "ddim", "dpm_solver"),
+    "edm": ("edm_euler", "edm_dpm_solver"),
+    "flow": ("flow_euler",),
+}

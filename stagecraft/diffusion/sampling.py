@@ -1,6 +1,5 @@
 """The one sampler of all evaluation: sample i is drawn from its own generator, whatever the batch it is in."""
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from stagecraft.diffusion.images import to_uint8
+from stagecraft.data.condition import UNCONDITIONAL, Condition
+from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.losses import predict
-from stagecraft.diffusion.process import Process, make_process, unclipped
+from stagecraft.diffusion.process import Process
+from stagecraft.diffusion.registry import make_process
+from stagecraft.diffusion.stepper import Stepper, stages_of
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, find_array, keep_array
 from stagecraft.runtime.processes import count, from_main, is_main, rank, to_main
@@ -26,12 +28,12 @@ class Sampler:
 
     Args:
         scheduler: of vp `ddim` (Song et al. 2021, eta 0), `ddpm` (Ho et al. 2020) or `dpm_solver` (DPM-Solver++ 2M, Lu et al.
-            2022); of edm `edm_euler` (Karras et al. 2022) or `edm_dpm_solver`.
+            2022); of edm `edm_euler` (Karras et al. 2022) or `edm_dpm_solver`; of flow `flow_euler`.
         steps: number of network evaluations per image (NFE).
         shape: C, H, W of what the network draws.
         restarts: boundaries at which a multistep solver forgets its earlier evaluations, which were another decoder's.
         decode: from what the network draws to images in [-1, 1], both N,C,H,W.
-        labels: class of sample i, for class-conditional networks.
+        condition: what a conditional network is given beside the samples of these indices.
     """
 
     process: Process
@@ -44,7 +46,7 @@ class Sampler:
     precision: str = "fp32"
     restarts: Sequence[float] = ()
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
-    labels: Callable[[int], int] | None = None
+    condition: Callable[[Sequence[int]], Condition] | None = None
 
     @classmethod
     def of(
@@ -56,13 +58,13 @@ class Sampler:
         *,
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        labels: Any = None,
+        conditions: Condition | None = None,
         stated: dict[str, Any] | None = None,
     ) -> Self:
         """The sampler that params describe.
 
         Args:
-            labels: those of the training images, (N,), for class-conditional networks.
+            conditions: those of the training images, for conditional networks.
             stated: the scheduler config of a given teacher, as in `Process`.
         """
         return cls(
@@ -76,7 +78,7 @@ class Sampler:
             params["precision"],
             restarts,
             decode,
-            None if labels is None else partial(label_of, labels, params["seed"]),
+            None if conditions is None else partial(draw_conditions, conditions, params["seed"]),
         )
 
     def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
@@ -88,33 +90,23 @@ class Sampler:
     def draw_undecoded(self, model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         """The same as N,C,H,W on the device: latents, or pixels that may be outside of [-1, 1]."""
         generators = [generator_for(self.seed, "sample", i) for i in indices]
-        labels = None if self.labels is None else torch.tensor([self.labels(i) for i in indices]).to(self.device)
+        condition = UNCONDITIONAL if self.condition is None else self.condition(indices).to(self.device)
         with torch.no_grad(), autocast(self.device, self.precision):
-            return self._integrate(model, generators, labels)
+            return self._integrate(model, generators, condition)
 
     def _integrate(
-        self, model: torch.nn.Module, generators: list[torch.Generator], labels: torch.Tensor | None
+        self, model: torch.nn.Module, generators: list[torch.Generator], condition: Condition
     ) -> torch.Tensor:
         scheduler = self.process.scheduler(self.scheduler)
-        scheduler = unclipped(scheduler) if self.decode else scheduler
-        scheduler.set_timesteps(self.steps, device=self.device)
-        stages = stages_of(scheduler.timesteps, self.restarts).tolist()
-        # Schedulers that draw nothing may take no generators.
-        drawing = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
-        x = x * scheduler.init_noise_sigma
-        for i, t in enumerate(scheduler.timesteps):
-            if i and stages[i] != stages[i - 1] and hasattr(scheduler, "lower_order_nums"):
-                scheduler.lower_order_nums = 0
-            prediction = predict(model, scheduler.scale_model_input(x, t), t, labels)
-            x = scheduler.step(prediction.float(), t, x, **drawing).prev_sample
-        return x
+        stepper = Stepper(scheduler, self.steps, self.device, self.restarts, latents=self.decode is not None)
+        noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
+        return stepper.run(noise, lambda x, t: predict(model, x, t, condition), generators)
 
 
-def label_of(labels: Any, seed: int, index: int) -> int:
-    """The class of sample `index`: that of a training image, whose `labels` (N,) are given, drawn from the sample's own seed."""
-    draw = torch.randint(len(labels), (1,), generator=generator_for(seed, "label", index))
-    return int(labels[int(draw)])
+def draw_conditions(conditions: Condition, seed: int, indices: Sequence[int]) -> Condition:
+    """What samples are drawn with: what a training image has of `conditions`, the image drawn from the sample's own seed."""
+    draws = [torch.randint(len(conditions), (1,), generator=generator_for(seed, "label", index)) for index in indices]
+    return conditions.rows(torch.cat(draws))
 
 
 def sample(
@@ -128,7 +120,7 @@ def sample(
     """Draw one image per index.
 
     Args:
-        model: a UNet called as model(x_t, t).sample, or model(x_t, t, labels).sample.
+        model: as `predict` takes it.
         indices: sample i depends on (seed, i) and nothing else.
         label: what is drawn; names its batches among the pieces.
         pieces: batches drawn by a run that was killed, and where to keep those of this one.
@@ -156,16 +148,9 @@ def sample(
     return torch.from_numpy(np.concatenate([drawn[name] for name in names]))
 
 
-def stages_of(t: torch.Tensor, boundaries: Sequence[float]) -> torch.Tensor:
-    """The stage of each t, the number of boundaries <= t; of the shape of t."""
-    return torch.bucketize(t.float(), torch.tensor(boundaries, dtype=torch.float32, device=t.device), right=True)
-
-
 def nodes_of(process: Process, scheduler: str, steps: int) -> torch.Tensor:
     """The t of a sampler's network evaluations, descending."""
-    timetable = process.scheduler(scheduler)
-    timetable.set_timesteps(steps)
-    return timetable.timesteps
+    return Stepper(process.scheduler(scheduler), steps).timesteps
 
 
 def steps_per_stage(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:

@@ -40,6 +40,8 @@ SAMPLING_NAMES = (
 )
 VP_SCHEDULERS = {f"{name}Scheduler" for name in SAMPLING_NAMES}
 EDM_SCHEDULERS = {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
+FLOW_SCHEDULERS = {f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM")}
+SCHEDULERS = {"vp": VP_SCHEDULERS, "edm": EDM_SCHEDULERS, "flow": FLOW_SCHEDULERS}
 # Schedulers whose config holds no betas: of a VP process they say nothing.
 SILENT = EDM_SCHEDULERS | {
     f"{name}Scheduler" for name in ("CosineDPMSolverMultistep", "IPNDM", "CMStochasticIterative", "KarrasVe")
@@ -53,11 +55,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         zip((*PROCESS_KEYS["vp"], *OPTIONAL_KEYS["vp"]), (1000, "linear", 0.0001, 0.02, "epsilon", False), strict=True)
     ),
     "edm": dict(zip(PROCESS_KEYS["edm"], (0.002, 80.0, 0.5, 7.0), strict=False)),
+    "flow": dict(zip(PROCESS_KEYS["flow"], (1000, 1.0), strict=True)),
 }
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SOLVER_ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 SPACINGS = ("linspace", "leading", "trailing")
+LEVELS_OF_FLOW = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+TIME_SHIFTS = ("exponential", "linear")
 NEAR = 1e-4  # relative difference of betas that float32 explains
 ZERO_SNR_OF_EPSILON = (
     "but at the last timestep, which has no signal, the noise says nothing about the image (prediction_type epsilon)"
@@ -101,13 +106,17 @@ def says_nothing(stated: Config, process: str) -> bool:
 def why_another_process(stated: Config, process: str) -> str | None:
     """What in a scheduler config no `diffusion` section of this process could say; None for nothing."""
     kind = stated.get("_class_name")
-    if kind is not None and str(kind) not in {"vp": VP_SCHEDULERS, "edm": EDM_SCHEDULERS}[process]:
+    if kind is not None and str(kind) not in SCHEDULERS[process]:
         family = next((f" ({name})" for start, name in OTHERS.items() if str(kind).startswith(start)), "")
         return f"_class_name is {kind!r}{family}"
     if stated.get("use_flow_sigmas"):
         return "use_flow_sigmas is true (flow matching)"
     if process == "edm" and stated.get("prediction_type") not in (None, "epsilon"):
         return f"prediction_type is {stated['prediction_type']!r}"
+    if process == "flow":
+        # A shift by the number of pixels, and s counted from the noise.
+        other = next((key for key in ("use_dynamic_shifting", "invert_sigmas") if stated.get(key)), None)
+        return None if other is None else f"{other} is {stated[other]!r}"
     return None
 
 
@@ -128,6 +137,19 @@ def why_impossible(stated: Config, theirs: Config) -> str | None:
             "trained_betas are none of a beta_schedule, and params hold no lists of betas (beta_schedule is "
             f"{theirs.get('beta_schedule')!r})"
         )
+    return why_no_flow(stated) if "shift" in theirs else None
+
+
+def why_no_flow(stated: Config) -> str | None:
+    """Why diffusers' flow-matching scheduler does not sample with a config; None when it does."""
+    levels = [key for key in LEVELS_OF_FLOW if stated.get(key)]
+    if len(levels) > 1:
+        return f"{levels[0]} and {levels[1]} are true, of which a scheduler takes one"
+    if stated.get("time_shift_type", TIME_SHIFTS[0]) not in TIME_SHIFTS:
+        return f"time_shift_type is {stated['time_shift_type']!r}, none of {', '.join(TIME_SHIFTS)}"
+    terminal = stated.get("shift_terminal")
+    if terminal is not None and not (is_number(terminal) and 0 < terminal < 1):
+        return f"shift_terminal is {terminal!r}, not between 0 and 1"
     return None
 
 
@@ -140,11 +162,18 @@ def can_say(key: str, value: Any) -> bool:
     }
     if key in choices:
         return any(value is choice or (isinstance(value, str) and value == choice) for choice in choices[key])
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return False
     if key == "num_train_timesteps":
         return isinstance(value, int) and 2 <= value <= 100_000
+    if key == "shift":
+        return 0.001 <= value <= 1000
     return 0 < value < (1 if key in ("beta_start", "beta_end") else math.inf)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def betas_of(settings: Config) -> list[float]:
@@ -212,6 +241,11 @@ def check_steps(sampling: Config, settings: Config, kept: Config) -> None:
         kept: see `kept_settings`.
     """
     steps, name = sampling["steps"], sampling["scheduler"]
+    if steps == 1 and settings["process"] == "flow" and kept.get("shift_terminal") is not None:
+        raise ValueError(
+            f"sampling.steps: 1 step of {name} cannot both start at noise and end at shift_terminal "
+            f"{kept['shift_terminal']}; set sampling.steps: 2"
+        )
     if settings["process"] != "vp" or are_different(name, steps, settings, kept):
         return
     fewer = next((n for n in range(min(steps, 1000) - 1, 0, -1) if are_different(name, n, settings, kept)), None)

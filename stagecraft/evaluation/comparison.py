@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from stagecraft.data.condition import Condition, class_condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.diffusion.keys import SAMPLERS
-from stagecraft.diffusion.process import Process, make_process
+from stagecraft.diffusion.process import Process
+from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
 from stagecraft.evaluation.cost import decoder_cost, model_cost
 from stagecraft.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
@@ -145,15 +147,15 @@ class Evaluation:
             settings["batch_size"],
             restarts=self.boundaries if self.restart and name == "student" else (),
             decode=None if vae is None else partial(decode, vae),
-            labels=self.labels() if is_class_conditional(model) else None,
+            conditions=self.conditions() if is_class_conditional(model) else None,
             stated=self.stated,
         )
         return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
 
-    def labels(self) -> np.ndarray:
+    def conditions(self) -> Condition:
         """The classes of the training images."""
         assert self.data.labels is not None, "a class-conditional model was trained with labels"
-        return self.data.labels[self.data.train_index]
+        return class_condition(torch.from_numpy(self.data.labels[self.data.train_index]))
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:
         """What the figures depend on beside the models."""

@@ -13,6 +13,7 @@ from thop import profile
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stagecraft.diffusion.losses import example_condition, predict
 from stagecraft.networks.costs import count_parameters
 
 
@@ -92,15 +93,19 @@ def count_macs_with_attention(model: nn.Module, shape: tuple[int, int, int], tim
 
 def copy_for_counting(model: Any, shape: tuple[int, int, int], timestep: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A copy of the model on the CPU and inputs for one image at one timestep."""
-    labels = first_class(model, 1)
     inputs = (torch.zeros(1, *shape), torch.tensor([timestep]))
-    return copy.deepcopy(model).cpu().eval(), inputs if labels is None else (*inputs, labels)
+    return _Predict(copy.deepcopy(model).cpu().eval()), inputs
 
 
-def first_class(model: Any, count: int) -> torch.Tensor | None:
-    """Labels (count,) of class 0 on the CPU for a class-conditional UNet, None for others."""
-    conditional = getattr(model, "config", {}).get("num_class_embeds") is not None
-    return torch.zeros(count, dtype=torch.int64) if conditional else None
+class _Predict(nn.Module):
+    """A network's prediction as a module of its own, to be counted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.condition = model, example_condition(model, 1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return predict(self.model, x_t, t, self.condition)
 
 
 class _Decode(nn.Module):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagecraft.diffusion.losses import predict
-from stagecraft.evaluation.cost import first_class, stage_timesteps
+from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.evaluation.cost import stage_timesteps
 from stagecraft.runtime.device import autocast
 
 WARM_UP = 2
@@ -78,11 +78,10 @@ def measure_speed(
 
 def time_evaluation(model: nn.Module, x_NCHW: Tensor, timestep: float) -> float:
     """Seconds of one network evaluation, with the device's queue empty before and after."""
-    labels = first_class(model, len(x_NCHW))
-    labels = None if labels is None else labels.to(x_NCHW.device)
+    condition = example_condition(model, len(x_NCHW)).to(x_NCHW.device)
     synchronize(x_NCHW.device)
     begun = time.perf_counter()
-    predict(model, x_NCHW, timestep, labels)
+    predict(model, x_NCHW, timestep, condition)
     synchronize(x_NCHW.device)
     return time.perf_counter() - begun
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from stagecraft.diffusion.losses import predict
+from stagecraft.data.condition import Condition
+from stagecraft.diffusion.losses import example_condition, predict
 
-Run = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Run = Callable[[Any, torch.Tensor, torch.Tensor, Condition], torch.Tensor]
 
 BOUND = 2 * 2**30  # bytes of activations that a pass may keep, unless one image alone has more
 
@@ -53,8 +54,7 @@ def activation_bytes(unet: UNet2DModel, shape: Sequence[int], run: Run = predict
         if checkpointing:
             empty.enable_gradient_checkpointing()
         x = torch.zeros(1, *shape, requires_grad=True)
-        labels = None if unet.config["num_class_embeds"] is None else torch.zeros(1, dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            run(empty, x, torch.zeros(1), labels)
+            run(empty, x, torch.zeros(1), example_condition(empty, 1))
     weights = {weight.untyped_storage()._cdata for weight in empty.parameters()}
     return sum(storage.nbytes() for number, storage in kept.items() if number not in weights)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from stagecraft.data.condition import UNCONDITIONAL, Condition
+
 Module = Any  # a diffusers module: its layers are attributes that no type describes
 Spec = dict[str, dict[str, Any] | None]  # of a block: what is chosen of its layers, by name; None for a dropped one
 Architecture = dict[str, Any]  # {"blocks": {site: [{"range": intervals, "spec": spec}, ...]}}
@@ -63,9 +65,9 @@ class Family(Protocol):
         """Run a block on what its site reads; returns what it writes."""
 
     def trace(
-        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
+        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> dict[str, torch.Tensor]:
-        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t and labels (N,)."""
+        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t is (N,)."""
 
     def tail_reads(self, net: Module, site: Site) -> tuple[str, ...]:
         """The tensors that `tail` needs beside what the site writes."""

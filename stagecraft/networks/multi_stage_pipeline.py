@@ -75,11 +75,12 @@ class MultiStagePipeline(DiffusionPipeline):
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        x = x * self.scheduler.init_noise_sigma
-        # Schedulers that draw nothing may take no generator.
+        # Schedulers of flow matching scale nothing, and those that draw nothing may take no generator.
+        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
         drawing = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         for t in self.progress_bar(self.scheduler.timesteps):
-            output = self.unet(self.scheduler.scale_model_input(x, t), t, class_labels=labels).sample
+            output = self.unet(scale(x, t), t, class_labels=labels).sample
             x = self.scheduler.step(output, t, x, **drawing).prev_sample
         if self.vae is not None:
             shift, scale = latent_scale(self.vae, x)

@@ -11,7 +11,7 @@ import diffusers
 import torch
 from diffusers import UNet2DModel
 
-from stagecraft.diffusion.process import unclipped
+from stagecraft.diffusion.stepper import unclipped
 from stagecraft.networks import multi_stage_pipeline
 from stagecraft.networks.given import TEACHER, check_teacher_folder, has_learned_variance
 from stagecraft.networks.unet2d import multi_decoder_unet

@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.families import family_of
@@ -53,7 +54,7 @@ class FeatureWriter:
         device: torch.device,
     ) -> None:
         self.teacher, self.process, self.data = teacher, process, data
-        self.labels = data.labels if teacher.config["num_class_embeds"] is not None else None
+        self.condition = data.condition if teacher.config["num_class_embeds"] is not None else UNCONDITIONAL
         self.stages, self.settings, self.seed, self.device = stages, settings, seed, device
 
     def predicted_bytes(self) -> int:
@@ -124,8 +125,8 @@ class FeatureWriter:
         t = self.process.draw(n, generator, *self.stages[stage])
         eps = torch.randn(x0.shape, generator=generator)
         x_t = self.process.noise(x0, eps, t).to(self.device)
-        labels = None if self.labels is None else self.labels[rows].to(self.device)
-        seen = family_of(self.teacher).trace(self.teacher, x_t, t.to(self.device), labels)
+        condition = self.condition.rows(rows).to(self.device)
+        seen = family_of(self.teacher).trace(self.teacher, x_t, t.to(self.device), condition)
         seen |= {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
         return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
 

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
+from stagecraft.data.condition import Condition
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import Batch, NoisyBatches, predict
+from stagecraft.diffusion.batches import Batch, NoisyBatches
+from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
 from stagecraft.networks.given import check_shares
@@ -72,8 +74,8 @@ def measure_importance(
         teacher: on the device.
         pieces: as in `stream_importance`.
     """
-    labelled = teacher.config["num_class_embeds"] is not None
-    batches = NoisyBatches(data, process, BATCH, device, labels=labelled)
+    conditional = teacher.config["num_class_embeds"] is not None
+    batches = NoisyBatches(data, process, BATCH, device, conditional=conditional)
     drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
     factors = (process.image_factor(batch.t.cpu()) for batch in again)
     signs, progress = generator_for(seed, "stream signs", 0), Progress("rank_channels", BATCHES)
@@ -126,19 +128,17 @@ def batch_importance(
         rows = slice(start, start + at_once)
         part = batch.rows(rows)
         masks[:] = ones_for(teacher, part.x_t)
-        prediction = predict(teacher, part.x_t, part.t, part.labels)
+        prediction = predict(teacher, part.x_t, part.t, part.condition)
         gradients = torch.autograd.grad((prediction * weights[rows].to(prediction)).sum(), masks)
         found += torch.cat([gradient.double().square().sum(0).cpu() for gradient in gradients])
     return found.numpy()
 
 
-def masked_prediction(
-    unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None
-) -> torch.Tensor:
+def masked_prediction(unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
     """The output of a UNet whose residual stream is multiplied by masks of ones."""
     with masked_stream(unet) as masks:
         masks[:] = ones_for(unet, x_t)
-        return predict(unet, x_t, t, labels)
+        return predict(unet, x_t, t, condition)
 
 
 def ones_for(unet: UNet2DModel, x_t: torch.Tensor) -> list[torch.Tensor]:

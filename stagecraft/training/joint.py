@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
-from stagecraft.diffusion.losses import Batch, NoisyBatches, joint_variances, nmse, predict
+from stagecraft.diffusion.batches import Batch, NoisyBatches
+from stagecraft.diffusion.losses import joint_variances, nmse, predict
 from stagecraft.networks.families import family_of
 from stagecraft.networks.family import Site
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
@@ -74,11 +75,11 @@ class JointLoss:
     def teach(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
         """What the losses at this share need of the teacher: the student's channels at all sites, the output, or nothing."""
         if share < 1:
-            seen = self.family.trace(self.teacher, batch.x_t, batch.t, batch.labels)
+            seen = self.family.trace(self.teacher, batch.x_t, batch.t, batch.condition)
             return {name: kept_part(name, tensor, self.kept) for name, tensor in seen.items()}
         if not (self.settings["output_weight"] or self.settings["jacobian_weight"]):
             return {}
-        return {"output": predict(self.teacher, batch.x_t, batch.t, batch.labels)}
+        return {"output": predict(self.teacher, batch.x_t, batch.t, batch.condition)}
 
     def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: set[int]) -> Spread:
         """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
@@ -124,7 +125,7 @@ class JointLoss:
         self, batch: Batch, taught: torch.Tensor | None, direction: torch.Tensor | None = None
     ) -> torch.Tensor:
         """L_noise + lambda L_output + mu L_jacobian; `taught` is the teacher's prediction, needed where lambda or mu is not 0."""
-        prediction = predict(self.student, batch.x_t, batch.t, batch.labels).float()
+        prediction = predict(self.student, batch.x_t, batch.t, batch.condition).float()
         loss = F.mse_loss(prediction, batch.target)
         if taught is not None and self.settings["output_weight"]:
             loss = loss + self.settings["output_weight"] * F.mse_loss(prediction, taught.float())
@@ -139,6 +140,6 @@ class JointLoss:
         """MSE of the two networks' Jacobian-vector products at x_t, where they predict `prediction` and `taught`."""
         moved = batch.x_t + JACOBIAN_STEP * direction
         with torch.no_grad():
-            wanted = predict(self.teacher, moved, batch.t, batch.labels).float() - taught
-        change = predict(self.student, moved, batch.t, batch.labels).float() - prediction
+            wanted = predict(self.teacher, moved, batch.t, batch.condition).float() - taught
+        change = predict(self.student, moved, batch.t, batch.condition).float() - prediction
         return F.mse_loss(change / JACOBIAN_STEP, wanted / JACOBIAN_STEP)

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.losses import NoisyBatches
+from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.process import Process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import ElasticBlock, student_state
@@ -95,7 +95,7 @@ def student_batches(
     settings: dict[str, Any],
     device: torch.device,
 ) -> NoisyBatches:
-    """Batches as the `retrain` section of the params describes them, with labels when the teacher takes any."""
+    """Batches as the `retrain` section of the params describes them, with what the teacher is given beside x_t and t."""
     stages = process.edges(boundaries)
     return NoisyBatches(
         data,
@@ -103,7 +103,7 @@ def student_batches(
         settings["batch_size"],
         device,
         settings["horizontal_flip"],
-        labels=is_class_conditional(teacher),
+        conditional=is_class_conditional(teacher),
         stages=stages,
         probabilities=stage_probabilities(settings["stage_probabilities"], stages),
     )

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
-from stagecraft.diffusion.losses import NoisyBatches, predict
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.losses import predict
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.processes import own_rows
 
@@ -49,5 +50,5 @@ class DenoisingLoss:
         batch = self.batches(generator)
         own = batch.rows(own_rows(len(batch.t)))
         with autocast(self.batches.device, self.precision):
-            prediction = predict(self.model, own.x_t, own.t, own.labels)
+            prediction = predict(self.model, own.x_t, own.t, own.condition)
         yield "noise", F.mse_loss(prediction.float(), own.target) * (len(prediction) / len(batch.t))

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from stagecraft.data.condition import UNCONDITIONAL, Condition
+from stagecraft.diffusion.losses import predict
 from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
 from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
@@ -51,9 +53,9 @@ class UNet2DFamily:
         return (block(hidden, tuple(skips), emb) if skips else block(hidden, emb),)
 
     def trace(
-        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None
+        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> dict[str, torch.Tensor]:
-        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t and labels (N,)."""
+        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t is (N,)."""
         seen: dict[str, torch.Tensor] = {}
         handles = [
             net.get_submodule(site.name).register_forward_hook(keep_outputs(site, seen), with_kwargs=True)
@@ -61,7 +63,7 @@ class UNet2DFamily:
         ]
         handles.append(net.conv_in.register_forward_hook(lambda module, args, output: seen.update({"skip.0": output})))
         try:
-            seen["output"] = net(x_t, t, labels).sample
+            seen["output"] = predict(net, x_t, t, condition)
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,0 +1,84 @@
+"""Noised training batches."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from stagecraft.data.condition import UNCONDITIONAL, Condition
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import Process
+from stagecraft.runtime.processes import count
+
+
+class Batch(NamedTuple):
+    """Noised samples: x_t and target (N,C,H,W), t (N,), and what a conditional network is given beside them."""
+
+    x_t: torch.Tensor
+    t: torch.Tensor
+    target: torch.Tensor
+    condition: Condition = UNCONDITIONAL
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the samples."""
+        return Batch(self.x_t[rows], self.t[rows], self.target[rows], self.condition.rows(rows))
+
+
+class NoisyBatches:
+    """Batches that depend on the generator alone.
+
+    Args:
+        data: what to train on.
+        flip: mirror each image left to right with probability one half.
+        conditional: whether the network is class-conditional.
+        stages: [lo, hi) of t in every stage, for `probabilities`.
+        probabilities: how often a sample falls into each stage; None leaves that to the process's density of t.
+
+    Raises:
+        ValueError: a process would get no sample, or there are no labels.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        process: Process,
+        batch_size: int,
+        device: torch.device,
+        flip: bool = False,
+        *,
+        conditional: bool = False,
+        stages: Sequence[Sequence[float]] = (),
+        probabilities: Sequence[float] | None = None,
+    ) -> None:
+        if batch_size < count():
+            raise ValueError(f"batch_size: {batch_size} is less than the {count()} processes that share it; raise it")
+        if conditional and not data.condition.tensors:
+            raise ValueError("the teacher is class-conditional, but the images have no labels; give class sub-folders")
+        self.data = data
+        self.condition = data.condition if conditional else UNCONDITIONAL
+        self.process, self.batch_size, self.device, self.flip = process, batch_size, device, flip
+        self.stages, self.probabilities = stages, probabilities
+
+    def __call__(self, generator: torch.Generator) -> Batch:
+        """The next batch, on the device."""
+        rows = torch.randint(len(self.data), (self.batch_size,), generator=generator)
+        x0 = self.data.x0(rows)
+        if self.flip:
+            mirrored = torch.rand(self.batch_size, generator=generator) < 0.5
+            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        t = self.draw_t(generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        x0, eps, t = x0.to(self.device), eps.to(self.device), t.to(self.device)
+        condition = self.condition.rows(rows).to(self.device)
+        return Batch(self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t), condition)
+
+    def draw_t(self, generator: torch.Generator) -> torch.Tensor:
+        """t of a batch, (batch_size,): by the process's density, or first the stages and then t within each."""
+        if self.probabilities is None:
+            return self.process.draw(self.batch_size, generator)
+        weights = torch.tensor(self.probabilities, dtype=torch.float64)
+        stages = torch.multinomial(weights, self.batch_size, replacement=True, generator=generator)
+        counts = stages.bincount(minlength=len(weights)).tolist()
+        return torch.cat(
+            [self.process.draw(n, generator, *edges) for n, edges in zip(counts, self.stages, strict=True)]
+        )

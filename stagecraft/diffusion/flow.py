@@ -1,0 +1,70 @@
+"""Rectified flow, with the time shift of SD3."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from stagecraft.diffusion.boundaries import flow_range, shifted
+from stagecraft.diffusion.keys import PROCESS_KEYS
+from stagecraft.diffusion.process import Pair, Process
+
+
+class FlowProcess(Process):
+    """Rectified flow (Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747): a straight line from image to noise.
+
+    alpha = 1 - s, sigma = s for s in (0, 1]; the network's time input is t = s num_train_timesteps, its target the velocity
+    eps - x0. In training s = shift u / (1 + (shift - 1) u) with u uniform (Esser et al., arXiv 2403.03206, eq. 23). diffusers'
+    scheduler knows num_train_timesteps levels, the lowest of which is the end of [low, high); draws below belong to the first
+    stage. At s = 1, where sampling starts, x_t is noise alone; that is in the last stage.
+    """
+
+    name, keys = "flow", PROCESS_KEYS["flow"]
+    schedulers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "flow_euler": ("FlowMatchEulerDiscreteScheduler", {})
+    }
+
+    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+        super().__init__(settings, stated)
+        self.shift: float = settings["shift"]
+        self.low, self.high = map(self.as_t, flow_range(settings))
+
+    def draw(
+        self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
+    ) -> torch.Tensor:
+        """n values of s num_train_timesteps, float32; high itself is in the last stage."""
+        least, most = self._bounds(lo, hi)
+        below, share = self._below(least), self._below(most) - self._below(least)
+        u = below + share * (1 - torch.rand(n, generator=generator, dtype=torch.float64))
+        t = (self.high * shifted(u, self.shift)).float()
+        end = most if most == self.high else float(np.nextafter(np.float32(most), np.float32(0)))
+        return t.clamp(least, end)
+
+    def _bounds(self, lo: float | None, hi: float | None) -> tuple[float, float]:
+        """The first stage begins at 0 in training."""
+        return (
+            0.0 if lo is None or lo <= self.low else lo,
+            self.high if hi is None else hi,
+        )
+
+    def _below(self, t: float) -> float:
+        """Probability of a training draw below t: the shift turned round."""
+        return shifted(t / self.high, 1 / self.shift)
+
+    def alpha_sigma(self, t: torch.Tensor, dtype: torch.dtype = torch.float64) -> Pair:
+        """(1 - s, s)."""
+        s = t.double().cpu() / self.high
+        return (1 - s).to(dtype), s.to(dtype)
+
+    def t_of(self, level: torch.Tensor) -> torch.Tensor:
+        """From s = level / (1 + level), float32."""
+        return (self.high / (1 + 1 / level.double().cpu())).float()
+
+    def share(self, lo: float, hi: float) -> float:
+        """Share of the uniform u."""
+        least, most = self._bounds(lo, hi)
+        return self._below(most) - self._below(least)
+
+    def target_factors(self, alpha: torch.Tensor, sigma: torch.Tensor) -> Pair:
+        """(-1, 1)."""
+        return -torch.ones_like(alpha), torch.ones_like(alpha)
