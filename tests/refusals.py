@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from helpers import ROOT, tiny_unet
 from PIL import Image
 
-from stagecraft.config import params as config
 from stagecraft.config.params import validate_params
 from stagecraft.data.sources import source_fingerprint
+from stagecraft.preflight import jobs
 from stagecraft.preflight import run as preflight
 
 SMOKE = ROOT / "presets" / "smoke.yaml"
@@ -149,15 +149,16 @@ def message_of(function: Callable[..., Any], *arguments: Any) -> str | None:
 
 def at_start(params: dict[str, Any]) -> list[str]:
     """What the Snakefile's functions refuse before the first job, each asked alone."""
+    checked = validate_params(params, "params.yaml")
     checks: list[tuple[Callable[..., Any], Any]] = [
-        (preflight.check_inputs, params),
-        (config.autoencoder_files, params["train_autoencoder"]),
-        (config.teacher_files, params["train_teacher"]),
-        (config.extractor_files, params["evaluate"]),
-        (config.latency_files, params["measure_latency"]),
+        (preflight.check_inputs, checked),
+        (jobs.autoencoder_files, checked.train_autoencoder),
+        (jobs.teacher_files, checked.train_teacher),
+        (jobs.extractor_files, checked.evaluate),
+        (jobs.latency_files, checked.measure_latency),
         (source_fingerprint, params["prepare_data"]),
-        (config.block_names, params),
-        (config.needs_own_pipeline, params),
+        (jobs.block_names, checked),
+        (jobs.needs_own_pipeline, checked),
     ]
     found = [message_of(check, argument) for check, argument in checks]
     return [message for message in found if message is not None]
@@ -167,4 +168,4 @@ def before_the_first_job(scene: Scene) -> None:
     """All that comes before the first job, up to the plan of an evaluation, accepts a scene."""
     validate_params(scene.params, "params.yaml")
     assert at_start(scene.params) == []
-    assert message_of(preflight.check_counts, scene.params) is None
+    assert message_of(preflight.check_counts, validate_params(scene.params, "params.yaml")) is None

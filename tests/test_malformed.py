@@ -27,7 +27,8 @@ from helpers import ROOT, clone, run, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stagecraft.config.params import load_params, stage_params
+from stagecraft.config.params import load_params
+from stagecraft.config.stages import stage_params
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 

@@ -99,7 +99,7 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "extractor-features": [{"train_extractor.features": 18}],
     "samples-few": [{"evaluate.samples": 16}, {"report.images": 129}],
 }
-TEXTS = {"params-file": [None, "retrain: {", "seed: 1\nseed: 2", "a: &a 1\nb: *a", "- 1"]}
+TEXTS = {"params-file": [None, "retrain: {", "seed: 1\nseed: 2", "a: &a 1\nb: *a", "- 1", "seed: 1"]}
 
 
 @pytest.mark.parametrize("name", PARAMS)
@@ -400,7 +400,7 @@ def test_what_an_evaluation_lacks_is_refused_when_it_is_planned(scenes, name, tm
         setup(scene)
         validate_params(scene.params, "params.yaml")
         assert at_start(scene.params) == []
-        messages.append(str(message_of(preflight.check_counts, scene.params)))
+        messages.append(str(message_of(preflight.check_counts, validate_params(scene.params, "params.yaml"))))
     check_words(name, messages)
 
 

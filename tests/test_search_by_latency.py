@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stagecraft.config.params import SPACE_KEYS
+from stagecraft.config.stages import SPACE_KEYS
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import VPProcess
 from stagecraft.elastic.block import natural_order
@@ -111,7 +111,7 @@ def test_the_specs_to_measure_hold_every_option_of_a_space_once_or_more():
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
     """The stage measure_latency on a tiny teacher of which half of the residual stream is kept."""
-    monkeypatch.setattr("stagecraft.networks.pipelines.load_teacher", lambda folder: tiny_unet())
+    monkeypatch.setattr("stages.measure_latency.load_teacher", lambda folder: tiny_unet())
     ranked = {"stream_importance": [list(range(16)), list(range(32))], "stream_triples": 1}
     write_checked_json(tmp_path / "importance.json", ranked)
     space = {f"search_block.{key}": SPACE[key] for key in SPACE_KEYS} | {"search_block.channels": 0.5}

@@ -370,9 +370,10 @@ def test_another_folder_without_params_is_refused_in_one_line(copied: Path, tmp_
     result = run(copied, "--directory", str(tmp_path / "empty"))
     last = result.stderr.splitlines()[-1]
     assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert last == "error: params.yaml: not found; copy ../elsewhere/presets/digits.yaml to it"
+    assert last == "error: params.yaml: not found; copy ../elsewhere/params.yaml to it"
     shutil.copy(tmp_path / "empty" / last.split()[-3], tmp_path / "empty" / "params.yaml")
-    assert run(copied, "--directory", str(tmp_path / "empty"), "--dry-run").returncode == 0
+    flags = ["--directory", str(tmp_path / "empty"), "--config", "prepare_data={source: digits}", "--dry-run"]
+    assert run(copied, *flags).returncode == 0
 
 
 def test_flags_override_nested_params(copied: Path) -> None:
