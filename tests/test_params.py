@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers import EDM, preset_params
 
+from stagecraft.config import document
 from stagecraft.config.params import load_params, typed, validate_params
 from stagecraft.config.sections import CHOICES, Everything, Section
 from stagecraft.config.stages import STAGE_SECTIONS, param_at, stage_params
@@ -71,6 +73,21 @@ def test_every_key_is_described_and_required() -> None:
         for key, field in model.model_fields.items():
             assert field.description, f"{section}.{key}"
             assert field.is_required() == (key != "rescale_betas_zero_snr"), f"{section}.{key}"
+
+
+def test_the_schema_and_the_page_are_those_of_the_types() -> None:
+    assert (ROOT / "workflow" / "schemas" / "params.schema.yaml").read_text() == document.schema_text()
+    assert (ROOT / "docs" / "params.md").read_text() == document.page_text()
+
+
+def test_the_page_lists_every_key_and_the_schema_refuses_others(committed: dict[str, Any]) -> None:
+    rows = [line.split(" | ") for line in document.page_text().splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("| `").split(" (")[0] for row in rows}
+    plain = {name for name, value in committed.items() if not isinstance(value, dict)}
+    assert listed == plain | {key for _, model in sections() for key in model.model_fields}
+    for name, model in yaml.safe_load(document.schema_text())["$defs"].items():
+        assert model["additionalProperties"] is False and model["required"], name
+    assert "`num_train_timesteps (vp)` | whole number, from 2 to 100000 | `1000` |" in document.page_text()
 
 
 def test_every_section_is_read_by_some_stage(committed: dict[str, Any]) -> None:

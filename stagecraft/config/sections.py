@@ -61,6 +61,7 @@ Decay = Annotated[float, Field(allow_inf_nan=False, ge=0, lt=1), WrapValidator(k
 Rate = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1), WrapValidator(keep)]
 UpToOne = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1), WrapValidator(keep)]
 Share = Rate
+DecoderWidth = Annotated[float, Field(allow_inf_nan=False, gt=0, le=16), WrapValidator(keep)]
 Shares = Annotated[
     list[Share], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(check_differ)
 ]
@@ -94,7 +95,7 @@ class VP(Section):
     """The discrete variance-preserving process of DDPM."""
 
     process: Literal["vp"]
-    """Family of the process."""
+    """The discrete variance-preserving process of DDPM."""
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000)]
     """Number of noise levels T; timesteps are 0..T-1."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -114,7 +115,7 @@ class EDM(Section):
     """The process of Karras et al. 2022."""
 
     process: Literal["edm"]
-    """Family of the process."""
+    """The process of Karras et al. 2022."""
     sigma_min: Positive
     """Noise level at which sampling ends."""
     sigma_max: Positive
@@ -459,7 +460,7 @@ class Assemble(Section):
     """Error allowed above that of the teacher-shaped block by the rule local, a number from 0, or auto to meet the budget."""
     tau_rel: NotNegative
     """The same, relative to the teacher-shaped block's own error."""
-    decoder_widths: list[Annotated[Number, Field(gt=0, le=16)]] | None
+    decoder_widths: list[DecoderWidth] | None
     """For a given architecture, the channels of each stage's decoder as a share of the teacher's; null for a searched one."""
     shared_encoder: bool
     """For a given architecture, whether the stages share the encoder; false gives each a net of its own."""
