@@ -87,6 +87,12 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=activated(), capture_output=True, text=True, check=False)
 
 
+def write_params(folder: Path, name: str) -> None:
+    """Lay a preset over a folder's params.yaml for good, as a user would."""
+    result = run(folder, "python", "-m", "stagecraft.config", f"presets/{name}.yaml", "--output", "params.yaml")
+    assert result.returncode == 0, result.stderr
+
+
 def preset_params(name: str) -> dict[str, Any]:
     """The whole params of a preset; of `digits`, the default, those of params.yaml."""
     from stagecraft.config.overlay import load_over
@@ -195,7 +201,7 @@ def clone(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
+    write_params(folder, "smoke")
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "dvc.lock").unlink(missing_ok=True)
     for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -qm smoke"):

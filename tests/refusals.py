@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from diffusers import AutoencoderKL, DDPMScheduler
-from helpers import ROOT, tiny_unet
+from helpers import ROOT, preset_params, tiny_unet
 from PIL import Image
 
 from stagecraft.config.params import validate_params
@@ -19,7 +18,6 @@ from stagecraft.data.sources import source_fingerprint
 from stagecraft.preflight import jobs
 from stagecraft.preflight import run as preflight
 
-SMOKE = ROOT / "presets" / "smoke.yaml"
 VAE = {
     "in_channels": 1,
     "out_channels": 1,
@@ -88,7 +86,7 @@ class Scene:
 
     def __init__(self, models: Path, folder: Path) -> None:
         self.models, self.folder = models, folder
-        self.params: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+        self.params: dict[str, Any] = preset_params("smoke")
 
     def put(self, changes: dict[str, Any]) -> None:
         """Change params by `section.key`; the key is deleted for the value `absent`."""

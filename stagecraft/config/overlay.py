@@ -1,6 +1,7 @@
 """Params laid over others, as --configfile and --config do for one run. Light, as a Snakefile imports it: no torch, no NumPy."""
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def merge_files(files: Sequence[Path]) -> tuple[Params, list[str]]:
         fitting, left_out = fit_file(read_params(file), merged)
         if left_out:
             process = look_up(merged, "diffusion.process")
-            notes.append(f"{file}: {', '.join(left_out)} left out, as the process is {process}")
+            notes.append(f"{os.path.relpath(file)}: {', '.join(left_out)} left out, as the process is {process}")
         merged = lay_over(merged, fitting)
     return merged, notes
 

@@ -32,8 +32,9 @@ def load_params(path: Path | str) -> dict[str, Any]:
     params = read_params(Path(path))
     if len(Everything.model_fields.keys() - params.keys()) > 1 and params.keys() <= Everything.model_fields.keys():
         raise ValueError(
-            f"{path}: holds only a part of the params, as a preset does; lay it over a whole params.yaml (--configfile "
-            f"{path}), or print the result (python -m stagecraft.config {path})"
+            f"{path}: holds only a part of the params, as a preset does; restore the whole file and lay a preset over it, "
+            "for one run (--configfile presets/NAME.yaml) or for good (python -m stagecraft.config presets/NAME.yaml "
+            "--output params.yaml)"
         )
     validate_params(params, str(path))
     return params
