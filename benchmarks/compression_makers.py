@@ -150,7 +150,7 @@ class Choosing:
 
     def plan(self, setting: float) -> dict[str, Any]:
         """The content of architecture.json."""
-        from stagecraft.config.params import stage_params
+        from stagecraft.config.stages import stage_params
         from stages.assemble import assemble
 
         run = self.run
@@ -166,7 +166,7 @@ class Choosing:
 
     def latency(self) -> Path:
         """The latencies of the candidates; none for a rule that does not choose among them."""
-        from stagecraft.config.params import stage_params
+        from stagecraft.config.stages import stage_params
         from stages.measure_latency import measure_latency
 
         run = self.run
@@ -197,7 +197,7 @@ class Choosing:
         """The scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""
         from safetensors.torch import load_file
 
-        from stagecraft.config.params import stage_params
+        from stagecraft.config.stages import stage_params
         from stagecraft.search.architecture import costs_of, named_block
         from stagecraft.search.job import SearchJob
         from stagecraft.search.selection import value_of

@@ -32,7 +32,8 @@ UNCOMPARED = {"results/report.html"}
 def make_clone(folder: Path) -> Path:
     """A clone of what is committed, with the smoke preset as its params."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
+    preset = [sys.executable, "-m", "stagecraft.config", "presets/smoke.yaml", "--output", "params.yaml"]
+    subprocess.run(preset, cwd=folder, check=True)
     (folder / "dvc.lock").unlink(missing_ok=True)
     return folder
 

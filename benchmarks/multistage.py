@@ -31,7 +31,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stagecraft.config.params import load_params, stage_params
+from stagecraft.config.overlay import load_over
+from stagecraft.config.stages import stage_params
 
 ROOT = Path(__file__).parents[1]
 POINTS = [0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
@@ -42,11 +43,11 @@ LEARNING_RATE = 1e-3
 
 def params_of(process: str, seed: int) -> dict[str, Any]:
     """The params of all runs of one process and seed; data, extractor and autoencoder are the same for all seeds."""
-    params = load_params(ROOT / "presets" / "multistage.yaml")
+    params = load_over(ROOT / "presets" / "multistage.yaml")
     if process == "edm":
-        params |= {key: load_params(ROOT / "presets" / "edm.yaml")[key] for key in ("diffusion", "sampling")}
+        params |= {key: load_over(ROOT / "presets" / "edm.yaml")[key] for key in ("diffusion", "sampling")}
     if process == "latent":
-        other = load_params(ROOT / "presets" / "latent.yaml")
+        other = load_over(ROOT / "presets" / "latent.yaml")
         params |= {key: other[key] for key in ("prepare_data", "train_autoencoder", "cluster_timesteps")}
     return params
 

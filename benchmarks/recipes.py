@@ -62,7 +62,7 @@ class Recipes:
 
     def architecture(self, seed: int, path: Path) -> dict[str, Any]:
         """The content of architecture.json, searched with this seed."""
-        from stagecraft.config.params import stage_params
+        from stagecraft.config.stages import stage_params
         from stages.assemble import assemble
 
         self.searched = self.params | {"seed": seed}

@@ -8,7 +8,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from stagecraft.config.params import block_names, load_params, refined_from, stage_params
+from stagecraft.config.overlay import load_over
+from stagecraft.config.params import validate_params
+from stagecraft.config.stages import stage_params
+from stagecraft.preflight.jobs import block_names, refined_from
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets"
@@ -27,9 +30,14 @@ def work_folder(preset: Path) -> Path:
     return ROOT / "build" / f"compression-{preset.stem}"
 
 
+def preset_params(preset: Path) -> dict[str, Any]:
+    """The whole params of a preset's file; `digits` is the default, params.yaml."""
+    return load_over(*[preset] * (preset != preset_file("digits")))
+
+
 def cpu_params(preset: Path) -> dict[str, Any]:
     """The params of a preset, as the benchmarks run it: on one thread of this machine, whose latencies are measured."""
-    params = load_params(preset) | {"device": "cpu", "precision": "fp32"}
+    params = preset_params(preset) | {"device": "cpu", "precision": "fp32"}
     here = {"source": "measure", "path": None, "threads": 1, "repeats": REPEATS}
     return params | {"measure_latency": params["measure_latency"] | here}
 
@@ -125,7 +133,7 @@ class Shared:
 
     def jobs(self, params: dict[str, Any]) -> list[str]:
         """Names of the search jobs."""
-        return block_names(self.of_teacher(params))
+        return block_names(validate_params(self.of_teacher(params), str(self.preset)))
 
     def start_of(self, name: str, params: dict[str, Any]) -> list[str]:
         """Report and weights of the supernet that a job is fine-tuned from; none for one that starts from the teacher."""
@@ -133,7 +141,7 @@ class Shared:
 
     def starts(self, params: dict[str, Any]) -> dict[str, str]:
         """For each job that is fine-tuned from another's supernet that other."""
-        return refined_from(self.of_teacher(params))
+        return refined_from(validate_params(self.of_teacher(params), str(self.preset)))
 
     def of_teacher(self, params: dict[str, Any]) -> dict[str, Any]:
         """The params of a search on the teacher that is there."""

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from compression_methods import Method
 from compression_run import Run
 from curves import panel, write_figure
-from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
+from shared_inputs import ONE_THREAD, Shared, cpu_params, preset_file, preset_params, work_folder, write
 
 ROOT = Path(__file__).parents[1]
 POLL = 1.0  # seconds
@@ -43,7 +43,6 @@ def train(shared: Shared, folder: Path) -> None:
     """Make the teacher, with its checkpoints in `folder`, and itself as the last."""
     import torch
 
-    from stagecraft.config.params import load_params
     from stagecraft.networks.pipelines import load_teacher
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +55,7 @@ def train(shared: Shared, folder: Path) -> None:
     finally:
         done.set()
         watch.join()
-    steps = load_params(shared.preset)["train_teacher"]["steps"]
+    steps = preset_params(shared.preset)["train_teacher"]["steps"]
     torch.save({"step": steps, "ema": load_teacher(shared.teacher).state_dict()}, folder / "last.pt")
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from stagecraft.config.params import latency_files
+from stagecraft.config.stages import MeasureLatency
 from stagecraft.networks.pipelines import load_teacher
 from stagecraft.networks.unet2d.stream import narrowed_teacher
+from stagecraft.preflight.jobs import latency_files
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_checked_json, write_checked_json
@@ -37,7 +38,7 @@ def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, impo
         layers = stopwatch.measure(pairs)
         content = {"layers": layers, "overhead": overhead_of(layers, whole)} | stopwatch.describe()
     else:
-        table = LatencyTable.read(Path(*latency_files(settings)))
+        table = LatencyTable.read(Path(*latency_files(MeasureLatency.of(params).measure_latency)))
         table.check(pairs)
         content = {key: value for key, value in table.content.items() if key in DESCRIPTION}
         content |= {"layers": {key: table.layers[key] for key in pairs}, "overhead": table.overhead}

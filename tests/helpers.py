@@ -89,17 +89,28 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=activated(), capture_output=True, text=True, check=False)
 
 
+def write_params(folder: Path, name: str) -> None:
+    """Lay a preset over a folder's params.yaml for good, as a user would."""
+    result = run(folder, "python", "-m", "stagecraft.config", f"presets/{name}.yaml", "--output", "params.yaml")
+    assert result.returncode == 0, result.stderr
+
+
+def preset_params(name: str) -> dict[str, Any]:
+    """The whole params of a preset; of `digits`, the default, those of params.yaml."""
+    from stagecraft.config.overlay import load_over
+
+    return load_over(*[ROOT / "presets" / f"{name}.yaml"] * (name != "digits"))
+
+
 # Flags of the stages that train networks, after `prepare`.
 TRAINED_ON = ["--data", "data/prepared", "--latents", "data/latents", "--autoencoder", "data/autoencoder"]
 
 
 def prepare(folder: Path) -> None:
     """Run the stages before all training in a folder, with the smoke preset: images, no autoencoder, no latents."""
-    import yaml
+    from stagecraft.config.stages import stage_params
 
-    from stagecraft.config.params import stage_params
-
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
+    params = preset_params("smoke") | {"device": "cpu"}
     for stage, flags in (
         ("prepare_data", "--output data/prepared"),
         ("train_autoencoder", "--data data/prepared --output data/autoencoder --log data/autoencoder.json"),
@@ -118,7 +129,9 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
 
     The files are those of the rules. What Snakemake adds is tested on the smoke preset and, with stubs, in tests/contracts.
     """
-    from stagecraft.config.params import block_names, refined_from, stage_params, validate_params
+    from stagecraft.config.params import validate_params
+    from stagecraft.config.stages import stage_params
+    from stagecraft.preflight.jobs import block_names, refined_from
 
     results, logs, data = Path("results"), Path("results/logs"), {"data": Path("data/prepared")}
     encoded = data | {"latents": Path("data/latents")}
@@ -133,9 +146,9 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
     log = {name: {"log": logs / f"{name}.json"} for name in trainings}
 
     with contextlib.chdir(folder):
-        validate_params(params, "params.yaml")
-        starts = refined_from(params)
-        searched = sorted(block_names(params), key=lambda name: name in starts)
+        checked = validate_params(params, "params.yaml")
+        starts = refined_from(checked)
+        searched = sorted(block_names(checked), key=lambda name: name in starts)
 
     def search_files(block: str) -> dict[str, Any]:
         report, weights = (search["search"] / f"{block}.{kind}" for kind in ("json", "safetensors"))
@@ -190,7 +203,7 @@ def clone(folder: Path) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
+    write_params(folder, "smoke")
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "dvc.lock").unlink(missing_ok=True)
     for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@example.org commit -qm smoke"):

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from diffusers import AutoencoderKL, DDPMScheduler
-from helpers import ROOT, tiny_unet
+from helpers import ROOT, preset_params, tiny_unet
 from PIL import Image
 
-from stagecraft.config import params as config
 from stagecraft.config.params import validate_params
 from stagecraft.data.sources import source_fingerprint
+from stagecraft.preflight import jobs
 from stagecraft.preflight import run as preflight
 
-SMOKE = ROOT / "presets" / "smoke.yaml"
 VAE = {
     "in_channels": 1,
     "out_channels": 1,
@@ -88,7 +86,7 @@ class Scene:
 
     def __init__(self, models: Path, folder: Path) -> None:
         self.models, self.folder = models, folder
-        self.params: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+        self.params: dict[str, Any] = preset_params("smoke")
 
     def put(self, changes: dict[str, Any]) -> None:
         """Change params by `section.key`; the key is deleted for the value `absent`."""
@@ -149,15 +147,16 @@ def message_of(function: Callable[..., Any], *arguments: Any) -> str | None:
 
 def at_start(params: dict[str, Any]) -> list[str]:
     """What the Snakefile's functions refuse before the first job, each asked alone."""
+    checked = validate_params(params, "params.yaml")
     checks: list[tuple[Callable[..., Any], Any]] = [
-        (preflight.check_inputs, params),
-        (config.autoencoder_files, params["train_autoencoder"]),
-        (config.teacher_files, params["train_teacher"]),
-        (config.extractor_files, params["evaluate"]),
-        (config.latency_files, params["measure_latency"]),
+        (preflight.check_inputs, checked),
+        (jobs.autoencoder_files, checked.train_autoencoder),
+        (jobs.teacher_files, checked.train_teacher),
+        (jobs.extractor_files, checked.evaluate),
+        (jobs.latency_files, checked.measure_latency),
         (source_fingerprint, params["prepare_data"]),
-        (config.block_names, params),
-        (config.needs_own_pipeline, params),
+        (jobs.block_names, checked),
+        (jobs.needs_own_pipeline, checked),
     ]
     found = [message_of(check, argument) for check, argument in checks]
     return [message for message in found if message is not None]
@@ -167,4 +166,4 @@ def before_the_first_job(scene: Scene) -> None:
     """All that comes before the first job, up to the plan of an evaluation, accepts a scene."""
     validate_params(scene.params, "params.yaml")
     assert at_start(scene.params) == []
-    assert message_of(preflight.check_counts, scene.params) is None
+    assert message_of(preflight.check_counts, validate_params(scene.params, "params.yaml")) is None

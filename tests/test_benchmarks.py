@@ -7,7 +7,7 @@ import statistics
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, preset_params
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -19,7 +19,6 @@ import space
 from curves import mean_curve, panel, write_figure
 from shared_inputs import Shared
 
-from stagecraft.config.params import load_params
 from stagecraft.data.training import TrainingSet
 from stagecraft.networks.given import Space
 from stagecraft.networks.given_teacher import open_given_teacher
@@ -120,7 +119,7 @@ def test_what_runs_share_is_made_once_and_refused_with_other_params(tmp_path):
         made.append(params["train_extractor"]["steps"])
         output.write_text("weights")
 
-    shared, params = Shared(ROOT / "presets" / "smoke.yaml", tmp_path), load_params(ROOT / "presets" / "smoke.yaml")
+    shared, params = Shared(ROOT / "presets" / "smoke.yaml", tmp_path), preset_params("smoke")
     for _ in range(2):
         shared.make(train_extractor, params, tmp_path / "extractor", output=tmp_path / "extractor")
     assert made == [params["train_extractor"]["steps"]]
@@ -141,7 +140,7 @@ def test_a_search_is_a_share_of_the_teachers_training():
 
 
 def test_the_kept_teacher_is_one_of_its_preset():
-    params = load_params(ROOT / "presets" / "fashion-mnist.yaml")
+    params = preset_params("fashion-mnist")
     images = TrainingSet.of_images(np.zeros((2, 16, 16, 1), np.uint8))
     folder = str(ROOT / "benchmarks" / "teachers" / "fashion-mnist")
     kept, _ = open_given_teacher(folder, images, params["diffusion"], Space(16, 1))

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers import TRAINED_ON, run, tiny_unet
+from helpers import TRAINED_ON, preset_params, run, tiny_unet
 from safetensors.torch import save_file
 
-from stagecraft.config.params import STAGE_SECTIONS
+from stagecraft.config.stages import STAGE_SECTIONS
 from stagecraft.runtime.command import explain
 from stagecraft.runtime.files import atomic_folder, atomic_path, write_json
 from stagecraft.runtime.journal import Pieces, kept_array
@@ -123,7 +122,7 @@ def test_defects_keep_their_traceback():
 
 def command(stage: str, changes: dict, *flags: str) -> list[str]:
     """A stage's command on the smoke preset, with changes to its own section."""
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
+    params = preset_params("smoke") | {"device": "cpu"}
     params[stage] |= changes
     text = json.dumps({section: params[section] for section in STAGE_SECTIONS[stage]})
     return [sys.executable, "-m", f"stages.{stage}", "--params", text, "--threads", "1", *flags]

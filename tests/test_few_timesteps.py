@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers import ROOT, run_stages
+from helpers import preset_params, run_stages
 
 from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.clustering.stages import cluster
@@ -163,7 +162,7 @@ def test_the_report_says_that_a_boundary_is_at_noise_alone():
     ids=["16-timesteps", "zero-snr"],
 )
 def test_a_run_with_a_last_stage_of_one_timestep_ends(tmp_path, diffusion, clustering, sampling):
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
+    params = preset_params("smoke") | {"device": "cpu"}
     changes = {"diffusion": diffusion, "cluster_timesteps": {"method": "given"} | clustering, "sampling": sampling}
     for part in (SHORT, changes):
         for section, values in part.items():

@@ -7,12 +7,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from helpers import FLOW, ROOT, run_stages, tiny_unet
 from scipy.stats import kstest, uniform
 from test_few_timesteps import SHORT
 
+from stagecraft.config.overlay import load_over
 from stagecraft.config.params import validate_params
 from stagecraft.diffusion.boundaries import shifted
 from stagecraft.diffusion.flow import FlowProcess
@@ -236,7 +236,7 @@ def test_one_step_has_no_second_end():
 
 
 def test_the_preset_runs_to_its_report(tmp_path):
-    params = yaml.safe_load((ROOT / "presets" / "flow.yaml").read_text()) | {"device": "cpu"}
+    params = load_over(ROOT / "presets" / "flow.yaml") | {"device": "cpu"}
     for section, values in SHORT.items():
         params[section] |= values
     params["sampling"]["steps"] = 5

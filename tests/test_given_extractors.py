@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, preset_params
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from stagecraft.config.params import load_params
+from stagecraft.config.sections import Everything
 from stagecraft.evaluation.counts import INCEPTION_FILE, check_extractor, inception_weights
 from stagecraft.evaluation.fidelity import open_extractor
 from stagecraft.preflight.run import check_counts
@@ -47,9 +47,9 @@ def write(path: Path, how: str) -> str:
 @pytest.mark.parametrize("how", ["missing", "text", "empty", "state", "pickle", "cut"])
 def test_what_is_no_torchscript_is_refused_at_the_start_as_by_the_stage(tmp_path, how):
     choice = write(tmp_path / "extractor.pt", how)
-    params = load_params(ROOT / "presets" / "smoke.yaml")
+    params = preset_params("smoke")
     params["evaluate"]["extractor"] = choice
-    message = refusal(check_counts, params)
+    message = refusal(check_counts, Everything.model_validate(params))
     assert message and message.startswith("evaluate.extractor: ") and choice in message
     assert message == refusal(open_extractor, choice, tmp_path, torch.zeros(4, 4, 1, dtype=torch.uint8).numpy())
     if how != "missing":

@@ -14,19 +14,21 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel, VQModel
-from helpers import ROOT, tiny_unet
+from helpers import preset_params, tiny_unet
 
-from stagecraft.config.params import autoencoder_files, teacher_files, validate_params
+from stagecraft.config.params import validate_params
+from stagecraft.config.sections import Everything, GivenAutoencoder, GivenTeacher
 from stagecraft.data.survey import Survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.stated import check_steps
 from stagecraft.networks.autoencoder import encode, load_given_autoencoder
-from stagecraft.networks.given import BLOCK_TYPES
+from stagecraft.networks.given import BLOCK_TYPES, Space
 from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.networks.unet2d.multi_decoder_unet import BLOCK_TYPES as REBUILT
 from stagecraft.networks.weights import find_weights
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space
+from stagecraft.preflight.jobs import autoencoder_files, teacher_files
 from stagecraft.preflight.run import check_inputs
 
 LEVELS = {
@@ -66,7 +68,7 @@ def params(folder) -> dict:
 
 
 def given_params(folder: Path, **changes) -> dict:
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+    params = preset_params("smoke")
     params["train_teacher"] |= {"source": "path", "path": str(folder)}
     params["search_block"]["channels"] = 1.0
     for section, values in changes.items():
@@ -83,11 +85,16 @@ def edit(folder: Path, name="unet/config.json", **changes) -> None:
     (folder / name).write_text(json.dumps({key: value for key, value in data.items() if value != "absent"}))
 
 
+def space(params: dict, seen: Survey) -> Space:
+    """What the UNet of these params draws."""
+    return network_space(Everything.model_validate(params), seen)
+
+
 def at_start(params: dict, seen: Survey) -> str | None:
     """What is refused before the first job; None for nothing."""
     try:
-        check_given_autoencoder(params, seen)
-        check_given_teacher(params, seen)
+        check_given_autoencoder(Everything.model_validate(params), seen)
+        check_given_teacher(Everything.model_validate(params), seen)
     except ValueError as error:
         assert "\n" not in str(error)
         return str(error)
@@ -96,12 +103,12 @@ def at_start(params: dict, seen: Survey) -> str | None:
 
 def in_stage(params: dict, seen: Survey) -> str | None:
     """The same of what loads the teacher in its stage, with images or latents of this size."""
-    space = network_space(params, seen)
+    drawn = space(params, seen)
     labels = None if seen.classes is None else torch.tensor([*seen.classes.values()] * 20)[:40]
-    x = torch.zeros(40, space.channels, space.side, space.side)
+    x = torch.zeros(40, drawn.channels, drawn.side, drawn.side)
     images = TrainingSet(x, labels, class_numbers=seen.classes)
     try:
-        open_given_teacher(params["train_teacher"]["path"], images, params["diffusion"], space)
+        open_given_teacher(params["train_teacher"]["path"], images, params["diffusion"], drawn)
     except ValueError as error:
         return str(error)
     return None
@@ -177,12 +184,12 @@ def test_what_is_not_known_of_the_images_is_not_checked(folder, params):
 
 
 def test_the_start_of_a_run_looks_at_the_teacher(folder, params):
-    check_inputs(params)
+    check_inputs(Everything.model_validate(params))
     edit(folder, sample_size=16)
     with pytest.raises(ValueError, match=r"set prepare_data\.resolution: 16 \(.*\), or give another teacher"):
-        check_inputs(params)
+        check_inputs(Everything.model_validate(params))
     params["prepare_data"]["resolution"] = 16
-    check_inputs(params)
+    check_inputs(Everything.model_validate(params))
 
 
 def test_the_types_of_blocks_are_those_that_can_be_rebuilt():
@@ -197,7 +204,10 @@ def test_a_size_that_is_a_pair_or_left_out_is_read(folder, params, size):
     edit(folder, sample_size=size)
     assert at_start(params, survey()) is None
     unet, _ = open_given_teacher(
-        str(folder), TrainingSet(torch.zeros(4, 1, 8, 8)), params["diffusion"], network_space(params, survey())
+        str(folder),
+        TrainingSet(torch.zeros(4, 1, 8, 8)),
+        params["diffusion"],
+        space(params, survey()),
     )
     assert unet.config["sample_size"] == 8
 
@@ -234,7 +244,7 @@ def test_a_size_binds_where_the_levels_can_halve_it(folder, size, side, accepted
             str(folder),
             TrainingSet(torch.zeros(4, 1, side, side)),
             params["diffusion"],
-            network_space(params, survey(side)),
+            space(params, survey(side)),
         )
         assert unet.config["sample_size"] == side
         assert unet(torch.zeros(1, 1, side, side), 0).sample.shape[-1] == side
@@ -316,7 +326,7 @@ def test_in_latents_a_teachers_side_is_that_of_the_latents(folder, tmp_path):
 )
 def test_an_autoencoder_that_cannot_be_used_is_refused_at_the_start(tmp_path, changes, images, reason):
     AutoencoderKL(**VAE).save_pretrained(tmp_path)
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+    params = preset_params("smoke")
     params["train_autoencoder"] |= {"source": "path", "path": str(tmp_path)}
     assert at_start(params, survey()) is None
     edit(tmp_path, "config.json", **changes)
@@ -331,10 +341,10 @@ KINDS = {"UNet2DModel": tiny_unet, "AutoencoderKL": lambda: AutoencoderKL(**VAE)
 def load(kind: str, folder: Path):
     """The model as its stage loads it, after the files that a run depends on are known to be there."""
     if kind == "UNet2DModel":
-        files = teacher_files({"source": "path", "path": str(folder)})
+        files = teacher_files(GivenTeacher.model_construct(source="path", path=str(folder)))
         model = load_given_teacher(folder)
     else:
-        files = autoencoder_files({"source": "path", "path": str(folder)})
+        files = autoencoder_files(GivenAutoencoder.model_construct(source="path", path=str(folder)))
         model = load_given_autoencoder(folder)
     assert sorted(Path(file).name for file in files) == sorted(file.name for file in folder.iterdir())
     return model
@@ -475,7 +485,7 @@ def test_incomplete_shards_are_named_at_the_start(folder, params, spoil, reason)
     spoil(folder / "unet")
     assert reason in at_start(params, survey()) and reason in in_stage(params, survey())
     with pytest.raises(ValueError, match=r"^train_teacher\.path: "):
-        teacher_files(params["train_teacher"])
+        teacher_files(GivenTeacher(**params["train_teacher"]))
 
 
 def test_a_shard_that_lacks_what_the_index_says_is_named(folder, params):
@@ -502,7 +512,7 @@ def test_of_a_learned_variance_the_mean_is_used(folder, params, capsys):
     edit(folder, "scheduler/scheduler_config.json", variance_type="learned_range")
     assert at_start(params, survey()) is None
     images = TrainingSet(torch.zeros(4, 1, 8, 8))
-    found, _ = open_given_teacher(str(folder), images, params["diffusion"], network_space(params, survey()))
+    found, _ = open_given_teacher(str(folder), images, params["diffusion"], space(params, survey()))
     assert "a learned variance; only the mean is used" in capsys.readouterr().out
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
     with torch.no_grad():

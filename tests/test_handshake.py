@@ -47,7 +47,7 @@ def check_pairing(folder: Path) -> None:
     """All results carry the params of params.yaml, and dvc.lock describes them."""
     import yaml
 
-    from stagecraft.config.params import param_at
+    from stagecraft.config.stages import param_at
 
     params = yaml.safe_load((folder / "params.yaml").read_text())
     results = {*folder.glob("results/**/*.json")} - {folder / "results" / "record.json"}

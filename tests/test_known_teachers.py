@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from helpers import ROOT, run_stages
+from helpers import preset_params, run_stages
 from PIL import Image
 
 # config.json of google/ddpm-cifar10-32, its channels divided by 16.
@@ -102,7 +101,7 @@ def save_images(folder: Path, side: int) -> None:
 
 def shrunk(name: str, **changes: dict) -> dict:
     """A preset with steps, draws and samples for seconds; what describes the teacher and its process stays."""
-    params, smoke = (yaml.safe_load((ROOT / "presets" / f"{preset}.yaml").read_text()) for preset in (name, "smoke"))
+    params, smoke = (preset_params(preset) for preset in (name, "smoke"))
     small = ("train_extractor", "cache_features", "search_block", "retrain", "evaluate", "report")
     params |= {section: smoke[section] for section in small} | {"precision": "fp32"}
     params["sampling"]["steps"] = 3

@@ -23,15 +23,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import ROOT, clone, run, tiny_unet
+from helpers import clone, preset_params, run, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stagecraft.config.params import load_params, stage_params
+from stagecraft.config.params import load_params
+from stagecraft.config.stages import stage_params
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 
-SMOKE = (ROOT / "presets" / "smoke.yaml").read_text()
+SMOKE = yaml.safe_dump(preset_params("smoke"))
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block", *(f"up_blocks.{i}.stage_{s}" for s in (0, 1) for i in (0, 1))]
 FLAGS = {
     "prepare_data": "--output data/prepared",

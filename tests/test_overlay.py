@@ -1,16 +1,21 @@
 """Params laid over others: what a file or flag says replaces what was there, and takes along what belonged to it."""
 
 import copy
+import json
+import sys
 from functools import reduce
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers import EDM, ROOT
 
-from stagecraft.config.overlay import lay_over
+from stagecraft.config.__main__ import main, with_values
+from stagecraft.config.overlay import fit_file, lay_over, load_over
 from stagecraft.config.params import load_params, read_params, validate_params
+from stagecraft.config.sections import CHOICES
 
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
 EDM_SAMPLING = {"scheduler": "edm_euler"}
@@ -29,7 +34,7 @@ BY_SIGMA = {"cluster_timesteps": {"method": "given", "boundaries": [0.3, 5], "bo
 
 @pytest.fixture(scope="module")
 def digits() -> dict[str, Any]:
-    return load_params(PRESETS["digits"])
+    return load_params(ROOT / "params.yaml")
 
 
 def look_up(params: dict[str, Any], key: str) -> Any:
@@ -37,10 +42,77 @@ def look_up(params: dict[str, Any], key: str) -> Any:
     return params[section][name] if name else params[section]
 
 
-@pytest.mark.parametrize(("above", "below"), [*permutations(PRESETS, 2)])
-def test_every_preset_replaces_every_other(above: str, below: str) -> None:
-    merged = lay_over(load_params(PRESETS[below]), read_params(PRESETS[above]))
-    assert merged == load_params(PRESETS[above])
+def keys_of(params: dict[str, Any]) -> dict[str, Any]:
+    """The values of a preset by `section.key`."""
+    nested = {name: value if isinstance(value, dict) else {"": value} for name, value in params.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, keys in nested.items() for key, value in keys.items()}
+
+
+@pytest.mark.parametrize(("below", "above"), [*permutations(PRESETS, 2)])
+def test_every_preset_is_laid_over_every_other(below: str, above: str) -> None:
+    merged = load_over(PRESETS[below], PRESETS[above])
+    said, left_out = fit_file(read_params(PRESETS[above]), load_over(PRESETS[below]))
+    assert {key: look_up(merged, key) for key in keys_of(said)} == keys_of(said)
+    assert not left_out or merged["diffusion"] == load_over(PRESETS[below])["diffusion"] != load_over()["diffusion"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_repeats_the_default_only_where_another_preset_changes_it(name: str, digits: dict[str, Any]) -> None:
+    others = {key for other in PRESETS if other != name for key in keys_of(read_params(PRESETS[other]))}
+    own = keys_of(read_params(PRESETS[name]))
+    # What goes with a choice is said with it.
+    chosen = {section for section, choice in CHOICES.items() if f"{section}.{choice.key}" in own}
+    defaults = keys_of(digits)
+    repeated = {key for key, value in own.items() if value == defaults.get(key)} - others
+    assert {key.partition(".")[0] for key in repeated} <= chosen
+
+
+def test_a_preset_for_another_process_gives_all_but_its_process() -> None:
+    merged = load_over(PRESETS["edm"], PRESETS["smoke"])
+    assert merged["diffusion"] == load_over(PRESETS["edm"])["diffusion"]
+    assert merged["sampling"] == {"scheduler": "edm_dpm_solver", "steps": 10} and merged["retrain"]["steps"] == 30
+    assert fit_file(read_params(PRESETS["smoke"]), load_over()) == (read_params(PRESETS["smoke"]), [])
+    odd = {"diffusion": {"p_std": 1, "typo": 2}, "sampling": {"scheduler": "none"}}
+    kept = {"diffusion": {"typo": 2}, "sampling": {"scheduler": "none"}}
+    assert fit_file(odd, load_over()) == (kept, ["diffusion.p_std"])
+    assert fit_file({"diffusion": 3, "sampling": None}, load_over()) == ({"diffusion": 3, "sampling": None}, [])
+
+
+def test_merged_params_are_printed_with_the_comments(capsys, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = (ROOT / "params.yaml").read_text()
+    Path("params.yaml").write_text(before)
+    command = ["config", *(str(PRESETS[name]) for name in ("edm", "smoke"))]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    text = capsys.readouterr().out
+    assert Path("params.yaml").read_text() == before
+    assert yaml.safe_load(text) == load_over(PRESETS["edm"], PRESETS["smoke"])
+    assert "device: auto # auto | cpu | cuda\n" in text and "  stages: 2\n" in text
+    assert "  rho: 7.0\n  p_mean: -1.2\n  p_std: 1.2\n\nsampling:\n" in text
+    monkeypatch.setattr(sys, "argv", [*command, "--output", "params.yaml"])
+    main()
+    assert Path("params.yaml").read_text() == text
+    Path("params.yaml").write_text("")  # as `> params.yaml` leaves it
+    with pytest.raises(
+        SystemExit, match=r"^error: params\.yaml: holds null instead of sections; copy .*params\.yaml to it$"
+    ):
+        main()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_text_of_merged_params_says_what_they_are(name: str) -> None:
+    params = load_over(PRESETS[name])
+    assert json.dumps(yaml.safe_load(with_values((ROOT / "params.yaml").read_text(), params))) == json.dumps(params)
+
+
+def test_a_preset_that_stands_for_the_params_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(PRESETS["edm"].read_bytes())
+    with pytest.raises(
+        ValueError, match=r"params\.yaml: holds only a part of the params, as a preset does; .*--configfile"
+    ):
+        load_params(file)
 
 
 def test_a_whole_file_leaves_nothing_that_it_does_not_name(digits: dict[str, Any]) -> None:
@@ -125,7 +197,7 @@ def test_what_does_not_fit_is_refused_in_the_usual_words(
 def test_the_last_of_several_wins(digits: dict[str, Any]) -> None:
     edm = {"diffusion": EDM, "sampling": EDM_SAMPLING}
     layers = [edm, {"sampling": {"steps": 7}}, read_params(PRESETS["smoke"]), FOLDER, edm, {"diffusion": {"rho": 5.0}}]
-    merged = reduce(lay_over, layers, digits)
+    merged = reduce(lambda below, above: lay_over(below, fit_file(above, below)[0]), layers, digits)
     validate_params(merged, "params.yaml")
     assert merged["diffusion"] == EDM | {"rho": 5.0} and merged["sampling"] == {"scheduler": "edm_euler", "steps": 10}
     assert merged["prepare_data"]["source"] == "folder" and merged["retrain"]["steps"] == 30

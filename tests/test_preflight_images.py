@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import AutoencoderKL
-from helpers import ROOT, tiny_unet
+from helpers import preset_params, tiny_unet
 from PIL import Image
 
+from stagecraft.config.sections import Everything
 from stagecraft.preflight import run as preflight
 
 
 @pytest.fixture
 def params() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+    return preset_params("smoke")
 
 
 @pytest.fixture
@@ -34,8 +34,9 @@ def archive(tmp_path, params):
 
 def check_inputs(params) -> None:
     """What a run that ends in an evaluation checks before its first job."""
-    preflight.check_inputs(params)
-    preflight.check_counts(params)
+    checked = Everything.model_validate(params)
+    preflight.check_inputs(checked)
+    preflight.check_counts(checked)
 
 
 def refused(params) -> str:
@@ -52,7 +53,7 @@ def put(params, key, value):
 
 @pytest.mark.parametrize("preset", ["digits", "smoke", "diffnas", "multistage", "edm", "flow", "latent"])
 def test_presets_of_the_digits_are_not_refused(preset):
-    check_inputs(yaml.safe_load((ROOT / "presets" / f"{preset}.yaml").read_text()))
+    check_inputs(preset_params(preset))
 
 
 # --- how many images ---
@@ -103,7 +104,7 @@ def test_what_other_extractors_need_is_asked_of_them_alone(params, archive, tmp_
 
 def test_the_weights_of_an_extractor_must_be_in_the_cache(params, tmp_path, monkeypatch):
     params["evaluate"] |= {"extractor": "inception-v3-compat", "kid_subset_size": 64}
-    monkeypatch.setattr(preflight.config, "INCEPTION_FEATURES", 64)
+    monkeypatch.setattr(preflight, "INCEPTION_FEATURES", 64)
     for variable, cache in (("XDG_CACHE_HOME", tmp_path / "torch"), ("TORCH_HOME", tmp_path / "home")):
         monkeypatch.setenv(variable, str(tmp_path if variable == "XDG_CACHE_HOME" else cache))
         said = refused(params)

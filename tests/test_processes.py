@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from helpers import TRAINED_ON, run
+from helpers import TRAINED_ON, preset_params, run
 from shared_work import BOUNDARY, batches, results
 
-from stagecraft.config.params import STAGE_SECTIONS
+from stagecraft.config.stages import STAGE_SECTIONS
 from stagecraft.runtime import launch
 from stagecraft.runtime.processes import own_rows
 from stagecraft.runtime.seeds import generator_for
@@ -135,7 +134,7 @@ def test_the_first_host_of_a_slurm_list(hosts, first):
 
 def command(stage: str, count: int, **changes) -> list[str]:
     """A stage's command with so many processes; `changes` to its own section of the smoke preset."""
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text()) | {"device": "cpu"}
+    params = preset_params("smoke") | {"device": "cpu"}
     params[stage] |= changes
     text = json.dumps({section: params[section] for section in STAGE_SECTIONS[stage]})
     flags = ["--params", text, "--threads", "2", "--processes", str(count), *TRAINED_ON]

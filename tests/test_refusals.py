@@ -98,7 +98,7 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "extractor-features": [{"train_extractor.features": 18}],
     "samples-few": [{"evaluate.samples": 16}, {"report.images": 129}],
 }
-TEXTS = {"params-file": [None, "retrain: {", "seed: 1\nseed: 2", "a: &a 1\nb: *a", "- 1"]}
+TEXTS = {"params-file": [None, "retrain: {", "seed: 1\nseed: 2", "a: &a 1\nb: *a", "- 1", "seed: 1"]}
 
 
 @pytest.mark.parametrize("name", PARAMS)
@@ -408,7 +408,7 @@ def test_what_an_evaluation_lacks_is_refused_when_it_is_planned(scenes, name, tm
         setup(scene)
         validate_params(scene.params, "params.yaml")
         assert at_start(scene.params) == []
-        messages.append(str(message_of(preflight.check_counts, scene.params)))
+        messages.append(str(message_of(preflight.check_counts, validate_params(scene.params, "params.yaml"))))
     check_words(name, messages)
 
 
@@ -424,7 +424,7 @@ def test_every_row_of_the_page_is_provoked_at_its_moment():
 # Functions that return words of a refusal, beside those called `why_...`.
 TELLERS = {"no_middle_stage", "infeasible", "without_images", "what_there_is", "describe"}
 # Modules whose ValueErrors tell of the program's own mistakes: what they check has been made, and hashed, by a stage.
-INVARIANTS = {"stagecraft/networks/unet2d/multi_decoder_unet.py", "stagecraft/networks/sites.py"}
+INVARIANTS = {"stagecraft/networks/unet2d/multi_decoder_unet.py", "stagecraft/networks/families.py"}
 # Messages that no user sees by themselves.
 UNSEEN = {
     "not found; every stage needs its command": "a rule without its stage",

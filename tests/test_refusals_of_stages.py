@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from stagecraft.clustering import partition
 from stagecraft.clustering import stages as clustering
-from stagecraft.config.params import STAGE_SECTIONS
+from stagecraft.config.stages import STAGE_SECTIONS
 from stagecraft.data.sources import load_source
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion import losses

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers import ROOT
+from helpers import ROOT, preset_params
 
 from stagecraft.clustering.denoiser import OptimalDenoiser
-from stagecraft.config.params import SCHEMA, STAGE_SECTIONS, param_at, validate_params
+from stagecraft.config.params import validate_params
+from stagecraft.config.stages import STAGE_SECTIONS, param_at
 from stagecraft.data.training import TrainingSet
 from stagecraft.evaluation import extractor, fidelity
 from stagecraft.networks.autoencoder import encode_all
@@ -22,7 +22,6 @@ from stagecraft.runtime.remedies import REMEDIES
 from stagecraft.search import supernet
 
 KEY = re.compile(r"[a-z_]+\.[a-z_]+")
-SCHEMA_SECTIONS = yaml.safe_load(SCHEMA.read_text())["properties"]
 ADVISED = [(stage, key) for stage, remedy in REMEDIES.items() for key in KEY.findall(remedy)]
 
 
@@ -30,13 +29,13 @@ ADVISED = [(stage, key) for stage, remedy in REMEDIES.items() for key in KEY.fin
 def test_every_key_is_one_that_the_stage_reads(stage, name):
     section, key = name.split(".")
     assert {section, name} & {*STAGE_SECTIONS[stage]}
-    assert key in SCHEMA_SECTIONS[section]["properties"]
+    assert key in preset_params("digits")[section]
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_value_that_is_advised_is_accepted(preset):
     for stage, name in ADVISED:
-        params = yaml.safe_load(preset.read_text())
+        params = preset_params(preset.stem)
         section, key = name.split(".")
         value = param_at(params, name)
         given = re.search(rf"set {name}: ([\d.]+)", REMEDIES[stage])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers import run
 
-from stagecraft.config.params import stage_params
+from stagecraft.config.stages import stage_params
 from stagecraft.evaluation.samples import load_samples
 
 FLAGS = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stagecraft.config.params import SPACE_KEYS
+from stagecraft.config.stages import SPACE_KEYS
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import natural_orders

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import DiffusionPipeline
-from helpers import FILES_IN_LATENTS, ROOT, run_stages
+from helpers import FILES_IN_LATENTS, preset_params, run_stages
 
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import nodes_of
@@ -52,7 +52,7 @@ SEPARATE_NETS = {
 
 def finish(folder: Path, changes: dict) -> Path:
     """A folder in which all stages have run with the smoke preset, changed."""
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
+    params = preset_params("smoke")
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         (params[section] if section else params)[name] = value

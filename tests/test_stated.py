@@ -15,9 +15,10 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from helpers import tiny_unet
+from helpers import preset_params, tiny_unet
 
-from stagecraft.config.params import cross_problems, load_params
+from stagecraft.config.checks import cross_problems
+from stagecraft.config.sections import Everything
 from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
@@ -293,22 +294,27 @@ def test_with_a_perfect_denoiser_of_one_image_every_sampler_draws_it(diffusion_s
     assert (drawn - to_uint8(point).int()).abs().max() <= 1
 
 
+def clashes(params: dict) -> list[tuple[str, str]]:
+    """The key and the problem of values that clash."""
+    return [*cross_problems(Everything.model_validate(params))]
+
+
 def test_noise_that_says_nothing_about_the_image_is_no_target(tmp_path):
-    params = load_params("presets/smoke.yaml")
+    params = preset_params("smoke")
     params["diffusion"]["rescale_betas_zero_snr"] = True
-    ((key, problem),) = cross_problems(params)
+    ((key, problem),) = clashes(params)
     assert key == "diffusion.rescale_betas_zero_snr" and "diffusion.prediction_type: v_prediction" in problem
     for remedy in ({"rescale_betas_zero_snr": False}, {"prediction_type": "v_prediction"}):
-        assert not [*cross_problems(params | {"diffusion": params["diffusion"] | remedy})]
+        assert not clashes(params | {"diffusion": params["diffusion"] | remedy})
 
 
 @pytest.mark.parametrize(("scheduler", "steps", "timesteps"), [("dpm_solver", 16, 16), ("dpm_solver", 1000, 1000)])
 def test_more_steps_than_a_sampler_has_timesteps_are_refused(scheduler, steps, timesteps):
-    params = load_params("presets/smoke.yaml")
+    params = preset_params("smoke")
     params["diffusion"]["num_train_timesteps"] = timesteps
     params["cluster_timesteps"]["grid"] = 10
     params["sampling"] = {"scheduler": scheduler, "steps": steps}
-    ((key, problem),) = cross_problems(params)
+    ((key, problem),) = clashes(params)
     assert key == "sampling.steps" and problem.endswith(f"set sampling.steps: {steps - 1}")
     params["sampling"]["steps"] = steps - 1
-    assert not [*cross_problems(params)]
+    assert not clashes(params)

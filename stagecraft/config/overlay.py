@@ -1,19 +1,23 @@
 """Params laid over others, as --configfile and --config do for one run. Light, as a Snakefile imports it: no torch, no NumPy."""
 
 import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from stagecraft.config.params import validator
-from stagecraft.diffusion.keys import PROCESS_KEYS
+from pydantic import ValidationError
+
+from stagecraft.config.params import EXAMPLE, read_params, validate_params
+from stagecraft.config.sections import CHOICES, Everything, Section
+from stagecraft.diffusion.keys import SAMPLERS
 
 Params = dict[str, Any]
 
-# What was said for one choice, and what it becomes when another is laid over it without saying anew.
+# What was said for one choice, and what it becomes when another is laid over it without saying anew. The sections of which the
+# types know the keys of each choice come by themselves.
 BELONGINGS: dict[str, Params] = {
     "architecture": {"assemble.decoder_widths": None, "assemble.shared_encoder": True},
-    "prepare_data.source": {"prepare_data.path": None},
-    "train_autoencoder.source": {"train_autoencoder.path": None},
-    "train_teacher.source": {"train_teacher.path": None},
     "cluster_timesteps.method": {"cluster_timesteps.boundaries": None},
     "cluster_timesteps.boundaries_in": {"cluster_timesteps.boundaries": None},
 }
@@ -28,38 +32,87 @@ def lay_over(params: Params, above: Params) -> Params:
     if is_whole(above):
         return copy.deepcopy(above)
     result = copy.deepcopy(params)
-    for choice, belongings in BELONGINGS.items():
-        if chooses_another(choice, params, above):
+    for name, belongings in BELONGINGS.items():
+        if chooses_another(name, params, above):
             for key, value in belongings.items():
                 put(result, key, value)
-    if chooses_another("diffusion.process", params, above):
-        drop_process(result, above["diffusion"]["process"])
+    for section, choice in CHOICES.items():
+        if chooses_another(f"{section}.{choice.key}", params, above):
+            change_choice(result, section, member_of(section, above))
+    if (
+        chooses_another("diffusion.process", params, above)
+        and look_up(params, "cluster_timesteps.boundaries_in") == "t"
+    ):
+        put(result, "cluster_timesteps.boundaries", None)  # the time t is another for each process
     for name, value in copy.deepcopy(above).items():
         both = isinstance(value, dict) and isinstance(result.get(name), dict)
         result[name] = result[name] | value if both else value
     return result
 
 
+def merge_files(files: Sequence[Path]) -> tuple[Params, list[str]]:
+    """Params files laid over each other, the last on top, and a line for each that has keys for another process."""
+    merged: Params = {}
+    notes = []
+    for file in files:
+        fitting, left_out = fit_file(read_params(file), merged)
+        if left_out:
+            process = look_up(merged, "diffusion.process")
+            notes.append(f"{os.path.relpath(file)}: {', '.join(left_out)} left out, as the process is {process}")
+        merged = lay_over(merged, fitting)
+    return merged, notes
+
+
+def load_over(*files: Path, base: Path = EXAMPLE) -> Params:
+    """The params of files laid over whole ones; ValueError, one line, for anything wrong in them."""
+    params, _ = merge_files([base, *files])
+    validate_params(params, " + ".join(map(str, [base, *files])))
+    return params
+
+
+def fit_file(above: Params, params: Params) -> tuple[Params, list[str]]:
+    """What of a params file applies to the process of the params below, and the keys that do not.
+
+    A file that chooses no process, as presets/smoke.yaml, may set keys and a sampler for the one that it was written for.
+    """
+    process = look_up(params, "diffusion.process")
+    known = member_of("diffusion", params)
+    if look_up(above, "diffusion.process") is not None or known is None:
+        return above, []
+    others = {key for member in CHOICES["diffusion"].members.values() for key in member.model_fields}
+    left_out = [f"diffusion.{key}" for key in keys_of(above, "diffusion") & others - known.model_fields.keys()]
+    sampler = look_up(above, "sampling.scheduler")
+    if sampler not in SAMPLERS[process] and any(sampler in samplers for samplers in SAMPLERS.values()):
+        left_out.append("sampling.scheduler")
+    fitting = copy.deepcopy(above)
+    for name in left_out:
+        section, _, key = name.partition(".")
+        del fitting[section][key]
+    return fitting, sorted(left_out)
+
+
 def is_whole(params: Params) -> bool:
     """Whether every section is there with all that it must have."""
-    schema = validator().schema
-    return all(
-        name in params and required_keys(schema["properties"][name], params[name]) <= keys_of(params[name])
-        for name in schema["required"]
-    )
+    try:
+        Everything.model_validate(params)
+    except ValidationError as error:
+        return all(one["type"] not in ("missing", "union_tag_not_found", "model_type") for one in error.errors())
+    return True
 
 
-def required_keys(schema: Params, section: Any) -> set[str]:
-    """The keys that a section must have; none for a value that is no section."""
-    process = (
-        look_up({"diffusion": section}, "diffusion.process") if "process" in schema.get("properties", {}) else None
-    )
-    return {*schema.get("required", []), *(PROCESS_KEYS.get(process, ()) if isinstance(process, str) else ())}
+def change_choice(params: Params, section: str, chosen: type[Section] | None) -> None:
+    """Take from a section the keys that the choice does not have, and paths that were for another one."""
+    for key in keys_of(params, section) if chosen else ():
+        if key == "path":
+            params[section][key] = None
+        elif chosen and key not in chosen.model_fields:
+            del params[section][key]
 
 
-def keys_of(section: Any) -> set[Any]:
-    """The keys of a section; none for anything else."""
-    return set(section) if isinstance(section, dict) else set()
+def member_of(section: str, params: Params) -> type[Section] | None:
+    """The model of what a section of params chooses; None when it is no choice."""
+    choice = look_up(params, f"{section}.{CHOICES[section].key}")
+    return CHOICES[section].members.get(choice) if isinstance(choice, str) else None
 
 
 def chooses_another(choice: str, params: Params, above: Params) -> bool:
@@ -75,17 +128,14 @@ def look_up(params: Params, key: str) -> Any:
     return value
 
 
+def keys_of(params: Params, section: str) -> set[Any]:
+    """The keys of a section; none where there is no such section."""
+    found = params.get(section)
+    return set(found) if isinstance(found, dict) else set()
+
+
 def put(params: Params, key: str, value: Any) -> None:
     """Replace the value of `section.key` where there is one."""
     section, _, name = key.partition(".")
-    if name in keys_of(params.get(section)):
+    if name in keys_of(params, section):
         params[section][name] = value
-
-
-def drop_process(params: Params, process: Any) -> None:
-    """Remove the keys of other processes, and boundaries in the time t, which is another for each."""
-    kept = PROCESS_KEYS.get(process, ()) if isinstance(process, str) else ()
-    for key in {key for keys in PROCESS_KEYS.values() for key in keys} - {*kept}:
-        params.get("diffusion", {}).pop(key, None)
-    if look_up(params, "cluster_timesteps.boundaries_in") == "t":
-        put(params, "cluster_timesteps.boundaries", None)

@@ -53,6 +53,6 @@ class SearchableAttention(Searchable):
         return AttentionChoices(settings["drop_attention"])
 
     @staticmethod
-    def describe(choice: Choice, identity: Choice) -> Description:
+    def describe_choice(choice: Choice, identity: Choice) -> Description:
         """Kept or not."""
         return Description("no attention", 0.0) if choice is None else Description("attention", 1.0)

@@ -24,7 +24,7 @@ def identity_spec(block: Module) -> Spec:
     return {name: layer.identity() for name, layer in searchables_of(block).items()}
 
 
-def describe(name: str, choice: Choice, identity: Choice) -> Description:
+def describe_choice(name: str, choice: Choice, identity: Choice) -> Description:
     """A choice for the layer of this name beside the teacher's."""
     kinds = {kind.kind: kind for kind in KINDS.values()}
-    return kinds[name.partition(".")[0]].describe(choice, identity)
+    return kinds[name.partition(".")[0]].describe_choice(choice, identity)

@@ -212,7 +212,7 @@ class SearchableResnet(Searchable):
         return choice
 
     @staticmethod
-    def describe(choice: Choice, identity: Choice) -> Description:
+    def describe_choice(choice: Choice, identity: Choice) -> Description:
         """Inner width, kernels, and what is read and written where that is not all."""
         if choice is None:
             return Description("dropped", 0.0)

@@ -107,5 +107,5 @@ class Searchable(ABC):
 
     @staticmethod
     @abstractmethod
-    def describe(choice: Choice, identity: Choice) -> Description:
+    def describe_choice(choice: Choice, identity: Choice) -> Description:
         """A choice beside the teacher's."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from stagecraft.config.sections import Everything, TrainTeacher
 from stagecraft.data.classes import check_known
 from stagecraft.diffusion.stated import check_stated, check_steps, kept_settings
 from stagecraft.networks.given import (
     WIDTHS,
-    Config,
     Sides,
     Space,
     check_autoencoder_fits,
@@ -30,70 +31,68 @@ from stagecraft.runtime.files import pipeline_file, read_json
 if TYPE_CHECKING:
     from stagecraft.data.survey import Survey
 
-Params = dict[str, Any]
 
-
-def check_given_autoencoder(params: Params, survey: Survey) -> None:
+def check_given_autoencoder(params: Everything, survey: Survey) -> None:
     """Raise ValueError when the autoencoder that params give, or describe, is not for the images.
 
     Args:
         survey: what is known of the images; what is None is not checked.
     """
-    settings = params["train_autoencoder"]
-    if settings["source"] == "path":
-        folder = Path(settings["path"])
+    settings = params.train_autoencoder
+    if settings.source == "path":
+        folder = Path(settings.path)
         check_autoencoder_folder(folder)
-        wanted = wanted_sides(params["train_teacher"])
+        wanted = wanted_sides(params.train_teacher)
         check_autoencoder_fits(read_json(folder / "config.json"), folder, survey.height, survey.channels, wanted)
-    elif settings["source"] == "train":
-        wanted = wanted_sides(params["train_teacher"])
-        problem = why_undivided(survey.height, len(settings["block_out_channels"]), wanted)
+    elif settings.source == "train":
+        wanted = wanted_sides(params.train_teacher)
+        problem = why_undivided(survey.height, len(settings.block_out_channels), wanted)
         if problem is not None:
             raise ValueError(f"prepare_data.resolution: {problem}")
 
 
-def wanted_sides(settings: Params) -> Sides:
+def wanted_sides(settings: TrainTeacher) -> Sides:
     """The sides that the teacher of the `train_teacher` section can draw; ValueError when a given one's config is no UNet's."""
-    if settings["source"] == "train":
-        return Sides(2 ** (len(settings["block_out_channels"]) - 1))
-    path = pipeline_file(settings["path"], "unet", "config.json")
+    if settings.source == "train":
+        return Sides(2 ** (len(settings.block_out_channels) - 1))
+    path = pipeline_file(settings.path, "unet", "config.json")
     return sides_of(check_config(path), path)
 
 
-def check_given_teacher(params: Params, survey: Survey) -> None:
+def check_given_teacher(params: Everything, survey: Survey) -> None:
     """Raise ValueError when the teacher that params give, or describe, is not for the images; its autoencoder has been checked.
 
     Args:
         survey: what is known of the images; a size or a number of channels that is None is not checked.
     """
-    settings, space = params["train_teacher"], network_space(params, survey)
-    if settings["source"] == "train":
-        check_own_teacher(settings, space, survey.classes)
-        check_search(params, settings)
+    settings, space = params.train_teacher, network_space(params, survey)
+    if settings.source == "train":
+        check_own_teacher(settings.as_dict(), space, survey.classes)
+        check_search(params, settings.block_out_channels)
         return
-    folder = Path(settings["path"])
+    folder = Path(settings.path)
     config, path = check_teacher_folder(folder)
-    check_search(params, config)
-    check_teacher_fits(config, path, space, params["diffusion"]["process"])
+    check_search(params, config.get("block_out_channels", WIDTHS))
+    check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:
         check_known(survey.classes, config["num_class_embeds"], str(path))
-    stated = read_scheduler_config(folder)
-    check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), params["diffusion"])
-    check_steps(params["sampling"], params["diffusion"], kept_settings(stated, params["diffusion"]["process"]))
+    stated, diffusion = read_scheduler_config(folder), params.diffusion.as_dict()
+    check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), diffusion)
+    check_steps(params.sampling.as_dict(), diffusion, kept_settings(stated, params.diffusion.process))
 
 
-def check_search(params: Params, teacher: Config) -> None:
+def check_search(params: Everything, widths: Sequence[int]) -> None:
     """Raise ValueError when the shares of the residual stream are not for the levels of this teacher."""
-    shares = params["search_block"]["channels"]
-    if params["architecture"] == "searched" and isinstance(shares, list):
-        check_shares(shares, teacher.get("block_out_channels", WIDTHS))
+    shares = params.search_block.channels
+    if params.architecture == "searched" and isinstance(shares, list):
+        check_shares(shares, widths)
 
 
-def network_space(params: Params, survey: Survey) -> Space:
+def network_space(params: Everything, survey: Survey) -> Space:
     """What the UNet draws, as far as params, the autoencoder's folder and a survey tell."""
-    settings = params["train_autoencoder"]
-    if settings["source"] == "none":
+    settings = params.train_autoencoder
+    if settings.source == "none":
         return Space(survey.height, survey.channels)
-    config = read_json(Path(settings["path"]) / "config.json") if settings["source"] == "path" else settings
+    config = read_json(Path(settings.path) / "config.json") if settings.source == "path" else settings.as_dict()
     factor = downscaling_of(config)
     return Space(None if survey.height is None else survey.height // factor, latent_channels_of(config), factor)

@@ -6,29 +6,26 @@ same input checks it again.
 
 from __future__ import annotations
 
-from typing import Any
-
-from stagecraft.config import params as config
+from stagecraft.config.checks import INCEPTION_FEATURES
+from stagecraft.config.sections import Everything
 from stagecraft.data.survey import explained, survey
 from stagecraft.evaluation.counts import CLASSIFIER, INCEPTION, check_count, check_extractor, list_needs
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher
 
-Params = dict[str, Any]
 
-
-def check_inputs(params: Params) -> None:
+def check_inputs(params: Everything) -> None:
     """Raise ValueError, one line, for what would end a later job: checked params, folders of this machine."""
-    images = survey(params["prepare_data"])
+    images = survey(params.prepare_data.as_dict())
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)
 
 
-def check_counts(params: Params) -> None:
+def check_counts(params: Everything) -> None:
     """Raise ValueError for too few training images to compare samples with, or nothing to compare by; only `evaluate` does so."""
-    images, settings = survey(params["prepare_data"]), params["evaluate"]
-    features = {CLASSIFIER: params["train_extractor"]["features"], INCEPTION: config.INCEPTION_FEATURES}
-    extractor = settings["extractor"]
-    needs = list_needs(extractor, features.get(extractor), settings["kid_subset_size"], settings["neighbours"])
+    images, settings = survey(params.prepare_data.as_dict()), params.evaluate
+    features = {CLASSIFIER: params.train_extractor.features, INCEPTION: INCEPTION_FEATURES}
+    extractor = settings.extractor
+    needs = list_needs(extractor, features.get(extractor), settings.kid_subset_size, settings.neighbours)
     with explained(images.notes):
         check_count(images.train, "training images", "prepare_data", needs)
     check_extractor(extractor)

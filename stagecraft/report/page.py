@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from stagecraft.elastic.kinds import describe
+from stagecraft.elastic.kinds import describe_choice
 from stagecraft.networks.family import Architecture, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
@@ -314,7 +314,7 @@ def draw_layers(spec: Spec, identity: Spec) -> list[dict[str, Any]]:
     for name in sorted(
         spec, key=lambda name: int(name.rpartition(".")[2])
     ):  # ResNet layer 0, its attention, layer 1, ...
-        layer = describe(name, spec[name], identity[name])
+        layer = describe_choice(name, spec[name], identity[name])
         layers.append({"share": layer.share, "text": layer.text, "kind": name.partition(".")[0]})
     return layers
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from stagecraft.config.params import load_params, param_at, show
+from stagecraft.config.messages import show
+from stagecraft.config.params import load_params
+from stagecraft.config.stages import param_at
 from stagecraft.runtime.files import read_json
 from stagecraft.runtime.provenance import ROOT
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import FILES_IN_LATENTS, activated
+from helpers import FILES_IN_LATENTS, activated, preset_params
 from PIL import Image
 
+from stagecraft.config.__main__ import with_values
 from stagecraft.runtime import lifeline, provenance
 from stagecraft.runtime.remedies import REMEDIES
 
@@ -88,7 +89,8 @@ def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("run") / "repository"
     for name in ("stages", "stagecraft", "workflow", "presets", "data/latency"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(folder / "presets" / "smoke.yaml", folder / "params.yaml")
+    text = with_values((ROOT / "params.yaml").read_text(), preset_params("smoke"))
+    (folder / "params.yaml").write_text(text.replace("source: digits # digits | folder | npz\n", "source: digits\n"))
     (folder / "images").mkdir()
     # As many as the preset's figures need; the stubs read none, the main process the first one's header.
     for name in ("a.png", "b.png", *(f"c{number}.png" for number in range(88))):
@@ -370,9 +372,10 @@ def test_another_folder_without_params_is_refused_in_one_line(copied: Path, tmp_
     result = run(copied, "--directory", str(tmp_path / "empty"))
     last = result.stderr.splitlines()[-1]
     assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert last == "error: params.yaml: not found; copy ../elsewhere/presets/digits.yaml to it"
+    assert last == "error: params.yaml: not found; copy ../elsewhere/params.yaml to it"
     shutil.copy(tmp_path / "empty" / last.split()[-3], tmp_path / "empty" / "params.yaml")
-    assert run(copied, "--directory", str(tmp_path / "empty"), "--dry-run").returncode == 0
+    flags = ["--directory", str(tmp_path / "empty"), "--config", "prepare_data={source: digits}", "--dry-run"]
+    assert run(copied, *flags).returncode == 0
 
 
 def test_flags_override_nested_params(copied: Path) -> None:
@@ -381,7 +384,9 @@ def test_flags_override_nested_params(copied: Path) -> None:
 
 
 def test_a_preset_overrides_the_params(copied: Path) -> None:
-    assert planned(copied, "--configfile", "presets/digits.yaml")["search_block"] == 15
+    assert planned(copied, "--configfile", "presets/diffnas.yaml")["search_block"] == 5
+    shutil.copy(ROOT / "params.yaml", copied / "digits.yaml")
+    assert planned(copied, "--configfile", "digits.yaml")["search_block"] == 15
 
 
 def carried(folder: Path, *arguments: str) -> dict[str, Any]:
@@ -403,8 +408,11 @@ def test_presets_and_flags_of_another_process_are_laid_over_in_order(copied: Pat
     flags = ["--configfile", "presets/edm.yaml", "part.yaml", "--config", "diffusion={p_mean: -1.0}"]
     given = carried(copied, *flags)
     assert given["diffusion"] == edm | {"rho": 5.0, "p_mean": -1.0} and given["seed"] == 5
-    shutil.copy(copied / "presets" / "edm.yaml", copied / "params.yaml")
-    assert carried(copied, "--configfile", "presets/smoke.yaml")["diffusion"] == vp
+    flags = ["--configfile", "presets/edm.yaml", "presets/smoke.yaml"]
+    assert carried(copied, *flags)["diffusion"] == edm
+    result = run(copied, "--dry-run", *flags)
+    assert "note: presets/smoke.yaml: diffusion.beta_schedule, diffusion.prediction_type" in result.stderr
+    (copied / "params.yaml").write_text(yaml.safe_dump(preset_params("edm")))
     flags = ["--config", "diffusion=" + json.dumps(vp), "sampling={scheduler: ddim}"]
     assert carried(copied, *flags)["diffusion"] == vp
 

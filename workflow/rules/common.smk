@@ -6,7 +6,6 @@ import math
 import os
 import re
 import sys
-from functools import reduce
 from pathlib import Path
 
 # The code beside this workflow, wherever a package of the same name is installed.
@@ -14,13 +13,15 @@ sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from snakemake.logging import logger
 
+from stagecraft.config import overlay
 from stagecraft.config import params as settings
+from stagecraft.config.stages import stage_params
 from stagecraft.runtime import console
 from stagecraft.runtime import lifeline
+from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
 from stagecraft.runtime import provenance
 from stagecraft.data.sources import source_fingerprint
-from stagecraft.config.overlay import lay_over
 
 jobs = console.Jobs()
 logger.addHandler(jobs)
@@ -73,31 +74,33 @@ def check_params_file(path):
     check(settings.load_params, path)
 
 
-def check_params(params):
+def check_params(config):
     """Lay the params of --configfile and --config over those of params.yaml; end the run when the result is not valid.
 
-    Snakemake has merged them key by key, which leaves keys of another process or source between them.
+    Snakemake has merged them key by key, which leaves keys of another process or source between them. What is left out of a
+    preset, as it is for another process, is said once.
     """
     flags = workflow.config_settings
     files = [] if flags.replace_workflow_config else [Path("params.yaml")]
-    layers = [check(settings.read_params, file) for file in [*files, *flags.configfiles]]
-    merged = reduce(lay_over, [*layers, settings.typed(dict(flags.config))], {})
-    params.clear()
-    params.update(merged)
-    check(settings.validate_params, params, " + ".join(map(os.path.relpath, workflow.configfiles)))
+    merged, notes = check(overlay.merge_files, [*files, *flags.configfiles])
+    config.clear()
+    config.update(overlay.lay_over(merged, settings.typed(dict(flags.config))))
+    for note in notes if workflow.is_main_process else ():
+        print(f"note: {note}", file=sys.stderr)
+    return check(settings.validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
 
 
-def check_inputs(params):
+def check_inputs():
     """End the run when the folders that the params name cannot be worked with; jobs need not look again."""
     if workflow.is_main_process:
-        check(preflight.check_inputs, params)
+        check(preflight.check_inputs, PARAMS)
         if "DVC_STAGE" in os.environ:  # `dvc repro` comes to the evaluation in a run of its own, after all training
-            check(preflight.check_counts, params)
+            check(preflight.check_counts, PARAMS)
 
 
 def check_comparison(wildcards):
     """End the run that would evaluate when there are too few images to compare with; Snakemake asks as it plans the job."""
-    check(preflight.check_counts, config)
+    check(preflight.check_counts, PARAMS)
     return []
 
 
@@ -108,42 +111,42 @@ def find_code(stage):
 
 def find_teacher():
     """The files of a teacher given in the params; none when it is trained here."""
-    return check(settings.teacher_files, config["train_teacher"])
+    return check(graph.teacher_files, PARAMS.train_teacher)
 
 
 def find_autoencoder():
     """The files of an autoencoder given in the params; none when it is trained here, or none is used."""
-    return check(settings.autoencoder_files, config["train_autoencoder"])
+    return check(graph.autoencoder_files, PARAMS.train_autoencoder)
 
 
 def runs_in_latents():
     """Whether the diffusion runs in the latents of an autoencoder."""
-    return settings.runs_in_latents(config)
+    return graph.runs_in_latents(PARAMS)
 
 
 def needs_gradients():
     """Whether the clustering looks at the teacher's gradients."""
-    return config["cluster_timesteps"]["method"] == "gradient"
+    return PARAMS.cluster_timesteps.method == "gradient"
 
 
 def measures_latency():
     """Whether layers are timed on this machine."""
-    return config["measure_latency"]["source"] == "measure"
+    return PARAMS.measure_latency.source == "measure"
 
 
 def find_latency_table():
     """The table of latencies given in the params; none when layers are timed here, or not at all."""
-    return check(settings.latency_files, config["measure_latency"])
+    return check(graph.latency_files, PARAMS.measure_latency)
 
 
 def find_extractor():
     """The TorchScript file given in the params; none for the other extractors."""
-    return check(settings.extractor_files, config["evaluate"])
+    return check(graph.extractor_files, PARAMS.evaluate)
 
 
 def select_params(stage):
     """The params of a stage as one JSON text, so that a change of any of them is seen; a function, as braces are wildcards."""
-    text = json.dumps(settings.stage_params(config, stage), sort_keys=True)
+    text = json.dumps(stage_params(config, stage), sort_keys=True)
     return lambda wildcards: text
 
 
@@ -154,12 +157,12 @@ def fingerprint_source():
 
 def name_blocks():
     """Names of the block searches."""
-    return check(settings.block_names, config)
+    return check(graph.block_names, PARAMS)
 
 
 def find_start(wildcards):
     """Report and weights of the search that a block search is fine-tuned from; none for one that starts from the teacher."""
-    start = check(settings.refined_from, config).get(wildcards.block)
+    start = check(graph.refined_from, PARAMS).get(wildcards.block)
     return [f"results/search/{start}.{kind}" for kind in ("json", "safetensors")] if start else []
 
 
@@ -173,24 +176,24 @@ def name_pipeline(folder, student=False):
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
-    return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(settings.needs_own_pipeline, config))
+    return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(graph.needs_own_pipeline, PARAMS))
 
 
 def name_shards():
     """Files of the cached features, stage by stage; none for a given architecture."""
-    if config["architecture"] == "given":
+    if PARAMS.architecture == "given":
         return []
-    sizes = config["cache_features"]
+    sizes = PARAMS.cache_features
     return expand(
         "results/features/stage_{stage}-shard_{shard}.safetensors",
-        stage=range(config["cluster_timesteps"]["stages"]),
-        shard=range(math.ceil(sizes["triples_per_stage"] / sizes["shard_size"])),
+        stage=range(PARAMS.cluster_timesteps.stages),
+        shard=range(math.ceil(sizes.triples_per_stage / sizes.shard_size)),
     )
 
 
 def count_gpus():
     """GPUs of a job that can use one."""
-    return 0 if config["device"] == "cpu" else 1
+    return 0 if PARAMS.device == "cpu" else 1
 
 
 def count_processes(wildcards, rulename):

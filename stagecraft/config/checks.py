@@ -1,0 +1,270 @@
+"""Values of params that are each fine alone and clash with each other."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from stagecraft.config.messages import offer, show
+from stagecraft.config.sections import CacheFeatures, Everything, Teacher
+from stagecraft.diffusion.boundaries import check_given
+from stagecraft.diffusion.keys import SAMPLERS
+from stagecraft.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
+from stagecraft.evaluation.counts import check_features
+from stagecraft.networks.given import Sides, Space, why_not_halved, why_undivided
+
+Problem = tuple[str, str]  # key, what is wrong and what to do
+
+DIGITS_RESOLUTION = 8  # pixels
+INCEPTION_FEATURES = 2048
+MAX_SHARDS = 10_000  # per stage
+
+
+def cross_problems(params: Everything) -> Iterator[Problem]:
+    """Problems between values that are each fine alone."""
+    yield from diffusion_problems(params)
+    yield from latent_problems(params)
+    if params.train_teacher.source == "train":
+        yield from teacher_problems(params.train_teacher)
+        yield from resolution_problems(params)
+    yield from stage_problems(params)
+    yield from architecture_problems(params)
+    yield from training_problems(params)
+    yield from feature_problems(params.cache_features)
+    yield from search_problems(params)
+    yield from time_problems(params)
+    yield from evaluation_problems(params)
+
+
+def latent_problems(params: Everything) -> Iterator[Problem]:
+    """Channels that groups do not divide, images mirrored as latents."""
+    settings = params.train_autoencoder
+    if settings.source == "train":
+        for level, width in enumerate(settings.block_out_channels):
+            if width % settings.norm_num_groups:
+                key = f"train_autoencoder.block_out_channels[{level}]"
+                yield (
+                    key,
+                    f"{width} is no multiple of norm_num_groups {settings.norm_num_groups}; change one of them",
+                )
+    if settings.source != "none":
+        for section in ("train_teacher", "retrain"):
+            if getattr(params, section).horizontal_flip:
+                clash = "true, but a mirrored latent is not the latent of a mirrored image; set false"
+                yield f"{section}.horizontal_flip", clash
+
+
+def architecture_problems(params: Everything) -> Iterator[Problem]:
+    """What a given architecture needs, and what a searched one does not take."""
+    settings, stages = params.assemble, params.cluster_timesteps.stages
+    widths = settings.decoder_widths
+    if params.architecture == "searched":
+        if widths is not None:
+            yield (
+                "assemble.decoder_widths",
+                f"{show(widths)} is unused by a searched architecture; set null, or architecture: given",
+            )
+        if not settings.shared_encoder:
+            yield "assemble.shared_encoder", "false, but a search shares the encoder; set true, or architecture: given"
+    else:
+        if widths is None or len(widths) != stages:
+            yield (
+                "assemble.decoder_widths",
+                f"{show(widths)} for {stages} stages; give one share of the teacher's channels for each",
+            )
+        if params.retrain.init == "inherit":
+            yield "retrain.init", "inherit, but a given architecture has no supernets; use teacher or scratch"
+        if params.retrain.joint_loss != "none":
+            yield (
+                "retrain.joint_loss",
+                f"{params.retrain.joint_loss}, but blocks of given widths imitate no teacher; use none",
+            )
+    given = params.retrain.stage_probabilities
+    if isinstance(given, list) and len(given) != stages:
+        yield "retrain.stage_probabilities", f"{show(given)} for {stages} stages; give one number for each"
+
+
+def diffusion_problems(params: Everything) -> Iterator[Problem]:
+    """A sampler of another process, noise levels that do not rise, more sampler steps than timesteps."""
+    process, sampler, steps = params.diffusion, params.sampling.scheduler, params.sampling.steps
+    if sampler not in SAMPLERS[process.process]:
+        clash = f"{sampler} is no sampler of process {process.process}, {offer(SAMPLERS[process.process])}"
+        yield "sampling.scheduler", clash
+        return
+    if process.process == "edm" and process.sigma_min >= process.sigma_max:
+        yield (
+            "diffusion.sigma_min",
+            f"{process.sigma_min} is not below sigma_max {process.sigma_max}; lower it",
+        )
+    if process.process != "vp":
+        return
+    if process.beta_start >= process.beta_end:
+        yield "diffusion.beta_start", f"{process.beta_start} is not below beta_end {process.beta_end}; lower it"
+    if process.rescale_betas_zero_snr and process.prediction_type == "epsilon":
+        yield (
+            "diffusion.rescale_betas_zero_snr",
+            f"true, {ZERO_SNR_OF_EPSILON}; set false, or diffusion.prediction_type: v_prediction",
+        )
+    if steps > process.num_train_timesteps:
+        yield (
+            "sampling.steps",
+            f"{steps} is more than the {process.num_train_timesteps} timesteps there are; lower it",
+        )
+    elif params.train_teacher.source == "train":
+        # With the settings of its own that a teacher trained here leaves a sampler.
+        yield from refusals(check_steps, params.sampling.as_dict(), params.diffusion.as_dict(), {})
+
+
+def refusals(check: Callable[..., None], *arguments: Any) -> Iterator[Problem]:
+    """The refusal of a check that stages make as well, `key: what is wrong`."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        key, _, problem = str(error).partition(": ")
+        yield key, problem
+
+
+def teacher_problems(settings: Teacher) -> Iterator[Problem]:
+    """Lists of different length, channels that groups or heads do not divide."""
+    channels, attention = settings.block_out_channels, settings.attention
+    groups, head = settings.norm_num_groups, settings.attention_head_dim
+    if len(attention) != len(channels):
+        yield (
+            "train_teacher.attention",
+            f"{len(attention)} values for {len(channels)} levels of block_out_channels; give one for each",
+        )
+    for level, (width, attends) in enumerate(zip(channels, attention, strict=False)):
+        key = f"train_teacher.block_out_channels[{level}]"
+        if width % groups:
+            yield key, f"{width} is no multiple of norm_num_groups {groups}; change one of them"
+        # The mid block, of the last level's width, always has attention.
+        if width % head and (attends or level == len(channels) - 1):
+            yield key, f"{width} is no multiple of attention_head_dim {head}; change one of them"
+
+
+def resolution_problems(params: Everything) -> Iterator[Problem]:
+    """A resolution, where it is known before the images are read, that cannot be halved at every level."""
+    data, autoencoder = params.prepare_data, params.train_autoencoder
+    side = data.resolution or (DIGITS_RESOLUTION if data.source == "digits" else None)
+    if autoencoder.source == "path":
+        return
+    factor = None
+    if autoencoder.source == "train":
+        levels = len(autoencoder.block_out_channels)
+        wanted = Sides(2 ** (len(params.train_teacher.block_out_channels) - 1))
+        if (problem := why_undivided(side, levels, wanted)) is not None:
+            yield "prepare_data.resolution", problem
+            return
+        factor = 2 ** (levels - 1)
+    space = Space(None if side is None else side // (factor or 1), None, factor)
+    levels, where = len(params.train_teacher.block_out_channels), "train_teacher.block_out_channels"
+    if (problem := why_not_halved(space, levels, where, "give it fewer levels")) is not None:
+        yield "prepare_data.resolution", problem
+
+
+def stage_problems(params: Everything) -> Iterator[Problem]:
+    """More stages than there is something to divide, boundaries that do not ascend."""
+    settings, diffusion = params.cluster_timesteps, params.diffusion
+    timesteps = diffusion.num_train_timesteps if diffusion.process == "vp" else math.inf
+    method, count, grid = settings.method, settings.stages, settings.grid
+    low, high = settings.image_range
+    if grid > timesteps:
+        yield "cluster_timesteps.grid", f"{grid} is more than the {timesteps} timesteps there are; lower it"
+    if method == "threshold" and count != 3:
+        yield "cluster_timesteps.stages", f"{count}, but the method threshold makes 3; set 3 or take agglomerative"
+    if method in ("agglomerative", "dynamic_programming", "snr", "gradient") and count > grid:
+        yield (
+            "cluster_timesteps.stages",
+            f"{count} is more than the grid of {grid} noise levels; lower it or raise grid",
+        )
+    if count > timesteps:
+        yield "cluster_timesteps.stages", f"{count} is more than the {timesteps} timesteps there are; lower it"
+    if method == "given" and len(settings.boundaries or []) != count - 1:
+        yield (
+            "cluster_timesteps.boundaries",
+            f"{show(settings.boundaries)} for {count} stages; give {count - 1} ascending noise levels",
+        )
+    elif method == "given":
+        yield from refusals(check_given, settings.as_dict(), params.diffusion.as_dict())
+    if method != "given" and settings.boundaries is not None:
+        yield "cluster_timesteps.boundaries", f"{show(settings.boundaries)} is unused by method {method}; set null"
+    if params.assemble.snap_boundaries and count > params.sampling.steps:
+        yield (
+            "assemble.snap_boundaries",
+            f"true, but {params.sampling.steps} sampling.steps give {count} stages no step each; set false or raise them",
+        )
+    if low >= high:
+        yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
+
+
+def training_problems(params: Everything) -> Iterator[Problem]:
+    """A warm-up longer than the training."""
+    for section in ("train_autoencoder", "train_teacher", "search_block", "retrain"):
+        warmup, steps = getattr(params, section).warmup_steps, getattr(params, section).steps
+        if section == "search_block" and params.search_block.ranges == "all":
+            steps = min(steps, params.search_block.refine_steps)
+        if warmup > steps:
+            yield f"{section}.warmup_steps", f"{warmup} is more than the {steps} steps there are; lower it"
+
+
+def feature_problems(settings: CacheFeatures) -> Iterator[Problem]:
+    """A held-out share that leaves one side without triples, more files than a folder should hold."""
+    count, share = settings.triples_per_stage, settings.held_out
+    if count > MAX_SHARDS * settings.shard_size:
+        yield (
+            "cache_features.shard_size",
+            f"{settings.shard_size} of {count} triples_per_stage gives more than {MAX_SHARDS} files a stage; raise it",
+        )
+    if not 1 <= round(count * share) < count:
+        yield (
+            "cache_features.held_out",
+            f"{share} of {count} triples_per_stage leaves none on one side; raise triples_per_stage",
+        )
+
+
+def search_problems(params: Everything) -> Iterator[Problem]:
+    """Shares of the stream for other levels, a score that is not searched, or more triples than are held out."""
+    search, cached, teacher = params.search_block, params.cache_features, params.train_teacher
+    shares, levels = search.channels, len(teacher.block_out_channels)
+    if teacher.source == "train" and isinstance(shares, list) and len(shares) != levels:
+        yield (
+            "search_block.channels",
+            f"{show(shares)} for {levels} levels of train_teacher.block_out_channels; give one share, or one for each level",
+        )
+    measured, score = search.output_candidates, params.assemble.score
+    if score != "local" and measured < 2:
+        yield (
+            "search_block.output_candidates",
+            f"{measured}, but assemble.score is {score}; set 2 or more, or score: local",
+        )
+    held_out = round(cached.triples_per_stage * cached.held_out)
+    for key in ("local_triples", "output_triples") if measured else ("local_triples",):
+        if getattr(search, key) > held_out:
+            yield (
+                f"search_block.{key}",
+                f"{getattr(search, key)} of the {held_out} held-out triples per stage (cache_features); lower it",
+            )
+
+
+def time_problems(params: Everything) -> Iterator[Problem]:
+    """A budget of time without latencies, or for controls whose layers are not in the space that is measured."""
+    limit, rule = params.assemble.time, params.assemble.rule
+    if limit is not None and params.measure_latency.source == "none":
+        yield "measure_latency.source", f"none, but assemble.time is {limit}; set measure, or assemble.time: null"
+    if limit is not None and rule == "uniform":
+        yield "assemble.time", f"{limit}, but rule uniform has layers of its own, which are not measured; set null"
+
+
+def evaluation_problems(params: Everything) -> Iterator[Problem]:
+    """Features that fill no grid; too few samples for their covariance, the subsets of KID, the neighbours, or the report."""
+    settings = params.evaluate
+    yield from refusals(check_features, params.train_extractor.features)
+    features = {"classifier": params.train_extractor.features, "inception-v3-compat": INCEPTION_FEATURES}
+    needs = [
+        (features.get(settings.extractor, 0) + 1, f"the extractor's {features.get(settings.extractor)} features"),
+        (settings.kid_subset_size, f"kid_subset_size {settings.kid_subset_size}"),
+        (settings.neighbours + 1, f"{settings.neighbours} neighbours"),
+        (params.report.images, f"the {params.report.images} images of the report"),
+    ]
+    for least, what in needs:
+        if settings.samples < least:
+            yield "evaluate.samples", f"{settings.samples} are too few for {what}; the least is {least}"

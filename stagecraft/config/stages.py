@@ -1,0 +1,121 @@
+"""What each stage reads of the params: its model, of which a change of no other key can alter its results."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from stagecraft.config import sections
+from stagecraft.config.sections import Everything, Noised, OfArchitecture, OnDevice, Precise, Sampled, Section, Seeded
+
+
+class StageParams(Section):
+    """The params of a stage: sections, or parts of them, of which its command line gives each key as `section.key`."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """The params of a command line with their types."""
+        nested: dict[str, Any] = {}
+        for name, value in given.items():
+            section, _, key = name.partition(".")
+            nested[section] = {**nested.get(section, {}), key: value} if key else value
+        return cls.model_validate(nested)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The sections, and single keys of sections, that the stage reads."""
+        return tuple(name for section in cls.model_fields for name in cls.names_of(section))
+
+    @classmethod
+    def names_of(cls, section: str) -> list[str]:
+        """The name of a section, or those of its keys when only a part of it is read."""
+        model = cls.model_fields[section].annotation
+        if model == Everything.model_fields[section].annotation:
+            return [section]
+        assert isinstance(model, type) and issubclass(model, Section)
+        return [f"{section}.{key}" for key in model.model_fields]
+
+    def as_given(self) -> dict[str, Any]:
+        """The params as the command line has them, and as results carry them."""
+        params = self.as_dict()
+        return {name: param_at(params, name) for name in self.names()}
+
+
+class PrepareData(StageParams, Seeded):
+    prepare_data: sections.PrepareData
+
+
+class TrainAutoencoder(StageParams, Seeded, Precise):
+    train_autoencoder: sections.TrainAutoencoder
+
+
+class EncodeLatents(StageParams, OnDevice):
+    pass
+
+
+class TrainTeacher(StageParams, Seeded, Precise, Noised):
+    train_teacher: sections.TrainTeacher
+
+
+class TrainExtractor(StageParams, Seeded, OnDevice):
+    train_extractor: sections.TrainExtractor
+
+
+class ClusterTimesteps(StageParams, Seeded, OnDevice, Noised):
+    cluster_timesteps: sections.ClusterTimesteps
+
+
+class CacheFeatures(StageParams, Seeded, OnDevice, OfArchitecture, Noised):
+    cache_features: sections.CacheFeatures
+
+
+class RankChannels(StageParams, Seeded, OnDevice, OfArchitecture, Noised):
+    search_block: sections.Stream
+
+
+class MeasureLatency(StageParams, Precise, OfArchitecture):
+    measure_latency: sections.MeasureLatency
+    search_block: sections.SearchSpace
+
+
+class SearchBlock(StageParams, Seeded, Precise):
+    search_block: sections.SearchBlock
+
+
+class CollectSearch(StageParams, OfArchitecture):
+    pass
+
+
+class Assemble(StageParams, Seeded, OfArchitecture, Sampled):
+    assemble: sections.Assemble
+
+
+class Retrain(StageParams, Seeded, Precise, Sampled):
+    retrain: sections.Retrain
+
+
+class Evaluate(StageParams, Seeded, Precise, Sampled):
+    evaluate: sections.Evaluate
+
+
+class Report(StageParams):
+    report: sections.Report
+
+
+def stage_name(model: type[StageParams]) -> str:
+    """The stage of a model: its name in snake case."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in model.__name__).removeprefix("_")
+
+
+STAGES: dict[str, type[StageParams]] = {stage_name(model): model for model in StageParams.__subclasses__()}
+STAGE_SECTIONS = {name: model.names() for name, model in STAGES.items()}
+SPACE_KEYS = tuple(sections.SearchSpace.model_fields)
+
+
+def stage_params(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The sections and single keys of the params that `stage` reads; no other change can alter its results."""
+    return {name: param_at(params, name) for name in STAGE_SECTIONS[stage]}
+
+
+def param_at(params: Mapping[str, Any], name: str) -> Any:
+    """The value under `section` or `section.key`; None when there is none."""
+    section, _, key = name.partition(".")
+    return params.get(section, {}).get(key) if key else params.get(section)
