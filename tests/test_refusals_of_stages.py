@@ -19,7 +19,7 @@ from stagecraft.clustering import stages as clustering
 from stagecraft.config.stages import STAGE_SECTIONS
 from stagecraft.data.sources import load_source
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion import losses
+from stagecraft.diffusion import batches
 from stagecraft.diffusion.sampling import snap
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
@@ -308,7 +308,7 @@ STAGES: dict[str, list[Provocation]] = {
     "processes": [
         patched(gpus, "visible_gpus", lambda _: {"0": "0"}, lambda scene: gpus.claim_gpus("cuda", 2)),
         patched(launch, "node_count", lambda _: 2, lambda scene: launch.launch("retrain", [], 3, "cpu")),
-        patched(losses, "count", lambda: 2, lambda scene: losses.NoisyBatches(None, None, 1, CPU)),  # type: ignore[arg-type]
+        patched(batches, "count", lambda: 2, lambda scene: batches.NoisyBatches(None, None, 1, CPU)),  # type: ignore[arg-type]
         patched(loop, "from_main", lambda step: step + 1, train),
     ],
     "checkpoint-damaged": [checkpoint(b""), checkpoint(b"x" * 64)],

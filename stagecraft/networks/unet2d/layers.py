@@ -91,7 +91,8 @@ class LayersOf:
 
     def parts(self, name: str, spec: Spec) -> dict[str, Any]:
         """What is chosen of each layer of a block, by its name there; of a sampler, which cannot be searched, nothing."""
-        return spec | dict.fromkeys(samplers_of(self.unet.get_submodule(name)))
+        samplers = samplers_of(self.unet.get_submodule(name))
+        return spec | {part: None for part in samplers if part not in spec}
 
     def own(self) -> list[Layer]:
         """All layers of the UNet itself."""
