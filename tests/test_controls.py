@@ -11,7 +11,7 @@ from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.jobs import Job
 from stagecraft.search.architecture import costs_of
-from stagecraft.search.controls import narrowed, select_largest, select_uniform, within
+from stagecraft.search.controls import fit_within, narrowed, select_largest, select_uniform
 from stagecraft.search.selection import Block, Budget, fits, totals
 from stagecraft.training.student import build_student
 
@@ -48,7 +48,7 @@ def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, 
     assert max(groups) - min(groups) <= 1
     kept = {f"{b.name}.resnets.{i}": g for b in sizes for i, g in enumerate(groups_of(unet, chosen, b))}
     for name in (name for name, count in kept.items() if count == min(groups) < 4):
-        assert within(unet, blocks, costs, budget, kept | {name: kept[name] + 1}) is None
+        assert fit_within(unet, blocks, costs, budget, kept | {name: kept[name] + 1}) is None
 
 
 def groups_of(unet, chosen, site):

@@ -56,8 +56,12 @@ class NoisyBatches:
             raise ValueError("the teacher is class-conditional, but the images have no labels; give class sub-folders")
         self.data = data
         self.condition = data.condition if conditional else UNCONDITIONAL
-        self.process, self.batch_size, self.device, self.flip = process, batch_size, device, flip
-        self.stages, self.probabilities = stages, probabilities
+        self.process = process
+        self.batch_size = batch_size
+        self.device = device
+        self.flip = flip
+        self.stages = stages
+        self.probabilities = probabilities
 
     def __call__(self, generator: torch.Generator) -> Batch:
         """The next batch, on the device."""
@@ -68,7 +72,9 @@ class NoisyBatches:
             x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
         t = self.draw_t(generator)
         eps = torch.randn(x0.shape, generator=generator)
-        x0, eps, t = x0.to(self.device), eps.to(self.device), t.to(self.device)
+        x0 = x0.to(self.device)
+        eps = eps.to(self.device)
+        t = t.to(self.device)
         condition = self.condition.rows(rows).to(self.device)
         return Batch(self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t), condition)
 

@@ -26,7 +26,8 @@ def check_ascending(settings: Config, boundaries: Sequence[float], low: float, h
 
 def check_given(settings: Config, diffusion: Config) -> None:
     """The same of the `diffusion` section, before there is a process to ask; it computes in other precision than the process."""
-    given, in_sigma = settings["boundaries"], settings["boundaries_in"] == "sigma"
+    given = settings["boundaries"]
+    in_sigma = settings["boundaries_in"] == "sigma"
     if diffusion["process"] == "edm":
         low, high = (math.log(diffusion[key]) / 4 for key in ("sigma_min", "sigma_max"))
         check_ascending(settings, [log(value) / 4 for value in given] if in_sigma else given, low, high)
@@ -72,6 +73,7 @@ def sigmas_of(diffusion: Config) -> list[float]:
     """The noise level of each timestep of process vp, sqrt((1 - abar) / abar)."""
     abar = [*itertools.accumulate((1 - beta for beta in betas_of(diffusion)), lambda product, alpha: product * alpha)]
     if diffusion.get("rescale_betas_zero_snr"):  # arXiv 2305.08891, algorithm 1
-        first, last = abar[0] ** 0.5, abar[-1] ** 0.5
+        first = abar[0] ** 0.5
+        last = abar[-1] ** 0.5
         abar = [((share**0.5 - last) * first / (first - last)) ** 2 for share in abar]
     return [math.sqrt((1 - share) / share) if share > 0 else math.inf for share in abar]

@@ -19,7 +19,8 @@ class FlowProcess(Process):
     stage. At s = 1, where sampling starts, x_t is noise alone; that is in the last stage.
     """
 
-    name, keys = "flow", PROCESS_KEYS["flow"]
+    name = "flow"
+    keys = PROCESS_KEYS["flow"]
     schedulers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
         "flow_euler": ("FlowMatchEulerDiscreteScheduler", {})
     }
@@ -34,7 +35,8 @@ class FlowProcess(Process):
     ) -> torch.Tensor:
         """n values of s num_train_timesteps, float32; high itself is in the last stage."""
         least, most = self._bounds(lo, hi)
-        below, share = self._below(least), self._below(most) - self._below(least)
+        below = self._below(least)
+        share = self._below(most) - self._below(least)
         u = below + share * (1 - torch.rand(n, generator=generator, dtype=torch.float64))
         t = (self.high * shifted(u, self.shift)).float()
         end = most if most == self.high else float(np.nextafter(np.float32(most), np.float32(0)))

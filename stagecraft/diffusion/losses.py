@@ -35,8 +35,10 @@ def nmse(
     Args:
         variances: those of the targets over a batch of which the targets are only a part.
     """
-    found = [ref.float().var() for ref in targets] if variances is None else variances
-    terms = [F.mse_loss(out.float(), ref.float()) / var for out, ref, var in zip(outputs, targets, found, strict=True)]
+    spreads = [ref.float().var() for ref in targets] if variances is None else variances
+    terms = [
+        F.mse_loss(out.float(), ref.float()) / var for out, ref, var in zip(outputs, targets, spreads, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 

@@ -41,7 +41,8 @@ class Process(ABC):
     high: float  # t is below this
 
     def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
-        self.settings, self.stated = settings, stated
+        self.settings = settings
+        self.stated = stated
         self.kept = kept_settings(stated, self.name)
         self.config = {key: settings[key] for key in self.keys if key in settings}
 

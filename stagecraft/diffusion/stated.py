@@ -91,7 +91,8 @@ def check_stated(stated: Config | None, path: Path | str, settings: Config) -> N
     cosine = theirs.get("beta_schedule") == "squaredcos_cap_v2"  # which has no use for the two betas
     differ = [key for key in theirs if theirs[key] != ours[key] and not (cosine and key in ("beta_start", "beta_end"))]
     if differ:
-        first, remedies = differ[0], ", ".join(f"diffusion.{key}: {as_yaml(theirs[key])}" for key in differ)
+        first = differ[0]
+        remedies = ", ".join(f"diffusion.{key}: {as_yaml(theirs[key])}" for key in differ)
         raise ValueError(
             f"{path}: {first} is {theirs[first]!r} but params say diffusion.{first}: {ours[first]!r}; set {remedies}"
         )
@@ -178,7 +179,9 @@ def is_number(value: Any) -> bool:
 
 def betas_of(settings: Config) -> list[float]:
     """The betas of a beta_schedule (see diffusers' DDPMScheduler), before any rescaling."""
-    count, low, high = settings["num_train_timesteps"], settings["beta_start"], settings["beta_end"]
+    count = settings["num_train_timesteps"]
+    low = settings["beta_start"]
+    high = settings["beta_end"]
 
     def bar(share: float) -> float:
         return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -240,7 +243,8 @@ def check_steps(sampling: Config, settings: Config, kept: Config) -> None:
         settings: the `diffusion` section.
         kept: see `kept_settings`.
     """
-    steps, name = sampling["steps"], sampling["scheduler"]
+    steps = sampling["steps"]
+    name = sampling["scheduler"]
     if steps == 1 and settings["process"] == "flow" and kept.get("shift_terminal") is not None:
         raise ValueError(
             f"sampling.steps: 1 step of {name} cannot both start at noise and end at shift_terminal "

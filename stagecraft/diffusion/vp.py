@@ -34,7 +34,8 @@ class VPProcess(Process):
         super().__init__(settings, stated)
         self.prediction_type = settings["prediction_type"]
         self.abar_T = DDPMScheduler(**self.config).alphas_cumprod.double()
-        self.low, self.high = 0, len(self.abar_T)
+        self.low = 0
+        self.high = len(self.abar_T)
         if settings["beta_schedule"] == "sigmoid":  # which diffusers' other schedulers know by its betas only
             plain = DDPMScheduler(**self.config | {"rescale_betas_zero_snr": False})
             self.config["trained_betas"] = plain.betas.tolist()

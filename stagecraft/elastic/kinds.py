@@ -10,13 +10,13 @@ KINDS: dict[str, type[Searchable]] = {"ResnetBlock2D": SearchableResnet, "Attent
 
 def searchables_of(block: Module) -> dict[str, Searchable]:
     """The layers of a teacher's block that can be searched, by their names in a spec, kind by kind as KINDS has them."""
-    found: dict[str, Searchable] = {}
+    searchables: dict[str, Searchable] = {}
     for kind in KINDS.values():
         for index, layer in enumerate(getattr(block, kind.kind, None) or ()):
             if layer is not None:
                 name = f"{kind.kind}.{index}"
-                found[name] = KINDS[type(layer).__name__](name, layer)
-    return found
+                searchables[name] = KINDS[type(layer).__name__](name, layer)
+    return searchables
 
 
 def identity_spec(block: Module) -> Spec:

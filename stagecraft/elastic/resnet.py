@@ -160,7 +160,8 @@ class SearchableResnet(Searchable):
         if weight.shape == shape:
             return weight
         if "time_emb_proj" in name and self.layer.time_embedding_norm == "scale_shift":
-            half, width = weight.shape[0] // 2, shape[0] // 2
+            half = weight.shape[0] // 2
+            width = shape[0] // 2
             return torch.cat([weight[:width], weight[half : half + width]])
         return weight[tuple(slice(size) for size in shape)]
 
@@ -218,9 +219,9 @@ class SearchableResnet(Searchable):
             return Description("dropped", 0.0)
         assert identity is not None
         kernels = " ".join(f"{k}×{k}" for k in choice["kernels"])
-        some = [f"{key} {len(choice[key])} groups" for key in PARTS if key in choice]
+        partial = [f"{key} {len(choice[key])} groups" for key in PARTS if key in choice]
         share = min(1.0, choice["width"] / identity["width"])
-        return Description(" · ".join([str(choice["width"]), kernels, *some]), share)
+        return Description(" · ".join([str(choice["width"]), kernels, *partial]), share)
 
 
 def counts(settings: Settings, key: str, groups: int, size: int) -> list[int]:

@@ -105,11 +105,12 @@ def downscaling(vae: Any) -> int:
 @torch.no_grad()
 def encode_all(vae: Any, data: TrainingSet, device: torch.device) -> torch.Tensor:
     """Scaled latents of all images, float32 (N,c,h,w), on the CPU."""
-    progress, found = Progress("encoding", len(data)), []
+    progress = Progress("encoding", len(data))
+    latents = []
     for rows in torch.arange(len(data)).split(images_at_once(BATCH, *data.shape[1:])):
-        found.append(encode(vae, data.x0(rows).to(device)).cpu())
+        latents.append(encode(vae, data.x0(rows).to(device)).cpu())
         progress.update(int(rows[-1]) + 1)
-    return torch.cat(found)
+    return torch.cat(latents)
 
 
 def open_autoencoder(folder: Path) -> Any:

@@ -22,7 +22,7 @@ class Site:
         reads: the tensors that the block takes, by name.
         writes: those that it gives.
         per_range: whether ranges of noise levels may have a block each; otherwise all share one.
-        side: pixels a side at which the block's layers run.
+        side: pixels a side at which the block's layers run; 0 where the network does not say its own.
     """
 
     name: str

@@ -30,7 +30,8 @@ BLOCK_TYPES = {
 # What UNet2DModel can do and the search cannot.
 UNSUPPORTED = ("class_embed_type",)
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
-TEACHER, AUTOENCODER = "give another teacher", "give another autoencoder"
+TEACHER = "give another teacher"
+AUTOENCODER = "give another autoencoder"
 WIDTHS = [224, 448, 672, 896]  # of a UNet2DModel whose config says none
 GROUPS = 32  # of a model whose config says none
 CHANNELS = (1, 3)  # of images
@@ -64,12 +65,12 @@ class Space:
     def remedy(self, sides: list[int], others: str) -> str:
         """What a user can do to get one of these sides, or else."""
         pixels = [side * (self.factor or 1) for side in sides]
-        found = [
+        settings = [
             f"prepare_data.resolution: {side}{' (resize: pad keeps their pixels)' * self.is_padding(side)}"
             for side in pixels
             if SIDES[0] <= side <= SIDES[1]
         ]
-        return f"set {' or '.join(found)}, or {others}" if found else others
+        return f"set {' or '.join(settings)}, or {others}" if settings else others
 
     def is_padding(self, side: int) -> bool:
         """Whether images of this side could hold the ones there are, with a site."""
@@ -130,12 +131,14 @@ def check_autoencoder_folder(folder: Path) -> Weights:
 
 def check_scales(config: Config, path: Path) -> None:
     """Raise ValueError unless what an autoencoder's latents are scaled by are numbers, of each channel where they are lists."""
-    factor, shift = config.get("scaling_factor"), config.get("shift_factor")
+    factor = config.get("scaling_factor")
+    shift = config.get("shift_factor")
     if not (factor is None or (is_number(factor) and factor > 0)):
         raise ValueError(f"{path}: scaling_factor is {factor!r}, no number above 0; {AUTOENCODER}")
     if not (shift is None or is_number(shift)):
         raise ValueError(f"{path}: shift_factor is {shift!r}, no number; {AUTOENCODER}")
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    mean = config.get("latents_mean")
+    std = config.get("latents_std")
     if mean is None and std is None:
         return
     channels = latent_channels_of(config)
@@ -161,7 +164,8 @@ def check_autoencoder_fits(
     Args:
         wanted: what the UNet in its latents can draw, for what the message advises.
     """
-    theirs, given = config.get("in_channels", 3), config.get("out_channels", 3)
+    theirs = config.get("in_channels", 3)
+    given = config.get("out_channels", 3)
     if theirs != given:
         raise ValueError(
             f"{folder}/config.json: out_channels is {given} but in_channels is {theirs}; {AUTOENCODER}, of images to images"
@@ -290,7 +294,8 @@ def check_groups(path: Path, config: Config, widths: Sequence[Any], remedy: str)
 def check_teacher_fits(config: Config, path: Path, space: Space, process: str) -> None:
     """Raise ValueError when what a teacher draws has another shape than the images or latents."""
     check_size(config, path, space)
-    inputs, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
+    inputs = config.get("in_channels", 3)
+    outputs = config.get("out_channels", 3)
     if outputs != inputs and not (process == "vp" and has_learned_variance(config)):
         twice = ", or twice as many (a learned variance)" if process == "vp" else ""
         raise ValueError(
@@ -312,7 +317,8 @@ def check_teacher_fits(config: Config, path: Path, space: Space, process: str) -
 
 def has_learned_variance(config: Config) -> bool:
     """Whether a UNet predicts a variance beside the mean, as diffusers' only models with twice as many outputs do."""
-    inputs, outputs = config.get("in_channels", 3), config.get("out_channels", 3)
+    inputs = config.get("in_channels", 3)
+    outputs = config.get("out_channels", 3)
     return bool(outputs == 2 * inputs)
 
 

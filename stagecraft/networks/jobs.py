@@ -28,7 +28,8 @@ class Job:
         """The name of its files."""
         if self.intervals is None:
             return self.site
-        first, last = self.intervals[0], self.intervals[-1]
+        first = self.intervals[0]
+        last = self.intervals[-1]
         return f"{self.site}{RANGE}{first}" if first == last else f"{self.site}{RANGE}{first}-{last}"
 
 

@@ -20,7 +20,8 @@ def latent_scale(vae: Any, z: torch.Tensor) -> tuple[Any, Any]:
     An autoencoder that says its latents' mean and standard deviation has them in place of a shift, as in diffusers' SDXL.
     """
     config = vae.config
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    mean = config.get("latents_mean")
+    std = config.get("latents_std")
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, config.scaling_factor
     mean, std = (torch.tensor(values, dtype=z.dtype, device=z.device).reshape(1, -1, 1, 1) for values in (mean, std))
@@ -69,7 +70,8 @@ class MultiStagePipeline(DiffusionPipeline):
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw `batch_size` images, or one per class label; `output_type` is pil, np or pt."""
-        config, device = self.unet.config, self._execution_device
+        config = self.unet.config
+        device = self._execution_device
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
         count = batch_size if labels is None else len(labels)
         shape = (count, config.in_channels, config.sample_size, config.sample_size)

@@ -30,7 +30,8 @@ from stagecraft.runtime.files import (
 
 Student = MultiDecoderUNet2DModel | SeparateUNet2DModel
 
-HASHES, SCHEDULER = "sha256.json", "scheduler_config.json"
+HASHES = "sha256.json"
+SCHEDULER = "scheduler_config.json"
 
 
 def load_teacher(folder: Path) -> UNet2DModel:
@@ -152,7 +153,8 @@ def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:
     """Write a scheduler's folder; of a teacher from elsewhere it states what the teacher's did, and no defaults beside."""
     scheduler.save_pretrained(folder)
     if given:
-        path, defaults = folder / SCHEDULER, scheduler.config.get("_use_default_values", [])
+        path = folder / SCHEDULER
+        defaults = scheduler.config.get("_use_default_values", [])
         said = {key: value for key, value in read_json(path).items() if key not in defaults}
         # As diffusers writes it, which has infinities in it.
         path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -55,7 +55,7 @@ def find_weights(folder: Path, kind: str | None = None) -> Weights:
     if (folder / WEIGHTS).is_file():
         return Weights((folder / WEIGHTS,))
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    variants = [found for name in names if (found := variant_of(folder / name)) is not None]
+    variants = [variant for name in names if (variant := variant_of(folder / name)) is not None]
     if variants:
         return max(variants, key=precision)
     raise ValueError(f"{folder / WEIGHTS}: not found; {what_there_is(folder, names, kind)}")
@@ -66,10 +66,10 @@ def variant_of(file: Path) -> Weights | None:
     index = re.fullmatch(rf"{NAME}\.safetensors\.index\.([^.]+)\.json", file.name)
     if index is not None:
         return Weights((file, *shards_of(file)), index[1])
-    whole = re.fullmatch(rf"{NAME}\.([^.]+)\.safetensors", file.name)
-    if whole is None or re.search(r"-\d{5}-of-\d{5}$", whole[1]):
+    single = re.fullmatch(rf"{NAME}\.([^.]+)\.safetensors", file.name)
+    if single is None or re.search(r"-\d{5}-of-\d{5}$", single[1]):
         return None
-    return Weights((file,), whole[1])
+    return Weights((file,), single[1])
 
 
 def precision(weights: Weights) -> int:
@@ -112,7 +112,8 @@ def what_there_is(folder: Path, names: list[str], kind: str | None) -> str:
 
 def conversion(folder: Path, name: str, kind: str | None) -> str:
     """The command that writes what a pickle holds as safetensors weights beside it."""
-    model, where = kind or class_name(folder), json.dumps(str(folder))
+    model = kind or class_name(folder)
+    where = json.dumps(str(folder))
     known = re.fullmatch(rf"{NAME}(?:\.([^.]+?))?(?:-\d{{5}}-of-\d{{5}})?\.bin", name)
     if known is not None:
         variant = "" if known[1] is None else f", variant={json.dumps(known[1])}"
@@ -185,7 +186,8 @@ def read_header(file: Path) -> Header:
 
 def check_tensor(name: str, tensor: dict[str, Any], length: int) -> None:
     """Raise ValueError unless a tensor's type and shape take as many bytes as it has."""
-    kind, shape = tensor["dtype"], tensor["shape"]
+    kind = tensor["dtype"]
+    shape = tensor["shape"]
     if kind not in SIZES:
         raise ValueError(f"{name} has the unknown dtype {kind}")
     if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) * SIZES[kind] != length:

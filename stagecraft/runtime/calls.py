@@ -12,7 +12,8 @@ def before_jobs(workflow: Any, prepare: Callable[[bool], None]) -> None:
     Snakemake parses the rules before it says what it will do with them and has no hook in between, so the method of its
     Workflow that runs jobs is wrapped. The log that Snakemake opens even for a look is removed.
     """
-    execute, logs = workflow.execute, workflow.logger_manager.get_logfile()
+    execute = workflow.execute
+    logs = workflow.logger_manager.get_logfile()
 
     def remove_logs() -> None:
         for file in logs:

@@ -67,7 +67,8 @@ class Jobs(logging.Handler):
         self.total = record["stats"]["total"]
 
     def take_progress(self, record: dict[str, Any]) -> None:
-        self.done, self.total = record["done"], record["total"]
+        self.done = record["done"]
+        self.total = record["total"]
 
     def take_job_info(self, record: dict[str, Any]) -> None:
         log = Path(record["log"][0]) if record["log"] else None
@@ -161,7 +162,8 @@ class Screen:
             transient=True,
             redirect_stdout=False,
         )
-        self.jobs, self.logger = jobs, logger
+        self.jobs = jobs
+        self.logger = logger
         self.resting = [handler for handler in logger.handlers if handler.name == "DefaultStreamHandler"]
         for handler in self.resting:
             logger.removeHandler(handler)

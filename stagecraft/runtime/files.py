@@ -168,5 +168,6 @@ def pipeline_file(folder: Path | str, part: str, name: str) -> Path:
 
     google/ddpm-cifar10-32 and its like are of the second kind.
     """
-    nested, flat = Path(folder) / part / name, Path(folder) / name
+    nested = Path(folder) / part / name
+    flat = Path(folder) / name
     return flat if flat.is_file() and not nested.exists() else nested

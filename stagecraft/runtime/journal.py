@@ -27,7 +27,8 @@ class Pieces:
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
+        self.folder = folder
+        self.fingerprint = fingerprint
         self.sha256: dict[str, str] = {}
         if not (folder / JOURNAL).is_file():
             return

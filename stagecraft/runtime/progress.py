@@ -19,7 +19,10 @@ class Progress:
     def __init__(self, label: str, total: int, start: int = 0, every: float = 10.0) -> None:
         from tqdm import tqdm
 
-        self.label, self.total, self.first, self.every = label, total, start, every
+        self.label = label
+        self.total = total
+        self.first = start
+        self.every = every
         self.begun = self.last = time.monotonic()
         on_terminal = sys.stderr.isatty() and is_main()
         self.bar = tqdm(total=total, initial=start, desc=label, leave=False) if on_terminal else None

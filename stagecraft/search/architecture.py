@@ -96,7 +96,8 @@ def assemble_architecture(
     blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
     costs = costs_of(unet, steps, narrowed, latency)
     few = fewest_blocks(blocks, len(steps))
-    budget, tau = Budget.of(settings), None
+    budget = Budget.of(settings)
+    tau = None
     match settings["rule"]:
         case "local":
             chosen, tau = select_local(few, costs, budget, settings["tau"], settings["tau_rel"])

@@ -33,13 +33,13 @@ def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, bud
     """
     largest = largest_grades(unet)
     grades = dict.fromkeys(largest, 1)
-    fitting = within(unet, blocks, costs, budget, grades)
+    fitting = fit_within(unet, blocks, costs, budget, grades)
     if fitting is None:
         raise ValueError(infeasible(blocks, costs, budget))
     for count in range(2, max(largest.values()) + 1):
         wider = [name for name in largest if count <= largest[name]]
         for name in wider:
-            chosen = within(unet, blocks, costs, budget, grades | {name: count})
+            chosen = fit_within(unet, blocks, costs, budget, grades | {name: count})
             if chosen is not None:
                 fitting = chosen
                 grades = grades | {name: count}
@@ -58,7 +58,7 @@ def largest_grades(unet: UNet2DModel) -> Grades:
     }
 
 
-def within(
+def fit_within(
     unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget, grades: Grades
 ) -> dict[str, Candidate] | None:
     """The blocks of these grades, or None where they exceed the budget."""

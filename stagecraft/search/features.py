@@ -53,9 +53,14 @@ class FeatureWriter:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.teacher, self.process, self.data = teacher, process, data
+        self.teacher = teacher
+        self.process = process
+        self.data = data
         self.condition = data.condition if teacher.config["num_class_embeds"] is not None else UNCONDITIONAL
-        self.stages, self.settings, self.seed, self.device = stages, settings, seed, device
+        self.stages = stages
+        self.settings = settings
+        self.seed = seed
+        self.device = device
 
     def predicted_bytes(self) -> int:
         """Bytes of all shards, from one triple."""
@@ -65,7 +70,8 @@ class FeatureWriter:
 
     def check_room(self, folder: Path) -> None:
         """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
-        need, limit = self.predicted_bytes(), self.settings["max_gib"] * GIB
+        need = self.predicted_bytes()
+        limit = self.settings["max_gib"] * GIB
         made = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         free = shutil.disk_usage(folder).free + made
         for room, name in ((limit, "cache_features.max_gib allows"), (free, f"the disk of {folder} has")):
@@ -82,7 +88,8 @@ class FeatureWriter:
             params: what the index says the shards were made with.
             inputs: hashes of what they were made from; shards made with other params or inputs are made anew.
         """
-        total, size = self.settings["triples_per_stage"], self.settings["shard_size"]
+        total = self.settings["triples_per_stage"]
+        size = self.settings["shard_size"]
         pieces = Pieces(folder, {"params": params, "inputs": inputs})
         folder.mkdir(parents=True, exist_ok=True)
         self.check_room(folder)
@@ -90,7 +97,8 @@ class FeatureWriter:
         hashes: dict[str, dict[str, str]] = {}
         for stage in range(len(self.stages)):
             for number in range(math.ceil(total / size)):
-                name, stop = f"stage_{stage}-shard_{number}.safetensors", min((number + 1) * size, total)
+                name = f"stage_{stage}-shard_{number}.safetensors"
+                stop = min((number + 1) * size, total)
                 if not pieces.has(name):
                     self._write_shard(pieces.path(name), stage, number * size, stop)
                     pieces.add(name)
@@ -119,7 +127,8 @@ class FeatureWriter:
 
     @torch.no_grad()
     def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:
-        n, generator = stop - start, generator_for(self.seed, f"features/{stage}", start)
+        n = stop - start
+        generator = generator_for(self.seed, f"features/{stage}", start)
         rows = torch.randint(len(self.data), (n,), generator=generator)
         x0 = self.data.x0(rows)
         t = self.process.draw(n, generator, *self.stages[stage])
@@ -158,8 +167,11 @@ class Features:
         kept: dict[str, torch.Tensor] | None = None,
     ) -> None:
         index = read_checked_json(folder / "index.json", "cache_features")
-        self.names, self.kept = list(names), kept or {}
-        self.held_out, self.per_stage, size = index["held_out"], index["triples_per_stage"], index["shard_size"]
+        self.names = list(names)
+        self.kept = kept or {}
+        self.held_out = index["held_out"]
+        self.per_stage = index["triples_per_stage"]
+        size = index["shard_size"]
         self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
         self.total = self.per_stage * len(index["stages"])
         per_stage = math.ceil(self.per_stage / size)
@@ -182,13 +194,14 @@ class Features:
     def rows(self, held_out: bool) -> torch.Tensor:
         """Row numbers of the held-out or of the training triples of all opened stages."""
         kept = self.per_stage - self.held_out
-        within = torch.arange(kept, self.per_stage) if held_out else torch.arange(kept)
-        return torch.cat([within + self.per_stage * i for i in range(len(self.stages))])
+        numbers = torch.arange(kept, self.per_stage) if held_out else torch.arange(kept)
+        return torch.cat([numbers + self.per_stage * i for i in range(len(self.stages))])
 
     def take(self, rows: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
         """The rows of every tensor, in the order of `names`."""
         shard_of = torch.bucketize(rows.contiguous(), self.ends, right=True)
-        pieces, positions = [], []
+        pieces = []
+        positions = []
         for number in shard_of.unique().tolist():
             chosen = (shard_of == number).nonzero().flatten()
             first = 0 if number == 0 else int(self.ends[number - 1])

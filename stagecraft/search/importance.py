@@ -43,7 +43,8 @@ def choose_stream(
     Raises:
         ValueError: not one share for each level, or two for levels that have their channels in common.
     """
-    groups, same = teacher.config["norm_num_groups"], stream_levels(teacher)
+    groups = teacher.config["norm_num_groups"]
+    same = stream_levels(teacher)
     shares = [share] * len(same) if isinstance(share, int | float) else share
     check_shares(shares, teacher.config["block_out_channels"])
     if all(share == 1 for share in shares):
@@ -53,7 +54,8 @@ def choose_stream(
     for number, share in zip(same, shares, strict=True):
         parts = [one for one, other in zip(importance, same, strict=True) if other == number]
         grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
-        size, step = grouped.shape[1], math.lcm(groups, multiple) // groups
+        size = grouped.shape[1]
+        step = math.lcm(groups, multiple) // groups
         count = size if share == 1 else min(size, step * max(1, round(share * size / step)))
         order = grouped.argsort(dim=1, descending=True, stable=True)[:, :count]
         stream.append((order + torch.arange(groups)[:, None] * size).flatten().sort().values.tolist())
@@ -78,10 +80,11 @@ def measure_importance(
     batches = NoisyBatches(data, process, BATCH, device, conditional=conditional)
     drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
     factors = (process.image_factor(batch.t.cpu()) for batch in again)
-    signs, progress = generator_for(seed, "stream signs", 0), Progress("rank_channels", BATCHES)
+    signs = generator_for(seed, "stream signs", 0)
+    progress = Progress("rank_channels", BATCHES)
     with bounded_activations(teacher, data.shape, BATCH, masked_prediction) as at_once:
-        found = stream_importance(teacher, drawn, factors, signs, at_once=at_once, pieces=pieces, done=progress.update)
-    return [level.tolist() for level in found]
+        levels = stream_importance(teacher, drawn, factors, signs, at_once=at_once, pieces=pieces, done=progress.update)
+    return [level.tolist() for level in levels]
 
 
 def stream_importance(
@@ -109,29 +112,29 @@ def stream_importance(
         done: called with the number of batches that are done.
     """
     widths = teacher.config["block_out_channels"]
-    found = torch.zeros(sum(widths), dtype=torch.float64)
+    total = torch.zeros(sum(widths), dtype=torch.float64)
     with masked_stream(teacher) as masks:
         for number, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
             signs = torch.randint(2, batch.x_t.shape, generator=generator).mul(2).sub(1)
             measure = partial(batch_importance, teacher, masks, batch, signs * factor[:, None, None, None], at_once)
-            found += torch.from_numpy(kept_array(pieces, f"batch-{number:03}.npy", measure))
+            total += torch.from_numpy(kept_array(pieces, f"batch-{number:03}.npy", measure))
             done(number + 1)
-    return list(found.split(list(widths)))
+    return list(total.split(list(widths)))
 
 
 def batch_importance(
     teacher: UNet2DModel, masks: list[torch.Tensor], batch: Batch, weights: torch.Tensor, at_once: int
 ) -> np.ndarray:
     """Sum over a batch of the squared gradients of the weighted prediction by the masks; all levels in a row, float64."""
-    found = torch.zeros(sum(teacher.config["block_out_channels"]), dtype=torch.float64)
+    total = torch.zeros(sum(teacher.config["block_out_channels"]), dtype=torch.float64)
     for start in range(0, len(batch.x_t), at_once):
         rows = slice(start, start + at_once)
         part = batch.rows(rows)
         masks[:] = ones_for(teacher, part.x_t)
         prediction = predict(teacher, part.x_t, part.t, part.condition)
         gradients = torch.autograd.grad((prediction * weights[rows].to(prediction)).sum(), masks)
-        found += torch.cat([gradient.double().square().sum(0).cpu() for gradient in gradients])
-    return found.numpy()
+        total += torch.cat([gradient.double().square().sum(0).cpu() for gradient in gradients])
+    return total.numpy()
 
 
 def masked_prediction(unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:

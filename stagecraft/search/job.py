@@ -38,9 +38,9 @@ class Start:
     @classmethod
     def read(cls, report: Path, weights: Path) -> Self:
         """The supernet of a finished search job; ValueError when a file is not as it was written."""
-        found = read_checked_json(report, "search_block")
-        check_file(weights, found["weights_sha256"], report, "search_block")
-        return cls(load_file(weights), found["order"], found["weights_sha256"])
+        job = read_checked_json(report, "search_block")
+        check_file(weights, job["weights_sha256"], report, "search_block")
+        return cls(load_file(weights), job["order"], job["weights_sha256"])
 
 
 class SearchJob:
@@ -75,8 +75,12 @@ class SearchJob:
         start: Start | None = None,
         latency: Path | None = None,
     ) -> None:
-        self.params, self.settings, self.name, self.checkpoint = params, params["search_block"], name, checkpoint
-        self.teacher, self.folder = teacher.requires_grad_(False).to(device), folder
+        self.params = params
+        self.settings = params["search_block"]
+        self.name = name
+        self.checkpoint = checkpoint
+        self.teacher = teacher.requires_grad_(False).to(device)
+        self.folder = folder
         job = Job.parse(name)
         self.site = site_named(teacher, job.site)
         self.stages = None if job.intervals is None else list(job.intervals)
@@ -112,7 +116,8 @@ class SearchJob:
 
     def train(self) -> list[dict[str, float]]:
         """Train the supernet; returns the loss history."""
-        inputs, settings = len(self.site.reads), self.settings
+        inputs = len(self.site.reads)
+        settings = self.settings
         loss = SandwichLoss(
             self.supernet, self.space, self.features, inputs, settings["batch_size"], self.params["precision"]
         )
@@ -127,15 +132,18 @@ class SearchJob:
 
     def scores(self) -> list[dict[str, Any]]:
         """Every candidate with its costs and both scores."""
-        found = explore(self.space, self.block_score(), self.settings["candidates"], self.params["seed"], self.pieces)
+        candidates = explore(
+            self.space, self.block_score(), self.settings["candidates"], self.params["seed"], self.pieces
+        )
         most = self.settings["output_candidates"]
         if not most:
-            return [candidate | {"output": None} for candidate in found]
-        return score_outputs(self.supernet, found, self.output_score(), most, self.pieces)
+            return [candidate | {"output": None} for candidate in candidates]
+        return score_outputs(self.supernet, candidates, self.output_score(), most, self.pieces)
 
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""
-        inputs, triples = len(self.site.reads), self.settings["local_triples"]
+        inputs = len(self.site.reads)
+        triples = self.settings["local_triples"]
         return BlockScore(self.supernet, self.features, inputs, triples, self.latency_of)
 
     def output_score(self) -> OutputScore:
@@ -145,13 +153,14 @@ class SearchJob:
 
     def measured(self, spec: Spec) -> dict[str, Any]:
         """One sub-block of the supernet as it is, with its costs and both scores."""
-        (found,) = self.block_score()([spec])
-        return found | {"output": self.output_score()(self.supernet, spec)}
+        (candidate,) = self.block_score()([spec])
+        return candidate | {"output": self.output_score()(self.supernet, spec)}
 
     def report(self) -> dict[str, Any]:
         """Train and score; the content of results/search/<name>.json without the hash of the weights."""
-        history, candidates = self.train(), self.scores()
-        whole = self.teacher.get_submodule(self.site.name)
+        history = self.train()
+        candidates = self.scores()
+        block = self.teacher.get_submodule(self.site.name)
         return {
             "block": self.site.name,
             "stages": self.stages,
@@ -159,8 +168,8 @@ class SearchJob:
             "stream": self.stream,
             "space_size": len(self.space),
             "order": self.space.orders,
-            "teacher_macs": self.family.block_macs(whole, self.site),
-            "teacher_params": count_parameters(whole),
+            "teacher_macs": self.family.block_macs(block, self.site),
+            "teacher_params": count_parameters(block),
             "macs_spent": self.macs_spent(candidates),
             "triples": self.features.total,
             "stream_triples": self.stream_triples,
@@ -174,7 +183,8 @@ class SearchJob:
 
         The effect on the output takes the sub-block and the teacher from there on.
         """
-        macs, tail = [candidate["macs"] for candidate in candidates], count_tail_macs(self.teacher, self.site)
+        macs = [candidate["macs"] for candidate in candidates]
+        tail = count_tail_macs(self.teacher, self.site)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
         local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))

@@ -196,7 +196,8 @@ class LatencyTable:
     def __init__(self, content: dict[str, Any], origin: str) -> None:
         self.layers: dict[str, float] = content["layers"]
         self.overhead: float = content.get("overhead", 0.0)
-        self.content, self.origin = content, origin
+        self.content = content
+        self.origin = origin
 
     @classmethod
     def of_stage(cls, path: Path) -> "LatencyTable | None":

@@ -118,10 +118,10 @@ def weight_of(block: Block, costs: Costs) -> float:
 
 def by_place(blocks: Sequence[Block]) -> dict[str, list[Block]]:
     """The blocks that stand for each of the teacher's, of which those chosen have to tile the stages."""
-    found: dict[str, list[Block]] = {}
+    places: dict[str, list[Block]] = {}
     for block in blocks:
-        found.setdefault(block.place, []).append(block)
-    return found
+        places.setdefault(block.place, []).append(block)
+    return places
 
 
 def tilings(blocks: Sequence[Block], stages: int) -> list[list[Block]]:
@@ -140,7 +140,7 @@ def tilings(blocks: Sequence[Block], stages: int) -> list[list[Block]]:
 
 def fewest_blocks(blocks: Sequence[Block], stages: int) -> list[Block]:
     """Of every place the tiling with the fewest blocks, for rules that choose none: an ordinary UNet where that was searched."""
-    return [block for some in by_place(blocks).values() for block in min(tilings(some, stages), key=len)]
+    return [block for searched in by_place(blocks).values() for block in min(tilings(searched, stages), key=len)]
 
 
 def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) -> dict[str, float]:
@@ -156,7 +156,7 @@ def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) 
         costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks if block.runs_in(stage))
         for stage in range(len(costs.stage_weights))
     ]
-    found = {
+    total = {
         "macs": macs,
         "params": params,
         "params_active": max(active),
@@ -165,9 +165,9 @@ def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) 
         "params_active_ratio": max(active) / costs.teacher_params,
     }
     if costs.teacher_time is None or costs.fixed_time is None:
-        return found
+        return total
     time = costs.fixed_time + weighted_sum(blocks, chosen, costs, "time")
-    return found | {"time": time, "time_ratio": time / costs.teacher_time}
+    return total | {"time": time, "time_ratio": time / costs.teacher_time}
 
 
 def weighted_sum(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs, key: str) -> float:
@@ -210,8 +210,8 @@ def _local_sweep(blocks: Sequence[Block], tau_rel: float) -> Iterator[tuple[floa
     """(tau, the choice from it on) for 0 and every larger tau at which the choice changes, ascending."""
     changes = [(tau, block.name, candidate) for block in blocks for tau, candidate in _changes(block, tau_rel)]
     chosen = {block.name: block.identity for block in blocks}
-    for tau, some in itertools.groupby(sorted(changes, key=lambda change: change[0]), key=lambda change: change[0]):
-        chosen = chosen | {name: candidate for _, name, candidate in some}
+    for tau, changed in itertools.groupby(sorted(changes, key=lambda change: change[0]), key=lambda change: change[0]):
+        chosen = chosen | {name: candidate for _, name, candidate in changed}
         yield tau, chosen
 
 
@@ -222,7 +222,8 @@ def _local_choices(blocks: Sequence[Block], tau_rel: float, tau: float) -> dict[
 def _changes(block: Block, tau_rel: float) -> list[tuple[float, Candidate]]:
     """(tau, candidate) for 0 and every tau from which on a block's choice is another one, ascending."""
     base = (1 + tau_rel) * block.identity["nmse"]
-    changes, fewest = [(0.0, block.identity)], math.inf
+    changes = [(0.0, block.identity)]
+    fewest = math.inf
     for candidate in sorted(block.candidates, key=lambda c: (c["nmse"], c["macs"])):
         if candidate["macs"] < fewest:
             fewest = candidate["macs"]
@@ -258,8 +259,12 @@ def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: i
         ValueError: no choice meets the budgets.
     """
     rng = np.random.default_rng(seed)
-    choices = [tilings(some, len(costs.stage_weights)) for some in by_place(blocks).values()]
-    blocks = [block for some in choices for block in some[int(rng.integers(len(some))) if len(some) > 1 else 0]]
+    choices = [tilings(searched, len(costs.stage_weights)) for searched in by_place(blocks).values()]
+    blocks = [
+        block
+        for searched in choices
+        for block in searched[int(rng.integers(len(searched))) if len(searched) > 1 else 0]
+    ]
     options = [list(block.candidates) for block in blocks]
     values = [rng.random(len(column)).tolist() for column in options]
     picked = _Programme(options, blocks, costs, budget, least_spent=1 - TOLERANCE).solve(values)
@@ -270,14 +275,14 @@ def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: i
 
 def measured(blocks: Sequence[Block], score: str) -> list[Block]:
     """The blocks with those candidates alone whose `output` was measured; ValueError when a block has none."""
-    found = [replace(b, candidates=tuple(c for c in b.candidates if c["output"] is not None)) for b in blocks]
-    for block in found:
+    kept = [replace(b, candidates=tuple(c for c in b.candidates if c["output"] is not None)) for b in blocks]
+    for block in kept:
         if not block.candidates:
             raise ValueError(
                 f"params.yaml: assemble.score {score}, but {block.name} was searched without its effect on the image; "
                 "set search_block.output_candidates to 2 or more"
             )
-    return found
+    return kept
 
 
 def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> float:
@@ -331,7 +336,7 @@ def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Cand
         return weighted_sum(tiling, least, costs, key)
 
     stages = len(costs.stage_weights)
-    best = [min(tilings(some, stages), key=cost_of) for some in by_place(blocks).values()]
+    best = [min(tilings(searched, stages), key=cost_of) for searched in by_place(blocks).values()]
     return {block.name: least[block.name] for tiling in best for block in tiling}
 
 
@@ -350,7 +355,8 @@ class _Programme:
         budget: Budget,
         least_spent: float | None = None,
     ) -> None:
-        self.options, self.blocks = options, blocks
+        self.options = options
+        self.blocks = blocks
         weighted = [*self.weighted_rows(costs, budget.limits())]
         self.rows = [(row, limit - fixed) for row, limit, fixed in weighted]
         self.rows += self.params_rows(costs, budget.limits())
@@ -390,10 +396,10 @@ class _Programme:
     def tiles(self) -> np.ndarray:
         """Rows that are 1 where an option runs at a place in a stage, of which one is chosen."""
         rows = []
-        for some in by_place(self.blocks).values():
-            stages = sorted({stage for block in some for stage in block.stages or ()}) or [0]
+        for searched in by_place(self.blocks).values():
+            stages = sorted({stage for block in searched for stage in block.stages or ()}) or [0]
             for stage in stages:
-                here = [float(block in some and block.runs_in(stage)) for block in self.blocks]
+                here = [float(block in searched and block.runs_in(stage)) for block in self.blocks]
                 rows.append(np.repeat(here, [len(options) for options in self.options]))
         return np.array(rows)
 

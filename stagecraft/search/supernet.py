@@ -49,8 +49,12 @@ class SandwichLoss:
         batch_size: int,
         precision: str,
     ) -> None:
-        self.supernet, self.space, self.features, self.inputs = supernet, space, features, inputs
-        self.batch_size, self.precision = batch_size, precision
+        self.supernet = supernet
+        self.space = space
+        self.features = features
+        self.inputs = inputs
+        self.batch_size = batch_size
+        self.precision = precision
         self.rows = features.rows(held_out=False)
         self.device = next(supernet.parameters()).device
 
@@ -58,7 +62,8 @@ class SandwichLoss:
         rng = np.random.default_rng(generator.initial_seed())
         rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=generator)]
         tensors = self.features.take(rows, self.device)
-        inputs, targets = tensors[: self.inputs], tensors[self.inputs :]
+        inputs = tensors[: self.inputs]
+        targets = tensors[self.inputs :]
         paths = [("smallest", self.space.smallest()), ("largest", self.space.identity)]
         paths += [("random", self.space.draw(rng)) for _ in range(2)]
         for name, spec in paths:
@@ -70,8 +75,8 @@ class SandwichLoss:
 
 def relatively(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """The loss itself, with the gradient of log(loss + floor): what counts is by which share it gets better."""
-    whole = loss.detach()
-    return whole + (loss - whole) / (whole + floor)
+    value = loss.detach()
+    return value + (loss - value) / (value + floor)
 
 
 def sort_supernet(supernet: ElasticBlock, features: Features, inputs: int) -> dict[str, Order]:
@@ -80,7 +85,8 @@ def sort_supernet(supernet: ElasticBlock, features: Features, inputs: int) -> di
     Returns:
         As `ElasticBlock.sort`.
     """
-    rows, device = features.rows(held_out=False), next(supernet.parameters()).device
+    rows = features.rows(held_out=False)
+    device = next(supernet.parameters()).device
     bytes_each = sum(tensor.nbytes for tensor in features.take(rows[:1], device)[:inputs])
     rows = rows[:: max(1, len(rows) // max(1, min(SORTING_TRIPLES, SORTING_BYTES // (2 * bytes_each))))]
     return supernet.sort(features.take(rows, device)[:inputs])
@@ -145,14 +151,16 @@ def explore(
         pieces: candidates scored by a run that was killed, and where to keep those of this one.
     """
     scored: list[dict[str, Any]] = []
-    whole = len(space) <= most
-    waiting = space.first(most if whole else math.ceil(most * SAMPLED), np.random.default_rng(seed))
+    exhaustive = len(space) <= most
+    waiting = space.first(most if exhaustive else math.ceil(most * SAMPLED), np.random.default_rng(seed))
     while waiting:
-        batch, waiting = waiting[:KEPT_SCORES], waiting[KEPT_SCORES:]
+        batch = waiting[:KEPT_SCORES]
+        waiting = waiting[KEPT_SCORES:]
         scored += kept_record(pieces, f"scores-{len(scored):05}.json", partial(measure, batch))
-        if not waiting and not whole and len(scored) < most:
-            parents, known = ([c["spec"] for c in some] for some in (best_of(scored), scored))
-            count, rng = min(KEPT_SCORES, most - len(scored)), np.random.default_rng([seed, len(scored)])
+        if not waiting and not exhaustive and len(scored) < most:
+            parents, known = ([c["spec"] for c in candidates] for candidates in (best_of(scored), scored))
+            count = min(KEPT_SCORES, most - len(scored))
+            rng = np.random.default_rng([seed, len(scored)])
             waiting = space.children(parents, count, known, rng)
     return scored
 
@@ -190,7 +198,9 @@ class OutputScore:
         triples: int,
         kept: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        self.teacher, self.site, self.kept = teacher, site, kept or {}
+        self.teacher = teacher
+        self.site = site
+        self.kept = kept or {}
         device = next(teacher.parameters()).device
         rows = features.rows(held_out=True).view(len(features.stages), -1)[:, -triples:]
         self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]

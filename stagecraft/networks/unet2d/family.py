@@ -15,7 +15,9 @@ from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, S
 from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 
-DOWN, MID, UP = "down_blocks", "mid_block", "up_blocks"
+DOWN = "down_blocks"
+MID = "mid_block"
+UP = "up_blocks"
 IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
 
@@ -24,7 +26,7 @@ class UNet2DFamily:
 
     def sites(self, net: Module) -> list[Site]:
         """The places of all blocks, in the order in which they run."""
-        side = net.config["sample_size"]
+        side = net.config["sample_size"] or 0  # unknown until a teacher is fitted to its images
         deepest = len(net.down_blocks) - 1
         sites = []
         states = ["skip.0"]

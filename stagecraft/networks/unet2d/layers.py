@@ -38,7 +38,9 @@ class Entrance(nn.Module):
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
-        self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
+        self.conv_in = unet.conv_in
+        self.time_proj = unet.time_proj
+        self.time_embedding = unet.time_embedding
 
     def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         timesteps = torch.zeros(len(sample), device=sample.device)
@@ -50,7 +52,9 @@ class Head(nn.Module):
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
-        self.norm, self.act, self.conv = unet.conv_norm_out, unet.conv_act, unet.conv_out
+        self.norm = unet.conv_norm_out
+        self.act = unet.conv_act
+        self.conv = unet.conv_out
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.conv(self.act(self.norm(hidden_states)))

@@ -101,7 +101,8 @@ class PartialLayer(nn.Module):
 
     def __init__(self, resnet: Module, reads: list[int], writes: list[int]) -> None:
         super().__init__()
-        inner, outer = resnet.conv1, resnet.conv2
+        inner = resnet.conv1
+        outer = resnet.conv2
         factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
         read = channels_of("reads", reads, inner.in_channels, norm_size(resnet.norm1))
         write = channels_of("writes", writes, outer.out_channels, output_group_size(resnet))
@@ -111,8 +112,11 @@ class PartialLayer(nn.Module):
         self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
         self.conv1 = convolution(len(read), inner.out_channels, inner.kernel_size[0], **factory)
         self.conv2 = convolution(outer.in_channels, len(write), outer.kernel_size[0], **factory)
-        self.time_emb_proj, self.norm2, self.dropout = resnet.time_emb_proj, resnet.norm2, resnet.dropout
-        self.nonlinearity, self.conv_shortcut = resnet.nonlinearity, resnet.conv_shortcut
+        self.time_emb_proj = resnet.time_emb_proj
+        self.norm2 = resnet.norm2
+        self.dropout = resnet.dropout
+        self.nonlinearity = resnet.nonlinearity
+        self.conv_shortcut = resnet.conv_shortcut
         self.output_scale_factor = resnet.output_scale_factor
         self.scale_shift = resnet.time_embedding_norm == "scale_shift"
 
@@ -186,7 +190,8 @@ BUILDERS: dict[str, Callable[[Module, dict[str, Any] | None], Module]] = {
 
 def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
     """Give a ResNet layer another inner width and other kernels, in place; untouched when all are as they were."""
-    inner, outer = resnet.conv1, resnet.conv2
+    inner = resnet.conv1
+    outer = resnet.conv2
     if width == inner.out_channels and kernels == [inner.kernel_size[0], outer.kernel_size[0]]:
         return resnet
     groups, remainder = divmod(width, group_size(resnet))
@@ -237,7 +242,8 @@ def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
     base: Module
     for block, base in zip(wide.up_blocks, unet.up_blocks, strict=True):
         for index, (resnet, old) in enumerate(zip(block.resnets, base.resnets, strict=True)):
-            inside, groups = hidden + old.in_channels - base_hidden, old.norm1.num_groups
+            inside = hidden + old.in_channels - base_hidden
+            groups = old.norm1.num_groups
             block.resnets[index] = ResnetBlock2D(
                 in_channels=inside,
                 out_channels=resnet.out_channels,
@@ -250,7 +256,8 @@ def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
                 output_scale_factor=old.output_scale_factor,
             )
             block.resnets[index].nonlinearity = old.nonlinearity
-            hidden, base_hidden = resnet.out_channels, old.out_channels
+            hidden = resnet.out_channels
+            base_hidden = old.out_channels
         upsampler = block.upsamplers[0] if block.upsamplers else None
         if isinstance(upsampler, ResnetBlock2D):
             upsampler.time_emb_proj = nn.Linear(
@@ -289,7 +296,9 @@ def narrow_stream(unet: UNet2DModel, stream: list[list[int]]) -> UNet2DModel:
     """
     check_stream(unet, stream)
     kept = [torch.tensor(channels) for channels in stream]
-    widths, skips, hidden = unet.config["block_out_channels"], [kept[0]], kept[0]
+    widths = unet.config["block_out_channels"]
+    skips = [kept[0]]
+    hidden = kept[0]
     select(unet.conv_in, None, kept[0])
     block: Module
     for level, block in enumerate(unet.down_blocks):
@@ -303,7 +312,8 @@ def narrow_stream(unet: UNet2DModel, stream: list[list[int]]) -> UNet2DModel:
         reads = []
         for _ in block.resnets:
             reads.append(torch.cat([hidden, skips.pop() + width]))
-            hidden, width = kept[level], widths[level]
+            hidden = kept[level]
+            width = widths[level]
         narrow_layers(block, reads, kept[level])
     narrow_norm(unet.conv_norm_out, kept[0])
     select(unet.conv_out, kept[0], None)
@@ -312,7 +322,8 @@ def narrow_stream(unet: UNet2DModel, stream: list[list[int]]) -> UNet2DModel:
 
 def check_stream(unet: UNet2DModel, stream: list[list[int]]) -> None:
     """Raise the ValueErrors of `narrow_stream`."""
-    widths, same = unet.config["block_out_channels"], stream_levels(unet)
+    widths = unet.config["block_out_channels"]
+    same = stream_levels(unet)
     if len(stream) != len(widths):
         raise ValueError(f"architecture: stream of {len(stream)} levels for a UNet of {len(widths)}")
     for level, (channels, width) in enumerate(zip(stream, widths, strict=True)):
@@ -424,7 +435,9 @@ class Decoder(nn.Module):
         # Tuples, so that what is shared is a part of the state once, in the decoder that it is from.
         self.blocks = tuple(blocks)
         if lenders[-1] is None:
-            self.conv_norm_out, self.conv_act, self.conv_out = unet.conv_norm_out, unet.conv_act, unet.conv_out
+            self.conv_norm_out = unet.conv_norm_out
+            self.conv_act = unet.conv_act
+            self.conv_out = unet.conv_out
             self.head = (self.conv_norm_out, self.conv_act, self.conv_out)
         else:
             self.head = lenders[-1].head
@@ -527,7 +540,9 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         if architecture.get("stream"):
             narrow_stream(base, architecture["stream"])
         self.base_config = base.config
-        self.conv_in, self.time_proj, self.time_embedding = base.conv_in, base.time_proj, base.time_embedding
+        self.conv_in = base.conv_in
+        self.time_proj = base.time_proj
+        self.time_embedding = base.time_embedding
         self.class_embedding = base.class_embedding
         blocks = architecture["blocks"]
         up = [blocks[f"up_blocks.{i}"] for i in range(len(base.up_blocks))]
@@ -584,7 +599,8 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         present = stage.unique().tolist()
         if len(present) == 1:
             return self.decoders[present[0]](hidden, skips, emb)
-        parts, rows = [], []
+        parts = []
+        rows = []
         for index in present:
             row = (stage == index).nonzero().flatten()
             parts.append(self.decoders[index](hidden[row], tuple(skip[row] for skip in skips), emb[row]))
@@ -661,7 +677,8 @@ class SeparateUNet2DModel(SelfContainedModel):
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,)."""
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
-        stage, output = self.stage_of(timesteps), None
+        stage = self.stage_of(timesteps)
+        output = None
         for index in stage.unique().tolist():
             rows = (stage == index).nonzero().flatten()
             labels = None if class_labels is None else class_labels[rows]
