@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from stagecraft.preflight.versions import check_carried, commit, reason_not_to_commit
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import write_json
-from stagecraft.runtime.versions import check_carried, commit, reason_not_to_commit
 
 
 def record(params: dict[str, Any], *, threads: int, results: list[Path], output: Path) -> None:

@@ -24,7 +24,7 @@ from stagecraft.preflight.jobs import (
     runs_in_latents,
     teacher_files,
 )
-from stagecraft.runtime.versions import check_carried
+from stagecraft.preflight.versions import check_carried
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from stagecraft.config.keys import SAMPLERS
 from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.edm import EDMProcess
-from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample
 from stagecraft.networks.unet2d.multi_decoder_unet import stage_of

@@ -29,8 +29,9 @@ from stagecraft.evaluation.extractor import read_classifier
 from stagecraft.evaluation.samples import load_samples
 from stagecraft.networks.autoencoder import load_given_autoencoder
 from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.preflight import versions
 from stagecraft.report.page import check_same_run
-from stagecraft.runtime import device, files, gpus, launch, versions
+from stagecraft.runtime import device, files, gpus, launch
 from stagecraft.runtime.command import explain
 from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.search.architecture import check_results, check_times, stream_of

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import tiny_unet
 
+from stagecraft.config.keys import SAMPLERS
 from stagecraft.data.condition import class_condition
-from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
 from stagecraft.diffusion.stepper import Stepper, stages_of

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from stagecraft.config.keys import SAMPLERS
 from stagecraft.config.messages import offer, show
 from stagecraft.config.sections import CacheFeatures, Everything, Teacher
 from stagecraft.diffusion.boundaries import check_given
-from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stagecraft.evaluation.counts import check_features
 from stagecraft.networks.given import Sides, Space, why_not_halved, why_undivided

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stagecraft.config.keys import SAMPLERS
 from stagecraft.config.params import EXAMPLE, read_params, validate_params
 from stagecraft.config.sections import CHOICES, Everything, Section
-from stagecraft.diffusion.keys import SAMPLERS
 
 Params = dict[str, Any]
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from stagecraft.diffusion.keys import PROCESS_KEYS
+from stagecraft.config.keys import PROCESS_KEYS
 from stagecraft.diffusion.process import Pair, Process
 
 

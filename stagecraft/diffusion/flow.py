@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from stagecraft.config.keys import PROCESS_KEYS
 from stagecraft.diffusion.boundaries import flow_range, shifted
-from stagecraft.diffusion.keys import PROCESS_KEYS
 from stagecraft.diffusion.process import Pair, Process
 
 

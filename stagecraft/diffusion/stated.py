@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from stagecraft.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS
+from stagecraft.config.keys import OPTIONAL_KEYS, PROCESS_KEYS
 
 Config = Mapping[str, Any]
 

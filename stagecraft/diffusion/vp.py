@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from stagecraft.diffusion.keys import OPTIONAL_KEYS, PROCESS_KEYS
+from stagecraft.config.keys import OPTIONAL_KEYS, PROCESS_KEYS
 from stagecraft.diffusion.process import Pair, Process
 from stagecraft.diffusion.stated import fit_solver, spacing_of
 

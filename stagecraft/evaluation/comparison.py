@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from stagecraft.config.keys import SAMPLERS
 from stagecraft.data.condition import Condition, class_condition
 from stagecraft.data.prepared import PreparedData
-from stagecraft.diffusion.keys import SAMPLERS
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage

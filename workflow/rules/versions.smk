@@ -4,7 +4,7 @@ from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 
 from stagecraft.runtime import calls
-from stagecraft.runtime import versions
+from stagecraft.preflight import versions
 
 # Kept open as long as this process lives.
 alive = []

@@ -1,0 +1,20 @@
+"""Names that the params use for noise processes; light: no torch, no NumPy."""
+
+from stagecraft.config.sections import CHOICES
+
+PROCESSES = CHOICES["diffusion"].members
+# The keys of `diffusion` beside `process`, and those that may be left out, of each process.
+PROCESS_KEYS = {
+    name: tuple(key for key, field in model.model_fields.items() if field.is_required() and key != "process")
+    for name, model in PROCESSES.items()
+}
+OPTIONAL_KEYS = {
+    name: tuple(key for key, field in model.model_fields.items() if not field.is_required())
+    for name, model in PROCESSES.items()
+}
+# The samplers of `sampling.scheduler` of each process; the first is that of its pipeline folders.
+SAMPLERS = {
+    "vp": ("ddpm", "ddim", "dpm_solver"),
+    "edm": ("edm_euler", "edm_dpm_solver"),
+    "flow": ("flow_euler",),
+}
