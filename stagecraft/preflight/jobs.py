@@ -7,49 +7,55 @@ from typing import Any
 from stagecraft.config.messages import show
 from stagecraft.config.params import PROJECT
 from stagecraft.config.sections import Evaluate, Everything, MeasureLatency, TrainAutoencoder, TrainTeacher
+from stagecraft.networks.jobs import Job
+from stagecraft.networks.unet2d.names import decoder_names, encoder_names, shape_of
 from stagecraft.networks.weights import find_weights
 from stagecraft.runtime.files import pipeline_file
 
 
-def block_names(params: Everything) -> list[str]:
-    """Names of the block searches in network order, up blocks once per range of stages; none for a given architecture.
+def search_jobs(params: Everything) -> list[Job]:
+    """The block searches in network order, those of the decoder once per range of stages; none for a given architecture.
 
     Raises ValueError when the teacher's folder (source `path`) is incomplete.
     """
     if params.architecture == "given":
         return []
     levels, has_mid = teacher_shape(params.train_teacher)
-    down = [f"down_blocks.{i}" for i in range(levels)]
-    up = [f"up_blocks.{i}.stage_{name}" for name in range_names(params) for i in range(levels)]
-    return [*down, *(["mid_block"] if has_mid else []), *up]
+    shared = [Job(site) for site in encoder_names(levels, has_mid)]
+    return [*shared, *(Job(site, part) for part in searched_ranges(params) for site in decoder_names(levels))]
 
 
-def range_names(params: Everything) -> list[str]:
-    """The ranges of contiguous stages that up blocks are searched for, as job names have them: `2`, or `0-1`."""
-    count, which = params.cluster_timesteps.stages, params.search_block.ranges
-    ranges = [(first, last) for first in range(count) for last in range(first, count)]
-    if which != "all":
-        ranges = [
-            (first, last) for first, last in ranges if (first == last if which == "own" else last - first == count - 1)
-        ]
-    return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+def block_names(params: Everything) -> list[str]:
+    """The names of the block searches, and of their files."""
+    return [job.name for job in search_jobs(params)]
+
+
+def searched_ranges(params: Everything) -> list[tuple[int, ...]]:
+    """The ranges of contiguous stages that blocks of the decoder are searched for."""
+    count = params.cluster_timesteps.stages
+    everywhere = tuple(range(count))
+    match params.search_block.ranges:
+        case "own":
+            return [(stage,) for stage in everywhere]
+        case "shared":
+            return [everywhere]
+    return [everywhere[first:last] for first in range(count) for last in range(first + 1, count + 1)]
 
 
 def refined_from(params: Everything) -> dict[str, str]:
     """For each search that is fine-tuned from another's supernet, by name, that of all stages."""
-    last = params.cluster_timesteps.stages - 1
-    if params.search_block.ranges != "all" or not last:
+    everywhere = tuple(range(params.cluster_timesteps.stages))
+    if params.search_block.ranges != "all":
         return {}
-    found = {name: f"{name.partition('.stage_')[0]}.stage_0-{last}" for name in block_names(params) if "stage_" in name}
-    return {name: start for name, start in found.items() if name != start}
+    ranged = [job for job in search_jobs(params) if job.intervals not in (None, everywhere)]
+    return {job.name: Job(job.site, everywhere).name for job in ranged}
 
 
 def teacher_shape(settings: TrainTeacher) -> tuple[int, bool]:
     """Number of resolution levels of the teacher, and whether it has a mid block."""
     if settings.source == "train":
         return len(settings.block_out_channels), True
-    unet = read_teacher_config(settings)
-    return len(unet["down_block_types"]), unet.get("mid_block_type", "UNetMidBlock2D") is not None
+    return shape_of(read_teacher_config(settings))
 
 
 def read_teacher_config(settings: TrainTeacher) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def read_teacher_config(settings: TrainTeacher) -> dict[str, Any]:
     config = Path(teacher_files(settings)[0])
     try:
         unet: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        len(unet["down_block_types"]), unet.get("mid_block_type")
+        shape_of(unet)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{config}: not the config of a diffusers UNet2DModel; give another train_teacher.path"

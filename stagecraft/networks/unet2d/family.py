@@ -14,10 +14,8 @@ from stagecraft.diffusion.losses import predict
 from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
 from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
+from stagecraft.networks.unet2d.names import DOWN, MID, UP
 
-DOWN = "down_blocks"
-MID = "mid_block"
-UP = "up_blocks"
 IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from stagecraft.networks.family import Module, Spec
 from stagecraft.networks.layer import Layer
-from stagecraft.networks.unet2d.family import UP, UNet2DFamily
+from stagecraft.networks.unet2d.family import UNet2DFamily
 from stagecraft.networks.unet2d.multi_decoder_unet import BUILDERS, Dropped, PartialLayer, ShortcutLayer
+from stagecraft.networks.unet2d.names import UP
 
 WITH_EMBEDDING = (ResnetBlock2D, PartialLayer, ShortcutLayer)  # called with the time embedding
 WHOLE = "the whole teacher"
