@@ -150,7 +150,7 @@ class Choosing:
 
     def plan(self, setting: float) -> dict[str, Any]:
         """The content of architecture.json."""
-        from stagecraft.config.stages import stage_params
+        from stagecraft.config.stages import Assemble, stage_params
         from stages.assemble import assemble
 
         run = self.run
@@ -160,13 +160,13 @@ class Choosing:
         inputs = {"teacher": run.shared.teacher, "clusters": folder / "clusters.json", "latency": self.latency()}
         inputs["search"] = self.drawn() if run.method.name == "random" else run.shared.results(run.params)
         output.parent.mkdir(parents=True, exist_ok=True)
-        assemble(params, threads=1, **inputs, output=output)
+        assemble(Assemble.of(params), threads=1, **inputs, output=output)
         found: dict[str, Any] = json.loads(output.read_text())
         return found
 
     def latency(self) -> Path:
         """The latencies of the candidates; none for a rule that does not choose among them."""
-        from stagecraft.config.stages import stage_params
+        from stagecraft.config.stages import MeasureLatency, stage_params
         from stages.measure_latency import measure_latency
 
         run = self.run
@@ -176,7 +176,9 @@ class Choosing:
         path.parent.mkdir(parents=True, exist_ok=True)
         params = stage_params(changed(run.params, {"measure_latency": {"source": "none"}}), "measure_latency")
         importance = run.shared.search(run.params) / run.shared.importance_name(run.params)
-        measure_latency(params, threads=1, teacher=run.shared.teacher, importance=importance, output=path)
+        measure_latency(
+            MeasureLatency.of(params), threads=1, teacher=run.shared.teacher, importance=importance, output=path
+        )
         return path
 
     def drawn(self) -> Path:

@@ -24,6 +24,8 @@ from compression_methods import (
 )
 from shared_inputs import Shared, write
 
+from stagecraft.config.sections import Retrain
+
 ERROR_BATCHES = 8
 OTHER_SEEDS = 1_000_000  # of samples that no run is scored by
 COMPARED = 64  # samples that ways to reuse features are compared by
@@ -260,14 +262,14 @@ class Run:
         from stagecraft.training.student import student_batches
         from stagecraft.training.teacher import DenoisingLoss
 
-        settings = changed(self.params, NO_BLOCKS)["retrain"]
-        macs = 3 * settings["batch_size"] * count_macs(self.teacher, self.data.shape, 0)
+        settings = Retrain(**changed(self.params, NO_BLOCKS)["retrain"])
+        macs = 3 * settings.batch_size * count_macs(self.teacher, self.data.shape, 0)
         spent = self.spent()
         steps = max(1, round(spent / macs))
         net = copy.deepcopy(self.teacher).requires_grad_(True)
         batches = student_batches(self.data, self.process, net, [], settings, self.device)
-        net = self.train(net, DenoisingLoss(net, batches, "fp32"), settings | {"steps": steps})
-        about = {"steps": settings["steps"], "teacher_steps": steps, "macs_spent": spent}
+        net = self.train(net, DenoisingLoss(net, batches, "fp32"), settings.model_copy(update={"steps": steps}))
+        about = {"steps": settings.steps, "teacher_steps": steps, "macs_spent": spent}
         return about | self.cost(net, []) | timed(1.0) | self.score(self.draw(net))
 
     def spent(self) -> float:
@@ -299,13 +301,13 @@ class Run:
         from stagecraft.training.student import student_batches
 
         by_blocks = self.method.name in SEARCHED or self.method.name == DEPTH
-        settings = (self.params if by_blocks else changed(self.params, NO_BLOCKS))["retrain"]
+        settings = Retrain(**(self.params if by_blocks else changed(self.params, NO_BLOCKS))["retrain"])
         batches = student_batches(self.data, self.process, self.teacher, boundaries, settings, self.device)
         remembered = self.shared.folder / "predictions"
         loss = RememberedJointLoss(net, self.teacher, batches, settings, "fp32", folder=remembered)
         return self.train(net, loss, settings)
 
-    def train(self, net: Any, loss: Any, settings: dict[str, Any]) -> Any:
+    def train(self, net: Any, loss: Any, settings: Retrain) -> Any:
         """The net with averaged weights after training with a loss."""
         from stagecraft.training.loop import TrainSettings, train
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from shared_inputs import cpu_params, preset_file, write
 
+from stagecraft.config.params import validate_params
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import stage_timesteps
@@ -43,7 +44,9 @@ def teacher_of(preset: str, params: dict[str, Any]) -> Module:
     committed = ROOT / "benchmarks" / "teachers" / preset
     if committed.is_dir():
         return load_given_teacher(committed)
-    return build_teacher(params["train_teacher"], params["prepare_data"]["resolution"] or 8, 1, 0).eval()
+    return build_teacher(
+        validate_params(params, preset).train_teacher, params["prepare_data"]["resolution"] or 8, 1, 0
+    ).eval()
 
 
 def draw_architecture(unet: Module, settings: dict[str, Any], stages: int, rng: np.random.Generator) -> dict[str, Any]:

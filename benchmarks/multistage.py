@@ -32,7 +32,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stagecraft.config.overlay import load_over
-from stagecraft.config.stages import stage_params
+from stagecraft.config.params import validate_params
+from stagecraft.config.sections import ClusterTimesteps
+from stagecraft.config.stages import stage_model
 
 ROOT = Path(__file__).parents[1]
 POINTS = [0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]
@@ -62,15 +64,15 @@ def prepare(process: str, folder: Path) -> None:
     params, data, vae = params_of(process, 0), folder / "data", folder / "autoencoder"
     log = folder / "log.json"
     if not (data / "meta.json").exists():
-        prepare_data(stage_params(params, "prepare_data"), threads=1, output=data)
+        prepare_data(stage_model(params, "prepare_data"), threads=1, output=data)
     if not (vae / "index.json").exists():
-        train_autoencoder(stage_params(params, "train_autoencoder"), threads=1, data=data, output=vae, log=log)
+        train_autoencoder(stage_model(params, "train_autoencoder"), threads=1, data=data, output=vae, log=log)
     if not (folder / "latents" / "index.json").exists():
         latents = folder / "latents"
-        encode_latents(stage_params(params, "encode_latents"), threads=1, data=data, autoencoder=vae, output=latents)
+        encode_latents(stage_model(params, "encode_latents"), threads=1, data=data, autoencoder=vae, output=latents)
     extractor = folder / "extractor.safetensors"
     if not extractor.exists():
-        train_extractor(stage_params(params, "train_extractor"), threads=1, data=data, output=extractor, log=log)
+        train_extractor(stage_model(params, "train_extractor"), threads=1, data=data, output=extractor, log=log)
 
 
 class Run:
@@ -101,7 +103,7 @@ class Run:
         self.process, self.vae = make_process(self.params["diffusion"]), open_autoencoder(shared / "autoencoder")
         self.extractor = open_extractor("classifier", shared / "extractor.safetensors", self.prepared.images[0])
         channels, side, _ = self.data.shape
-        self.unified = build_teacher(self.params["train_teacher"], side, channels, seed)
+        self.unified = build_teacher(validate_params(self.params, "multistage").train_teacher, side, channels, seed)
 
     def boundaries(self) -> list[float]:
         """The stages' boundaries of the arm."""
@@ -110,17 +112,17 @@ class Run:
         from stagecraft.clustering.gradients import loss_gradients
         from stagecraft.clustering.stages import cluster
 
-        settings = dict(self.params["cluster_timesteps"]) | {"seeds": 1}
+        settings = ClusterTimesteps(**self.params["cluster_timesteps"] | {"seeds": 1})
         if self.arm == "unified":
             return []
         gradients = None
         if self.arm.startswith("cluster-"):
-            settings |= {"method": self.arm.removeprefix("cluster-")}
-            if settings["method"] == "gradient":
+            settings = settings.model_copy(update={"method": self.arm.removeprefix("cluster-")})
+            if settings.method == "gradient":
                 # A net that has learned a little, as gradients of random weights say little.
                 trained = self.train(copy.deepcopy(self.unified), self.batches(), self.steps(WARM), "gradient")
                 gradients = partial(loss_gradients, trained, self.process, self.data, 256)
-        found = cluster(self.data.flat(settings["image_range"]), self.process, settings, self.seed, gradients)
+        found = cluster(self.data.flat(settings.image_range), self.process, settings, self.seed, gradients)
         boundaries: list[float] = found["boundaries"]
         return boundaries
 

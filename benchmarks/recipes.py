@@ -62,13 +62,13 @@ class Recipes:
 
     def architecture(self, seed: int, path: Path) -> dict[str, Any]:
         """The content of architecture.json, searched with this seed."""
-        from stagecraft.config.stages import stage_params
+        from stagecraft.config.stages import stage_model
         from stages.assemble import assemble
 
         self.searched = self.params | {"seed": seed}
         folder, results = self.shared.search(self.searched), self.shared.results(self.searched)
         inputs = {"teacher": self.shared.teacher, "clusters": folder / "clusters.json", "search": results}
-        params = stage_params(self.searched, "assemble")
+        params = stage_model(self.searched, "assemble")
         assemble(params, threads=1, **inputs, latency=results / LATENCY, output=path)
         found: dict[str, Any] = json.loads(path.read_text())
         return found
@@ -77,6 +77,7 @@ class Recipes:
         """The retrained student and the seconds that it took."""
         from remembered import RememberedJointLoss
 
+        from stagecraft.config.sections import Retrain
         from stagecraft.training.loop import TrainSettings, train
         from stagecraft.training.student import start_student, student_batches, supernet_reader
 
@@ -84,13 +85,14 @@ class Recipes:
         reader = supernet_reader(search, plan["supernets"], search / "index.json")
         net = start_student(self.teacher, plan, "inherit", seed, reader)
         settings = self.params["retrain"] | dict(zip(TERMS, RECIPES[recipe], strict=True))
-        batches = student_batches(self.data, self.process, self.teacher, plan["boundaries"], settings, self.device)
-        losses = RememberedJointLoss(net, self.teacher, batches, settings, "fp32", folder=work / "predictions")
+        section = Retrain(**settings)
+        batches = student_batches(self.data, self.process, self.teacher, plan["boundaries"], section, self.device)
+        losses = RememberedJointLoss(net, self.teacher, batches, section, "fp32", folder=work / "predictions")
         begun = time.perf_counter()
         result = train(
             net,
             losses,
-            TrainSettings.of(settings, seed),
+            TrainSettings.of(section, seed),
             checkpoint=work / f"{recipe}-seed{seed}.pt",
             fingerprint={"params": settings, "plan": plan["unet"]},
             label=f"{recipe} seed {seed}",

@@ -25,7 +25,7 @@ class RememberedJointLoss(JointLoss):
 
     def teach(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
         """As JointLoss does; where the prediction is all that is needed, from the folder."""
-        if share < 1 or not self.settings["output_weight"]:
+        if share < 1 or not self.settings.output_weight:
             return super().teach(batch, share)
         path = self.folder / f"{self.key(batch)}.npy"
         if not path.is_file():

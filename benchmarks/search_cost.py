@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
-from stagecraft.config.stages import stage_params
+from stagecraft.config.params import validate_params
+from stagecraft.config.stages import stage_model
 
 ROOT = Path(__file__).parents[1]
 WARM_UP, TIMED = 10, 100  # teacher steps
@@ -57,16 +58,16 @@ class Costs:
         from stagecraft.training.loop import TrainSettings, train
         from stagecraft.training.teacher import DenoisingLoss, build_teacher
 
-        settings, seed = self.params["train_teacher"], self.params["seed"]
+        settings, seed = validate_params(self.params, str(self.preset)).train_teacher, self.params["seed"]
         data, device = TrainingSet.load(self.shared.data, self.shared.latents), torch.device("cpu")
         channels, resolution, _ = data.shape
-        classes = data.classes() if settings["class_conditional"] else None
+        classes = data.classes() if settings.class_conditional else None
         net = build_teacher(settings, resolution, channels, seed, classes)
-        flip = settings["horizontal_flip"]
+        flip = settings.horizontal_flip
         batches = NoisyBatches(
             data,
             make_process(self.params["diffusion"]),
-            settings["batch_size"],
+            settings.batch_size,
             device,
             flip,
             conditional=bool(classes),
@@ -78,7 +79,12 @@ class Costs:
                 begun.append(time.perf_counter())
             return DenoisingLoss(net, batches, self.params["precision"])(step, generator)
 
-        train(net, losses, TrainSettings.of(settings | {"steps": WARM_UP + TIMED}, seed), label="train_teacher")
+        train(
+            net,
+            losses,
+            TrainSettings.of(settings.model_copy(update={"steps": WARM_UP + TIMED}), seed),
+            label="train_teacher",
+        )
         return (time.perf_counter() - begun[0]) / TIMED
 
     def features(self) -> float:
@@ -89,7 +95,7 @@ class Costs:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             begun = time.perf_counter()
             cache_features(
-                stage_params(self.params, "cache_features"), threads=1, **given, output=Path(folder) / "features"
+                stage_model(self.params, "cache_features"), threads=1, **given, output=Path(folder) / "features"
             )
             return time.perf_counter() - begun
 
@@ -102,7 +108,7 @@ class Costs:
         given |= {"search": results, "latency": results / LATENCY}
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             begun = time.perf_counter()
-            assemble(stage_params(self.params, "assemble"), threads=1, **given, output=Path(folder) / "chosen.json")
+            assemble(stage_model(self.params, "assemble"), threads=1, **given, output=Path(folder) / "chosen.json")
             return time.perf_counter() - begun
 
     def jobs(self, names: list[str], at_once: int) -> float:
@@ -142,7 +148,7 @@ class Costs:
             }
             made["output"].parent.mkdir()
             begin = time.time()
-            search_block(stage_params(self.params, "search_block"), threads=1, **given, **made)
+            search_block(stage_model(self.params, "search_block"), threads=1, **given, **made)
             return begin, time.time()
 
     def round(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from stagecraft.config.overlay import load_over
 from stagecraft.config.params import validate_params
-from stagecraft.config.stages import stage_params
+from stagecraft.config.stages import stage_model, stage_params
 from stagecraft.preflight.jobs import block_names, refined_from
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +163,7 @@ class Shared:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         begun = time.perf_counter()
-        stage(used, threads=1, **arguments)
+        stage(stage_model(params, stage.__name__), threads=1, **arguments)
         write(note, {"seconds": round(time.perf_counter() - begun, 1), "params": used})
 
 

@@ -1,8 +1,8 @@
 """Assemble the architecture: one sub-block per block and stage, by the local rule or under budgets."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import Assemble
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import snap, steps_per_stage
 from stagecraft.networks.pipelines import load_teacher, read_stated
@@ -14,7 +14,7 @@ from stagecraft.search.results import read_results
 
 
 def assemble(
-    params: dict[str, Any],
+    params: Assemble,
     *,
     threads: int,
     teacher: Path,
@@ -25,34 +25,34 @@ def assemble(
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
 
-    plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params["sampling"]
-    settings, boundaries = params["assemble"], plan["boundaries"]
+    plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params.sampling
+    settings, boundaries = params.assemble, plan["boundaries"]
     unet = load_teacher(teacher)
-    process = make_process(params["diffusion"], read_stated(teacher))
+    process = make_process(params.diffusion.as_dict(), read_stated(teacher))
     process.check_stages(plan, clusters)
-    process.check_steps(sampling)
-    sampler = (process, sampling["scheduler"], sampling["steps"])
-    if settings["snap_boundaries"]:
+    process.check_steps(sampling.as_dict())
+    sampler = (process, sampling.scheduler, sampling.steps)
+    if settings.snap_boundaries:
         boundaries = snap(*sampler, boundaries)
     steps = steps_per_stage(*sampler, boundaries)
-    if params["architecture"] == "given":
-        architecture = given_architecture(unet, steps, settings)
+    if params.architecture == "given":
+        architecture = given_architecture(unet, steps, settings.as_dict())
     else:
         results, table = read_results(search), LatencyTable.of_stage(latency)
-        architecture = assemble_architecture(unet, results, steps, settings, params["seed"], table)
+        architecture = assemble_architecture(unet, results, steps, settings.as_dict(), params.seed, table)
     stages = process.edges(boundaries)
     how = {
         "boundaries": boundaries,
         "boundaries_sigma": process.noise_levels(boundaries),
         "clustered": plan["boundaries"],
-        "snapped": settings["snap_boundaries"],
+        "snapped": settings.snap_boundaries,
         "stages": stages,
         "density": [process.share(*edges) for edges in stages],
         "steps_per_stage": steps,
-        "sampler": sampling,
-        "shared_encoder": settings["shared_encoder"],
+        "sampler": sampling.as_dict(),
+        "shared_encoder": settings.shared_encoder,
     }
-    write_checked_json(output, architecture | how | {"params": params})
+    write_checked_json(output, architecture | how | {"params": params.as_given()})
     expected = architecture["expected"]
     predicted = f", {expected['time_ratio']:.3f} of its time (predicted)" if "time_ratio" in expected else ""
     print(

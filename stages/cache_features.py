@@ -1,8 +1,8 @@
 """One teacher pass over (x0, t, eps) triples: the tensors at all block sites as safetensors shards."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import CacheFeatures
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_teacher
@@ -14,21 +14,21 @@ from stagecraft.search.features import FeatureWriter
 
 
 def cache_features(
-    params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, clusters: Path, output: Path
+    params: CacheFeatures, *, threads: int, data: Path, latents: Path, teacher: Path, clusters: Path, output: Path
 ) -> None:
     """Write the feature shards and their index, after predicting their size; the index alone when nothing is searched."""
-    if params["architecture"] == "given":
-        write_checked_json(output / "index.json", {"stages": [], "sha256": {}, "params": params})
+    if params.architecture == "given":
+        write_checked_json(output / "index.json", {"stages": [], "sha256": {}, "params": params.as_given()})
         return
 
-    device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)
-    process, plan = make_process(params["diffusion"]), read_checked_json(clusters, "cluster_timesteps")
+    device, images = pick_device(params.device, threads), TrainingSet.load(data, latents)
+    process, plan = make_process(params.diffusion.as_dict()), read_checked_json(clusters, "cluster_timesteps")
     process.check_stages(plan, clusters)
     unet = load_teacher(teacher).to(device)
-    writer = FeatureWriter(unet, process, images, plan["stages"], params["cache_features"], params["seed"], device)
+    writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features.as_dict(), params.seed, device)
     pieces = writer.write(
         output.parent / "checkpoints" / "cache_features",
-        params,
+        params.as_given(),
         data=images.sha256,
         teacher=sha256_file(teacher / "unet" / WEIGHTS),
         clusters=sha256_file(clusters),

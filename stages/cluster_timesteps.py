@@ -6,6 +6,7 @@ from typing import Any
 
 from stagecraft.clustering.gradients import bounded_gradients
 from stagecraft.clustering.stages import cluster
+from stagecraft.config.stages import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_teacher
@@ -17,24 +18,24 @@ from stagecraft.runtime.journal import Pieces
 
 
 def cluster_timesteps(
-    params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
+    params: ClusterTimesteps, *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
 ) -> None:
     """Write the stage boundaries, their spread, the similarity matrix, the silhouettes and the curves.
 
     The teacher is looked at by the method `gradient` only.
     """
 
-    settings, process = params["cluster_timesteps"], make_process(params["diffusion"])
+    settings, process = params.cluster_timesteps, make_process(params.diffusion.as_dict())
     images, gradients = TrainingSet.load(data, latents), None
-    fingerprint: dict[str, Any] = {"params": params, "data": images.sha256}
-    if settings["method"] == "gradient":
-        unet = load_teacher(teacher).to(pick_device(params["device"], threads))
-        gradients = partial(bounded_gradients, unet, process, images, settings["draws"])
+    fingerprint: dict[str, Any] = {"params": params.as_given(), "data": images.sha256}
+    if settings.method == "gradient":
+        unet = load_teacher(teacher).to(pick_device(params.device, threads))
+        gradients = partial(bounded_gradients, unet, process, images, settings.draws)
         fingerprint["teacher"] = sha256_file(teacher / "unet" / WEIGHTS)
     pieces = Pieces(output.parent / "checkpoints" / "cluster_timesteps", fingerprint)
-    y = images.flat(settings["image_range"])
-    clusters = cluster(y, process, settings, params["seed"], gradients, pieces)
-    write_checked_json(output, clusters | {"params": params})
+    y = images.flat(settings.image_range)
+    clusters = cluster(y, process, settings, params.seed, gradients, pieces)
+    write_checked_json(output, clusters | {"params": params.as_given()})
     pieces.remove()
     print(f"cluster_timesteps: {clusters['method']}, boundaries {clusters['boundaries']}")
 

@@ -1,16 +1,16 @@
 """Say which block searches belong to a run, so that what follows reads these and no others; none for a given architecture."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import CollectSearch
 from stagecraft.runtime.command import run_command
 from stagecraft.search.results import write_index
 
 
-def collect_search(params: dict[str, Any], *, threads: int, names: list[str], search: Path) -> None:
+def collect_search(params: CollectSearch, *, threads: int, names: list[str], search: Path) -> None:
     """Write results/search/index.json."""
 
-    write_index(search, names, params)
+    write_index(search, names, params.as_given())
 
 
 if __name__ == "__main__":

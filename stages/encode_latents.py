@@ -1,10 +1,10 @@
 """The training split as latents of the autoencoder; nothing but an index when the diffusion runs in pixels."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from stagecraft.config.stages import EncodeLatents
 from stagecraft.data.prepared import PreparedData, save_array
 from stagecraft.data.training import TrainingSet
 from stagecraft.networks.autoencoder import encode_all, open_autoencoder
@@ -13,14 +13,14 @@ from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import atomic_path, read_checked_json, sha256_file, write_checked_json
 
 
-def encode_latents(params: dict[str, Any], *, threads: int, data: Path, autoencoder: Path, output: Path) -> None:
+def encode_latents(params: EncodeLatents, *, threads: int, data: Path, autoencoder: Path, output: Path) -> None:
     """Write latents.npy, float32 (N,c,h,w) in the order of the training split, and index.json."""
 
     prepared = PreparedData.load(data)
-    index = {"data": prepared.meta["sha256"], "sha256": None, "params": params}
+    index = {"data": prepared.meta["sha256"], "sha256": None, "params": params.as_given()}
     found = read_checked_json(autoencoder / "index.json", "train_autoencoder")
     if found["source"] != "none":
-        device = pick_device(params["device"], threads)
+        device = pick_device(params.device, threads)
         vae = open_autoencoder(autoencoder)
         assert vae is not None
         latents = encode_all(vae.to(device), TrainingSet.of_images(prepared.train_images), device)

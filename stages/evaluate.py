@@ -1,8 +1,8 @@
 """Sample, score and time teacher and student: python -m stages.evaluate --params JSON --threads N --data PATH ..."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import Evaluate
 from stagecraft.data.prepared import PreparedData
 from stagecraft.evaluation.comparison import Evaluation, check_architecture
 from stagecraft.evaluation.fidelity import open_extractor
@@ -20,7 +20,7 @@ from stagecraft.training.student import stage_probabilities
 
 
 def evaluate(
-    params: dict[str, Any],
+    params: Evaluate,
     *,
     threads: int,
     data: Path,
@@ -34,15 +34,15 @@ def evaluate(
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
 
-    device = pick_device(params["device"], threads)
+    device = pick_device(params.device, threads)
     prepared = PreparedData.load(data)
     plan, small = read_checked_json(architecture, "assemble"), load_student(student)
     check_architecture(small, plan, str(student))
-    features = open_extractor(params["evaluate"]["extractor"], extractor, prepared.images[0])
+    features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
     files = [folder / "unet" / name for folder in (teacher, student) for name in (WEIGHTS, "config.json")]
     made_from = {str(path): sha256_file(path) for path in files}
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
-    fingerprint = {"params": params, "made_from": made_from}
+    fingerprint = {"params": params.as_given(), "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     vae = open_autoencoder(autoencoder)
     drawn = read_json(student / "params.json")["retrain"]["stage_probabilities"]

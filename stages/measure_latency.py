@@ -1,7 +1,6 @@
 """Measure the latency of every layer shape in the search space: python -m stages.measure_latency --params JSON ..."""
 
 from pathlib import Path
-from typing import Any
 
 from stagecraft.config.stages import MeasureLatency
 from stagecraft.networks.pipelines import load_teacher
@@ -15,34 +14,36 @@ from stagecraft.search.latency import DESCRIPTION, LatencyTable, Stopwatch, laye
 from stagecraft.search.space import covering_specs
 
 
-def measure_latency(params: dict[str, Any], *, threads: int, teacher: Path, importance: Path, output: Path) -> None:
+def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, importance: Path, output: Path) -> None:
     """Write latency.json, measured here or taken from the table that the params name.
 
     It holds nothing but its source for `none`; likewise where nothing is searched.
     """
 
-    settings = params["measure_latency"]
-    if settings["source"] == "none" or params["architecture"] == "given":
-        write_checked_json(output, {"source": "none", "layers": {}, "params": params})
+    settings = params.measure_latency
+    if settings.source == "none" or params.architecture == "given":
+        write_checked_json(output, {"source": "none", "layers": {}, "params": params.as_given()})
         return
 
     unet, ranked = load_teacher(teacher), read_checked_json(importance, "rank_channels")
-    space = {name.removeprefix("search_block."): value for name, value in params.items()}
-    stream = choose_stream(unet, space["channels"], ranked["stream_importance"], space["channel_multiple"])
+    space = params.search_block.as_dict()
+    stream = choose_stream(
+        unet, params.search_block.channels, ranked["stream_importance"], params.search_block.channel_multiple
+    )
     student = narrowed_teacher(unet, stream)
     whole = layers_of(unet)
     pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, space))
-    if settings["source"] == "measure":
-        device = pick_device(params["device"], min(threads, settings["threads"]))
-        stopwatch = Stopwatch(device, settings["batch_size"], settings["repeats"], params["precision"])
+    if settings.source == "measure":
+        device = pick_device(params.device, min(threads, settings.threads))
+        stopwatch = Stopwatch(device, settings.batch_size, settings.repeats, params.precision)
         layers = stopwatch.measure(pairs)
         content = {"layers": layers, "overhead": overhead_of(layers, whole)} | stopwatch.describe()
     else:
-        table = LatencyTable.read(Path(*latency_files(MeasureLatency.of(params).measure_latency)))
+        table = LatencyTable.read(Path(*latency_files(settings)))
         table.check(pairs)
         content = {key: value for key, value in table.content.items() if key in DESCRIPTION}
         content |= {"layers": {key: table.layers[key] for key in pairs}, "overhead": table.overhead}
-    write_checked_json(output, content | {"source": settings["source"], "params": params})
+    write_checked_json(output, content | {"source": settings.source, "params": params.as_given()})
 
 
 if __name__ == "__main__":

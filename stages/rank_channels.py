@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from stagecraft.config.stages import RankChannels
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_teacher
@@ -15,24 +16,27 @@ from stagecraft.search.importance import BATCH, BATCHES, measure_importance
 
 
 def rank_channels(
-    params: dict[str, Any], *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
+    params: RankChannels, *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
 ) -> None:
     """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
 
-    shares = params["search_block.channels"]
-    if params["architecture"] == "given" or all(
+    shares = params.search_block.channels
+    if params.architecture == "given" or all(
         share == 1 for share in (shares if isinstance(shares, list) else [shares])
     ):
-        write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params})
+        write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params.as_given()})
         return
 
-    device, images = pick_device(params["device"], threads), TrainingSet.load(data, latents)
-    made_from = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
-    made_from |= {key: params[key] for key in ("seed", "device", "diffusion")}
+    device, images = pick_device(params.device, threads), TrainingSet.load(data, latents)
+    made_from: dict[str, Any] = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
+    diffusion = params.diffusion.as_dict()
+    made_from |= {"seed": params.seed, "device": params.device, "diffusion": diffusion}
     pieces = Pieces(output.parent / "checkpoints" / "rank_channels", made_from)
-    unet, process = load_teacher(teacher).to(device), make_process(params["diffusion"])
-    found = measure_importance(unet, process, images, params["seed"], device, pieces)
-    write_checked_json(output, {"stream_importance": found, "stream_triples": BATCHES * BATCH, "params": params})
+    unet, process = load_teacher(teacher).to(device), make_process(diffusion)
+    found = measure_importance(unet, process, images, params.seed, device, pieces)
+    write_checked_json(
+        output, {"stream_importance": found, "stream_triples": BATCHES * BATCH, "params": params.as_given()}
+    )
     pieces.remove()
 
 

@@ -1,8 +1,8 @@
 """Render results/report.html: python -m stages.report --params JSON --threads N --metrics PATH ... --output PATH."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import Report
 from stagecraft.evaluation.samples import check_metrics, load_samples
 from stagecraft.report.page import render_report
 from stagecraft.runtime.command import run_command
@@ -11,7 +11,7 @@ from stagecraft.search.results import read_results
 
 
 def report(
-    params: dict[str, Any],
+    params: Report,
     *,
     threads: int,
     metrics: Path,

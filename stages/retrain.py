@@ -1,8 +1,8 @@
 """Retrain the assembled student with the dynamic joint loss, distilled from the teacher."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import open_autoencoder
@@ -18,7 +18,7 @@ from stagecraft.training.student import check_teacher, start_student, student_ba
 
 
 def retrain(
-    params: dict[str, Any],
+    params: Retrain,
     *,
     threads: int,
     data: Path,
@@ -32,32 +32,32 @@ def retrain(
 ) -> None:
     """Write results/student and the loss history."""
 
-    settings, device = params["retrain"], pick_device(params["device"], threads)
+    settings, device = params.retrain, pick_device(params.device, threads)
     images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)
     stated = read_stated(teacher)
-    process = make_process(params["diffusion"], stated)
+    process = make_process(params.diffusion.as_dict(), stated)
     chosen = read_checked_json(architecture, "assemble")
     check_teacher(unet, chosen, architecture)
     supernet = supernet_reader(search, chosen["supernets"], architecture)
-    student = start_student(unet, chosen, settings["init"], params["seed"], supernet).to(device)
+    student = start_student(unet, chosen, settings.init, params.seed, supernet).to(device)
     unet = unet.to(device)
     batches = student_batches(images, process, unet, chosen["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     result = train(
         student,
-        JointLoss(student, unet, batches, settings, params["precision"]),
-        TrainSettings.of(settings, params["seed"]),
+        JointLoss(student, unet, batches, settings, params.precision),
+        TrainSettings.of(settings, params.seed),
         checkpoint=checkpoint,
-        fingerprint=made_from | {"params": params, "data": images.sha256},
+        fingerprint=made_from | {"params": params.as_given(), "data": images.sha256},
         label="retrain",
     )
     if not is_main():
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
-    save_student(output, student.cpu(), process.scheduler(), params, vae, given=stated is not None)
-    record = {"stage": "retrain", "history": result.history, "params": params}
+    save_student(output, student.cpu(), process.scheduler(), params.as_given(), vae, given=stated is not None)
+    record = {"stage": "retrain", "history": result.history, "params": params.as_given()}
     write_checked_json(log, record)
     checkpoint.unlink(missing_ok=True)
 

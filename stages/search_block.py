@@ -1,10 +1,10 @@
 """Search one block (and, for a decoder block, one stage): train its supernet on teacher features, score its sub-blocks."""
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
+from stagecraft.config.stages import SearchBlock
 from stagecraft.networks.pipelines import load_teacher
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
@@ -13,7 +13,7 @@ from stagecraft.search.job import SearchJob, Start
 
 
 def search_block(
-    params: dict[str, Any],
+    params: SearchBlock,
     *,
     threads: int,
     name: str,
@@ -30,9 +30,11 @@ def search_block(
     `start`: report and weights of the search that this one is fine-tuned from; empty to start from the teacher's block.
     """
 
-    device, checkpoint = pick_device(params["device"], threads), output.parent.parent / "checkpoints" / f"{name}.pt"
+    device, checkpoint = pick_device(params.device, threads), output.parent.parent / "checkpoints" / f"{name}.pt"
     given = Start.read(*map(Path, start)) if start else None
-    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, given, latency)
+    job = SearchJob(
+        params.as_given(), load_teacher(teacher), name, features, device, checkpoint, importance, given, latency
+    )
     report = job.report()
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in job.supernet.state_dict().items()}, aside)

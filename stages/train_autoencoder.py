@@ -1,8 +1,8 @@
 """The autoencoder of latent diffusion: trained here, taken from a folder, or none when the diffusion runs in pixels."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import TrainAutoencoder
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.training import TrainingSet
 from stagecraft.networks.autoencoder import build_autoencoder, check_fits, encode_all, load_given_autoencoder
@@ -13,29 +13,29 @@ from stagecraft.training.autoencoder import ReconstructionLoss
 from stagecraft.training.loop import TrainSettings, train
 
 
-def train_autoencoder(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
+def train_autoencoder(params: TrainAutoencoder, *, threads: int, data: Path, output: Path, log: Path) -> None:
     """Write results/autoencoder, of which index.json says what there is, and the loss history."""
 
-    settings = params["train_autoencoder"]
-    if settings["source"] == "none":
-        write_checked_json(output / "index.json", {"source": "none", "sha256": {}, "params": params})
-        write_checked_json(log, {"stage": "train_autoencoder", "history": [], "params": params})
+    settings = params.train_autoencoder
+    if settings.source == "none":
+        write_checked_json(output / "index.json", {"source": "none", "sha256": {}, "params": params.as_given()})
+        write_checked_json(log, {"stage": "train_autoencoder", "history": [], "params": params.as_given()})
         return
 
-    prepared, device = PreparedData.load(data), pick_device(params["device"], threads)
+    prepared, device = PreparedData.load(data), pick_device(params.device, threads)
     checkpoint, history = output.parent / "checkpoints" / "train_autoencoder.pt", []
-    if settings["source"] == "path":
-        vae = load_given_autoencoder(Path(settings["path"]))
-        check_fits(vae, settings["path"], prepared.resolution, prepared.channels)
+    if settings.source == "path":
+        vae = load_given_autoencoder(Path(settings.path))
+        check_fits(vae, settings.path, prepared.resolution, prepared.channels)
     else:
         images = TrainingSet.of_images(prepared.train_images)
-        vae = build_autoencoder(settings, prepared.channels, prepared.resolution, params["seed"]).to(device)
+        vae = build_autoencoder(settings.as_dict(), prepared.channels, prepared.resolution, params.seed).to(device)
         result = train(
             vae,
-            ReconstructionLoss(vae, images, settings, device, params["precision"]),
-            TrainSettings.of(settings, params["seed"]),
+            ReconstructionLoss(vae, images, settings, device, params.precision),
+            TrainSettings.of(settings, params.seed),
             checkpoint=checkpoint,
-            fingerprint={"params": params, "data": prepared.meta["sha256"]},
+            fingerprint={"params": params.as_given(), "data": prepared.meta["sha256"]},
             label="train_autoencoder",
         )
         assert result.ema is not None
@@ -46,8 +46,10 @@ def train_autoencoder(params: dict[str, Any], *, threads: int, data: Path, outpu
     with atomic_folder(output) as aside:
         vae.cpu().save_pretrained(aside, safe_serialization=True)
         hashes = {file.name: sha256_file(file) for file in sorted(aside.iterdir())}
-        write_checked_json(aside / "index.json", {"source": settings["source"], "sha256": hashes, "params": params})
-    write_checked_json(log, {"stage": "train_autoencoder", "history": history, "params": params})
+        write_checked_json(
+            aside / "index.json", {"source": settings.source, "sha256": hashes, "params": params.as_given()}
+        )
+    write_checked_json(log, {"stage": "train_autoencoder", "history": history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -1,8 +1,8 @@
 """Train the feature extractor of FID: python -m stages.train_extractor --params JSON --threads N --data ... --output ..."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import TrainExtractor
 from stagecraft.data.prepared import PreparedData
 from stagecraft.evaluation.extractor import save_classifier
 from stagecraft.evaluation.extractor import train_extractor as train
@@ -11,7 +11,7 @@ from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import write_checked_json
 
 
-def train_extractor(params: dict[str, Any], *, threads: int, data: Path, output: Path, log: Path) -> None:
+def train_extractor(params: TrainExtractor, *, threads: int, data: Path, output: Path, log: Path) -> None:
     """Train a small classifier on the training split and write it with its accuracies."""
 
     prepared = PreparedData.load(data)
@@ -21,14 +21,14 @@ def train_extractor(params: dict[str, Any], *, threads: int, data: Path, output:
         prepared.train_images,
         None if labels is None else labels[prepared.train_index],
         (prepared.held_out_images, None if labels is None else labels[prepared.held_out_index]),
-        params["train_extractor"],
-        seed=params["seed"],
-        device=pick_device(params["device"], threads),
+        params.train_extractor,
+        seed=params.seed,
+        device=pick_device(params.device, threads),
         checkpoint=checkpoint,
-        fingerprint={"params": params, "data": prepared.meta["sha256"]},
+        fingerprint={"params": params.as_given(), "data": prepared.meta["sha256"]},
     )
-    write_checked_json(log, {"stage": "train_extractor", "history": trained.history, "params": params})
-    save_classifier(output, trained.model, trained.description | {"params": params})
+    write_checked_json(log, {"stage": "train_extractor", "history": trained.history, "params": params.as_given()})
+    save_classifier(output, trained.model, trained.description | {"params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -1,8 +1,8 @@
 """The teacher as a diffusers pipeline folder: trained here (`source: train`) or taken from a folder (`source: path`)."""
 
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.stages import TrainTeacher
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.registry import make_process
@@ -22,44 +22,44 @@ from stagecraft.training.teacher import DenoisingLoss, build_teacher
 
 
 def train_teacher(
-    params: dict[str, Any], *, threads: int, data: Path, latents: Path, autoencoder: Path, output: Path, log: Path
+    params: TrainTeacher, *, threads: int, data: Path, latents: Path, autoencoder: Path, output: Path, log: Path
 ) -> None:
     """Write results/teacher and the loss history."""
 
-    settings = params["train_teacher"]
+    settings, diffusion = params.train_teacher, params.diffusion.as_dict()
     images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
     channels, resolution, _ = images.shape
     space = Space(resolution, channels, None if vae is None else downscaling(vae))
-    if settings["source"] == "path":
+    if settings.source == "path":
         if is_main():
-            given, stated = open_given_teacher(settings["path"], images, params["diffusion"], space)
-            process = make_process(params["diffusion"], stated or {})
-            save_teacher(output, given, process.scheduler(), params, vae, given=True)
-            write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params})
+            given, stated = open_given_teacher(settings.path, images, diffusion, space)
+            process = make_process(diffusion, stated or {})
+            save_teacher(output, given, process.scheduler(), params.as_given(), vae, given=True)
+            write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params.as_given()})
         return
 
-    process = make_process(params["diffusion"])
-    check_own_teacher(settings, space, images.class_numbers)
-    device = pick_device(params["device"], threads)
-    conditional, flip = settings["class_conditional"], settings["horizontal_flip"]
+    process = make_process(diffusion)
+    check_own_teacher(settings.as_dict(), space, images.class_numbers)
+    device = pick_device(params.device, threads)
+    conditional, flip = settings.class_conditional, settings.horizontal_flip
     classes = images.classes() if conditional else None
-    teacher = build_teacher(settings, resolution, channels, params["seed"], classes).to(device)
-    batches = NoisyBatches(images, process, settings["batch_size"], device, flip, conditional=conditional)
+    teacher = build_teacher(settings, resolution, channels, params.seed, classes).to(device)
+    batches = NoisyBatches(images, process, settings.batch_size, device, flip, conditional=conditional)
     checkpoint = output.parent / "checkpoints" / "train_teacher.pt"
     result = train(
         teacher,
-        DenoisingLoss(teacher, batches, params["precision"]),
-        TrainSettings.of(settings, params["seed"]),
+        DenoisingLoss(teacher, batches, params.precision),
+        TrainSettings.of(settings, params.seed),
         checkpoint=checkpoint,
-        fingerprint={"params": params, "data": images.sha256},
+        fingerprint={"params": params.as_given(), "data": images.sha256},
         label="train_teacher",
     )
     if not is_main():
         return
     assert result.ema is not None
     teacher.load_state_dict(result.ema)
-    save_teacher(output, teacher, process.scheduler(), params, vae)
-    write_checked_json(log, {"stage": "train_teacher", "history": result.history, "params": params})
+    save_teacher(output, teacher, process.scheduler(), params.as_given(), vae)
+    write_checked_json(log, {"stage": "train_teacher", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

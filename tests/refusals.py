@@ -154,7 +154,7 @@ def at_start(params: dict[str, Any]) -> list[str]:
         (jobs.teacher_files, checked.train_teacher),
         (jobs.extractor_files, checked.evaluate),
         (jobs.latency_files, checked.measure_latency),
-        (source_fingerprint, params["prepare_data"]),
+        (source_fingerprint, checked.prepare_data),
         (jobs.block_names, checked),
         (jobs.needs_own_pipeline, checked),
     ]

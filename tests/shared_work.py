@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers import tiny_unet
+from helpers import section_with, tiny_unet
 
+from stagecraft.config.sections import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.sampling import Sampler, sample
@@ -31,7 +32,7 @@ DIFFUSION = {
 }
 PROCESS = DIFFUSION | {"prediction_type": "epsilon"}
 # Blocks alone, then both, then end to end alone, with a decoder that few samples of a batch reach.
-JOINT = {"joint_loss": "linear", "ramp": 0.6, "steps": 10, "output_weight": 0.5, "jacobian_weight": 0.5}
+JOINT = section_with(Retrain, joint_loss="linear", ramp=0.6, steps=10, output_weight=0.5, jacobian_weight=0.5)
 BOUNDARY = 900
 SETTINGS = TrainSettings(steps=10, learning_rate=1e-3, weight_decay=0.1, ema_decay=0.9, gradient_clip=0.5, seed=3)
 

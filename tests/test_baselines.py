@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from helpers import ROOT, tiny_unet
+from helpers import ROOT, section_with, tiny_unet
 from torch import nn
 
+from stagecraft.config.sections import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.registry import make_process
@@ -106,7 +107,7 @@ def test_every_method_has_params_that_are_valid():
 def test_a_prediction_of_the_teacher_is_computed_once_for_runs_with_the_same_batches(
     teacher, data, diffusion_settings, tmp_path
 ):
-    settings = {"joint_loss": "linear", "ramp": 0.5, "steps": 10, "output_weight": 1.0, "jacobian_weight": 0.0}
+    settings = section_with(Retrain, joint_loss="linear", ramp=0.5, steps=10, output_weight=1.0, jacobian_weight=0.0)
     batches = NoisyBatches(data, make_process(diffusion_settings), 4, torch.device("cpu"))
     calls, student = [], tiny_unet(block_out_channels=(32, 64), norm_num_groups=8)
     teacher.register_forward_hook(lambda *_: calls.append(1))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_unet
+from helpers import section_with, tiny_unet
 
+from stagecraft.config.sections import Retrain
 from stagecraft.data.condition import UNCONDITIONAL, Condition, class_condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
@@ -101,7 +102,7 @@ def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled
         assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
         student = build_student(unet, identity_architecture(unet, 2), [process.at_share(0.5)], 0)
         warm_start(student, unet)
-        how = {"joint_loss": "linear", "ramp": 0.5, "steps": 10, "output_weight": 1.0, "jacobian_weight": 0.0}
+        how = section_with(Retrain, joint_loss="linear", ramp=0.5, steps=10, output_weight=1.0, jacobian_weight=0.0)
         joint = JointLoss(student, unet, batches, how, "fp32")
         assert dict(joint(0, generator_for(0, "train", 0)))["blocks"] < 1e-8
         assert float(dict(joint(9, generator_for(0, "train", 0)))["end_to_end"]) == pytest.approx(

@@ -19,6 +19,7 @@ import space
 from curves import mean_curve, panel, write_figure
 from shared_inputs import Shared
 
+from stagecraft.config.params import validate_params
 from stagecraft.data.training import TrainingSet
 from stagecraft.networks.given import Space
 from stagecraft.networks.given_teacher import open_given_teacher
@@ -116,7 +117,7 @@ def test_what_runs_share_is_made_once_and_refused_with_other_params(tmp_path):
     made = []
 
     def train_extractor(params, *, threads, output):
-        made.append(params["train_extractor"]["steps"])
+        made.append(params.train_extractor.steps)
         output.write_text("weights")
 
     shared, params = Shared(ROOT / "presets" / "smoke.yaml", tmp_path), preset_params("smoke")
@@ -144,7 +145,7 @@ def test_the_kept_teacher_is_one_of_its_preset():
     images = TrainingSet.of_images(np.zeros((2, 16, 16, 1), np.uint8))
     folder = str(ROOT / "benchmarks" / "teachers" / "fashion-mnist")
     kept, _ = open_given_teacher(folder, images, params["diffusion"], Space(16, 1))
-    made = build_teacher(params["train_teacher"], 16, 1, 0, None).state_dict()
+    made = build_teacher(validate_params(params, "fashion-mnist").train_teacher, 16, 1, 0, None).state_dict()
     assert {name: value.shape for name, value in kept.state_dict().items()} == {n: v.shape for n, v in made.items()}
 
 

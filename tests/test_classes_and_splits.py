@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT, settings
+from helpers import ROOT, prepare_data_keys, settings
 from PIL import Image
 
+from stagecraft.config.stages import PrepareData
 from stagecraft.data.classes import check_known, check_trained, number_classes
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.sources import load_source, source_fingerprint
@@ -65,7 +66,7 @@ def look(path, source="folder", **changes):
     """The loaded images; what the survey says of them is true."""
     chosen = settings(path=path, source=source, **changes)
     images, seen = load_source(chosen), survey(chosen)
-    train, held_out = divide(images.contents, chosen["held_out"], 0)
+    train, held_out = divide(images.contents, chosen.held_out, 0)
     assert (seen.train, seen.held_out) == (len(train), len(held_out))
     assert (seen.height, seen.width) == images.images.shape[1:3]
     assert seen.channels in (None, images.images.shape[3])
@@ -233,7 +234,7 @@ def test_a_class_without_training_images_keeps_its_embedding():
 
 def prepare(tmp_path, path, source="folder", **changes):
     """Run prepare_data; returns what it made."""
-    params = {"seed": 0, "prepare_data": settings(path=path, source=source, **changes)}
+    params = PrepareData(seed=0, prepare_data=settings(path=path, source=source, **changes))
     prepare_data(params, threads=1, output=tmp_path / "prepared")
     return PreparedData.load(tmp_path / "prepared")
 
@@ -564,7 +565,9 @@ def test_looking_loads_neither_numpy_nor_torch(tmp_path, picture):
         (tmp_path / f"{number}.png").write_bytes(picture)
     program = (
         "import sys; from stagecraft.data.survey import survey;"
-        f"[survey(s) for s in {[settings(path=tmp_path, resolution=8), settings(source='digits')]!r}];"
+        "from stagecraft.config.sections import Digits, ImageFiles;"
+        f"survey(ImageFiles(**{prepare_data_keys(path=tmp_path, resolution=8)!r}));"
+        f"survey(Digits(**{prepare_data_keys(source='digits')!r}));"
         "print({'numpy', 'PIL', 'sklearn', 'torch'} & {*sys.modules})"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)

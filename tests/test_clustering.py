@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_unet
+from helpers import section_with, tiny_unet
 
 from stagecraft.clustering import stages as clustering
 from stagecraft.clustering.denoiser import OptimalDenoiser
@@ -24,7 +24,7 @@ from stagecraft.clustering.partition import (
     uniform_boundaries,
 )
 from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
-from stagecraft.clustering.stages import cluster
+from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.boundaries import nearest_timesteps
 from stagecraft.diffusion.registry import make_process
@@ -32,6 +32,11 @@ from stagecraft.diffusion.stated import BETA_SCHEDULES
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.training.student import build_student
+
+
+def cluster(y, process, settings, *others):
+    """Clusters by the keys of `cluster_timesteps` that a test needs."""
+    return clustering.cluster(y, process, section_with(ClusterTimesteps, **settings), *others)
 
 
 def brute_force(y, z, sigma):

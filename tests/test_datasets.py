@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import settings
+from helpers import prepare_data_keys, settings
 from PIL import Image
 
+from stagecraft.config.stages import PrepareData
 from stagecraft.data.prepared import PreparedData, save
 from stagecraft.data.sources import load_source, source_fingerprint
 from stagecraft.data.splits import split
@@ -34,7 +35,7 @@ def load_array(tmp_path, array, **changes):
 
 
 def prepare(folder, images, seed=0, held_out=0.2):
-    params = {"seed": seed, "prepare_data": settings(source="digits", held_out=held_out)}
+    params = PrepareData(seed=seed, prepare_data=settings(source="digits", held_out=held_out))
     save(folder, images, split(len(images.images), held_out, seed, images.labels), params)
     return folder
 
@@ -223,7 +224,8 @@ def test_fingerprint_imports_neither_numpy_nor_pillow(tmp_path):
     save_files(tmp_path, ["a.png"])
     program = (
         "import sys; from stagecraft.data.sources import source_fingerprint as f;"
-        f"f({settings(path=tmp_path)!r}); assert not {{'numpy', 'PIL', 'sklearn'}} & set(sys.modules)"
+        "from stagecraft.config.sections import ImageFiles;"
+        f"f(ImageFiles(**{prepare_data_keys(path=tmp_path)!r})); assert not {{'numpy', 'PIL', 'sklearn'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import preset_params, run_stages
+from helpers import preset_params, run_stages, section_with
 
 from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.clustering.stages import cluster
 from stagecraft.config.params import validate_params
+from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_student
@@ -125,7 +126,7 @@ def test_few_timesteps_of_which_the_last_is_noise_alone_are_clustered(digits, ze
     how = {"method": method, "stages": 2, "boundaries": [timesteps - 1] if method == "given" else None, "seeds": 1}
     how |= {"boundaries_in": "t", "grid": timesteps, "draws": 16, "eta": 0.008, "literal": False}
     y = digits.reshape(64, -1).astype(np.float32) / 255
-    found = cluster(y, process, how, 0)
+    found = cluster(y, process, section_with(ClusterTimesteps, **how), 0)
     json.dumps(found, allow_nan=False)
     ((boundary,), (sigma,)) = found["boundaries"], found["boundaries_sigma"]
     assert 0 < boundary < timesteps and (sigma is None) == (boundary == timesteps - 1)
@@ -137,7 +138,12 @@ def test_neighbours_leave_no_middle_stage(digits, diffusion_settings, monkeypatc
     how = {"method": "threshold", "stages": 3, "boundaries": None, "seeds": 1, "boundaries_in": "t", "grid": 3}
     how |= {"draws": 30, "eta": 0.4, "alpha": 0.9, "literal": False}
     with pytest.raises(ValueError, match=r"7 and 8 leave no middle stage; raise alpha or lower eta"):
-        cluster(digits.reshape(64, -1).astype(np.float32) / 255, make_process(diffusion_settings), how, 0)
+        cluster(
+            digits.reshape(64, -1).astype(np.float32) / 255,
+            make_process(diffusion_settings),
+            section_with(ClusterTimesteps, **how),
+            0,
+        )
 
 
 def test_the_report_says_that_a_boundary_is_at_noise_alone():

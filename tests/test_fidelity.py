@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import section_with
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
+from stagecraft.config.sections import TrainExtractor
 from stagecraft.evaluation import extractor as ex
 from stagecraft.evaluation import fidelity as fi
 from stagecraft.evaluation.samples import load_samples, save_samples
@@ -30,7 +32,7 @@ def bars(count: int, seed: int, channels: int = 1, size: int = 8) -> tuple[np.nd
 
 @pytest.fixture(scope="module")
 def trained() -> ex.Trained:
-    return ex.train_extractor(*bars(200, 0), bars(60, 1), SETTINGS, seed=0, device=CPU)
+    return ex.train_extractor(*bars(200, 0), bars(60, 1), section_with(TrainExtractor, **SETTINGS), seed=0, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def test_classifier_learns_the_labels(trained: ex.Trained) -> None:
 
 def test_without_labels_it_predicts_rotations() -> None:
     images, _ = bars(200, 0)
-    found = ex.train_extractor(images, None, (images[:50], None), SETTINGS | {"steps": 100}, seed=0, device=CPU)
+    found = ex.train_extractor(
+        images, None, (images[:50], None), section_with(TrainExtractor, **SETTINGS | {"steps": 100}), seed=0, device=CPU
+    )
     assert (found.description["kind"], found.description["classes"]) == ("rotation", 4)
     assert found.description["held_out_accuracy"] > 0.5
 
@@ -64,7 +68,7 @@ def test_rotation_turns_each_image_by_its_own_quarter_turns() -> None:
 
 
 def test_training_is_repeatable(trained: ex.Trained, tmp_path: Path) -> None:
-    again = ex.train_extractor(*bars(200, 0), bars(60, 1), SETTINGS, seed=0, device=CPU)
+    again = ex.train_extractor(*bars(200, 0), bars(60, 1), section_with(TrainExtractor, **SETTINGS), seed=0, device=CPU)
     for name, run in (("a", trained), ("b", again)):
         ex.save_classifier(tmp_path / name, run.model, run.description)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -83,7 +87,9 @@ def test_features_have_unit_mean_square_over_the_training_images(trained: ex.Tra
 
 def test_features_must_fill_the_grid() -> None:
     with pytest.raises(ValueError, match=r"train_extractor\.features: 10"):
-        ex.train_extractor(*bars(8, 0), bars(8, 1), SETTINGS | {"features": 10}, seed=0, device=CPU)
+        ex.train_extractor(
+            *bars(8, 0), bars(8, 1), section_with(TrainExtractor, **SETTINGS | {"features": 10}), seed=0, device=CPU
+        )
 
 
 def test_saved_classifier_gives_the_same_features(trained: ex.Trained, classifier: fi.Extractor) -> None:

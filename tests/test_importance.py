@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from helpers import tiny_unet
+from helpers import EDM, tiny_unet
 
 from stagecraft.clustering.gradients import bounded_gradients, loss_gradients
+from stagecraft.config.stages import RankChannels
 from stagecraft.data.condition import class_condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
@@ -164,16 +165,19 @@ def test_nothing_is_ranked_where_all_channels_are_kept(tmp_path, architecture, c
         "seed": 0,
         "device": "cpu",
         "architecture": architecture,
-        "diffusion": {},
+        "diffusion": EDM,
         "search_block.channels": channels,
     }
     nowhere = {name: Path("nowhere") for name in ("data", "latents", "teacher")}
-    rank_channels(params, threads=1, **nowhere, output=tmp_path / "importance.json")
+    rank_channels(RankChannels.of(params), threads=1, **nowhere, output=tmp_path / "importance.json")
     found = read_checked_json(tmp_path / "importance.json", "rank_channels")
     assert found == {"stream_importance": None, "stream_triples": 0, "params": json.loads(json.dumps(params))}
     for shares in (0.75, [1.0, 0.5]):
         if architecture == "searched":
             with pytest.raises(ValueError, match="nowhere"):
                 rank_channels(
-                    params | {"search_block.channels": shares}, threads=1, **nowhere, output=tmp_path / "other.json"
+                    RankChannels.of(params | {"search_block.channels": shares}),
+                    threads=1,
+                    **nowhere,
+                    output=tmp_path / "other.json",
                 )

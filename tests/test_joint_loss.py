@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from helpers import spec_at, supernet_of
+from helpers import section_with, spec_at, supernet_of
 
+from stagecraft.config.sections import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
@@ -15,7 +16,7 @@ from stagecraft.training.joint import JointLoss
 from stagecraft.training.schedule import end_to_end_share, passes_per_step
 from stagecraft.training.student import build_student, inherit, start_student
 
-SETTINGS = {"joint_loss": "linear", "ramp": 0.5, "steps": 100, "output_weight": 1.0, "jacobian_weight": 0.0}
+SETTINGS = section_with(Retrain, joint_loss="linear", ramp=0.5, steps=100, output_weight=1.0, jacobian_weight=0.0)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def supernet_state(unet, job):
     ],
 )
 def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
-    settings = SETTINGS | {"joint_loss": schedule}
+    settings = SETTINGS.model_copy(update={"joint_loss": schedule})
     assert [end_to_end_share(step, 100, settings) for step in (0, 25, 50, 99)] == pytest.approx(shares)
 
 
@@ -55,7 +56,9 @@ def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
     ],
 )
 def test_student_and_teacher_pass_as_often_as_the_loss_asks(schedule, weight, jacobian, passes):
-    settings = SETTINGS | {"joint_loss": schedule, "output_weight": weight, "jacobian_weight": jacobian}
+    settings = SETTINGS.model_copy(
+        update={"joint_loss": schedule, "output_weight": weight, "jacobian_weight": jacobian}
+    )
     assert passes_per_step(settings) == pytest.approx(passes)
 
 
@@ -110,7 +113,7 @@ def test_the_output_weight_is_lambda(parts):
     )
     with torch.no_grad():
         both = loss.end_to_end_loss(Batch(x, t, target), taught)
-        loss.settings = SETTINGS | {"output_weight": 0.0}
+        loss.settings = SETTINGS.model_copy(update={"output_weight": 0.0})
         noise_only = loss.end_to_end_loss(Batch(x, t, target), taught)
         prediction = student(x, t).sample
     assert both - noise_only == pytest.approx(float((prediction - taught).square().mean()), rel=1e-4)
@@ -123,7 +126,7 @@ def test_the_jacobian_weight_is_mu(parts, unet):
     direction = torch.randn_like(x)
     for p in student.parameters():
         p.data.mul_(0.9)
-    loss.settings = SETTINGS | {"jacobian_weight": 3.0}
+    loss.settings = SETTINGS.model_copy(update={"jacobian_weight": 3.0})
     with torch.no_grad():
         taught = unet(x, t).sample
         difference = loss.end_to_end_loss(batch, taught, direction) - loss.end_to_end_loss(batch, taught)
@@ -134,8 +137,8 @@ def test_the_jacobian_weight_is_mu(parts, unet):
 
 def test_the_jacobian_of_the_teacher_itself_costs_nothing(parts, unet):
     loss = parts[1]
-    loss.settings = SETTINGS | {"jacobian_weight": 1.0, "joint_loss": "constant", "output_weight": 0.0}
-    plain = SETTINGS | {"joint_loss": "constant", "output_weight": 0.0}
+    loss.settings = SETTINGS.model_copy(update={"jacobian_weight": 1.0, "joint_loss": "constant", "output_weight": 0.0})
+    plain = SETTINGS.model_copy(update={"joint_loss": "constant", "output_weight": 0.0})
     found = dict(loss(0, generator_for(0, "train", 0)))
     loss.settings = plain
     wanted = dict(loss(0, generator_for(0, "train", 0)))

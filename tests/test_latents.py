@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
-from helpers import settings, tiny_unet
+from helpers import section_with, settings, tiny_unet
 
+from stagecraft.config.sections import Autoencoder
+from stagecraft.config.stages import PrepareData
 from stagecraft.data.prepared import save
 from stagecraft.data.sources import load_source
 from stagecraft.data.splits import split
@@ -183,7 +185,7 @@ def test_a_trained_autoencoder_draws_its_images_better(digits):
             return float((decode(vae, encode(vae, x)) - x).square().mean())
 
     before = error()
-    loss = ReconstructionLoss(vae, data, {"batch_size": 16, "kl_weight": 1e-3}, CPU, "fp32")
+    loss = ReconstructionLoss(vae, data, section_with(Autoencoder, batch_size=16, kl_weight=1e-3), CPU, "fp32")
     train(vae, loss, TrainSettings(steps=60, learning_rate=5e-3))
     assert error() < 0.5 * before
     assert encode_all(vae, data, CPU).shape == (64, 4, 4, 4)
@@ -192,8 +194,8 @@ def test_a_trained_autoencoder_draws_its_images_better(digits):
 @pytest.fixture
 def prepared(tmp_path):
     """Prepared digits, and a folder for latents."""
-    params = {"prepare_data": settings(source="digits")}
-    images = load_source(params["prepare_data"], 1)
+    params = section_with(PrepareData, seed=0, prepare_data=settings(source="digits"))
+    images = load_source(params.prepare_data, 1)
     save(tmp_path / "data", images, split(len(images.images), 0.2, 0, images.labels), params)
     return tmp_path
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import clone, preset_params, run, tiny_unet
+from helpers import clone, run, settings, smoke_text, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -32,7 +32,7 @@ from stagecraft.config.stages import stage_params
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 
-SMOKE = yaml.safe_dump(preset_params("smoke"))
+SMOKE = smoke_text()
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block", *(f"up_blocks.{i}.stage_{s}" for s in (0, 1) for i in (0, 1))]
 FLAGS = {
     "prepare_data": "--output data/prepared",
@@ -621,8 +621,7 @@ def test_members_outside_the_archive_are_not_unpacked(folder, monkeypatch, tmp_p
     path.write_bytes(archive(("../x.npy", npy()), (f"{tmp_path}/y.npy", npy()), ("images.npy", npy())))
     from stagecraft.data.sources import load_npz
 
-    settings = {"source": "npz", "path": str(path), "resolution": None, "channels": None, "resize": "crop"}
-    assert load_npz(settings).images.shape == (12, 8, 8, 1)
+    assert load_npz(settings(source="npz", path=path)).images.shape == (12, 8, 8, 1)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["images.npz", "in"]
 
 
@@ -670,11 +669,11 @@ BAD_PARAMS: dict[str, tuple[str | bytes, str]] = {
     "bytes": (put("seed", "!!binary aGVsbG8="), "seed"),
     "no number": (put("seed", "!!int x"), "not valid YAML"),
     "set": (put("search_block.kernels", "!!set {1, 3}"), "search_block.kernels"),
-    "function": (put("seed", "!!python/name:os.system"), "line 2, column 7"),
-    "call": (put("seed", "!!python/object/apply:os.mkdir [pwned]"), "line 2, column 7"),
-    "object": (put("seed", "!!python/object/new:os.mkdir [pwned]"), "line 2, column 7"),
-    "module": (put("seed", "!!python/module:os"), "line 2, column 7"),
-    "own tag": (put("seed", "!seed 1"), "line 2, column 7"),
+    "function": (put("seed", "!!python/name:os.system"), "line 3, column 7"),
+    "call": (put("seed", "!!python/object/apply:os.mkdir [pwned]"), "line 3, column 7"),
+    "object": (put("seed", "!!python/object/new:os.mkdir [pwned]"), "line 3, column 7"),
+    "module": (put("seed", "!!python/module:os"), "line 3, column 7"),
+    "own tag": (put("seed", "!seed 1"), "line 3, column 7"),
     "yte": ("__use_yte__: true\n" + put("seed", "?__import__('os').mkdir('pwned')"), "__use_yte__"),
     "key twice": (SMOKE.replace("  images: 16", "  images: 16\n  images: 17"), "images is given twice"),
     "section twice": (SMOKE + "\nreport:\n  images: 3\n", "report is given twice"),

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from stagecraft.clustering import partition
 from stagecraft.clustering import stages as clustering
-from stagecraft.config.stages import STAGE_SECTIONS
+from stagecraft.config.sections import Everything
+from stagecraft.config.stages import STAGE_SECTIONS, stage_model
 from stagecraft.data.sources import load_source
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion import batches
@@ -47,6 +48,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 Provocation = Callable[[Scene, pytest.MonkeyPatch], Any]
 
 
+def checked(scene: Scene) -> Everything:
+    """The params of a scene with their types."""
+    return Everything.model_validate(scene.params)
+
+
 def bad_image(content: Callable[[Path], bytes]) -> Provocation:
     """A file that is not the first of a folder of images; prepare_data reads all."""
 
@@ -54,7 +60,7 @@ def bad_image(content: Callable[[Path], bytes]) -> Provocation:
         raw = scene.images(count=90)
         (raw / "50.png").write_bytes(content(raw / "50.png"))
         before_the_first_job(scene)
-        load_source(scene.params["prepare_data"])
+        load_source(checked(scene).prepare_data)
 
     return provoke
 
@@ -192,8 +198,13 @@ def other_latents(scene: Scene) -> None:
     from stagecraft.data.prepared import PreparedData, save
     from stagecraft.data.splits import split
 
-    images = load_source(scene.params["prepare_data"])
-    save(scene.folder / "data", images, split(len(images.images), 0.2, 0, None), scene.params)
+    images = load_source(checked(scene).prepare_data)
+    save(
+        scene.folder / "data",
+        images,
+        split(len(images.images), 0.2, 0, None),
+        stage_model(scene.params, "prepare_data"),
+    )
     files.write_checked_json(scene.folder / "latents" / "index.json", {"data": "0" * 64, "sha256": None})
     assert PreparedData.load(scene.folder / "data").meta["sha256"] != "0" * 64
     TrainingSet.load(scene.folder / "data", scene.folder / "latents")
@@ -207,7 +218,7 @@ def vp(scene: Scene) -> VPProcess:
 def clustered(scene: Scene) -> None:
     """A clustering of images that are not finite."""
     y = np.full((32, 4), np.nan, np.float32)
-    clustering.cluster(y, vp(scene), scene.params["cluster_timesteps"], 0)
+    clustering.cluster(y, vp(scene), checked(scene).cluster_timesteps, 0)
 
 
 def threshold(s0: float, s1: float) -> Provocation:

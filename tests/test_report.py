@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stagecraft.config.stages import Report
 from stagecraft.report import charts, table
 from stagecraft.report import page as report
 
@@ -142,7 +143,7 @@ def make_page(**changes: Any) -> str:
         "architecture": make_architecture(),
         "searches": dict.fromkeys(BLOCKS, make_search()),
         "logs": make_logs(history),
-        "params": {"report": {"images": 48}},
+        "params": Report.of({"report": {"images": 48}}),
     }
     return report.render_report(**(inputs | changes))
 

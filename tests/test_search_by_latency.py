@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import space_of, tiny_unet
 
-from stagecraft.config.stages import SPACE_KEYS
+from stagecraft.config.stages import SPACE_KEYS, MeasureLatency
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import natural_orders
@@ -117,7 +117,7 @@ def stage(tmp_path, monkeypatch):
         settings = {"source": source, "path": path, "threads": 1, "batch_size": 2, "repeats": 1}
         params = {"device": "cpu", "precision": "fp32", "architecture": architecture, "measure_latency": settings}
         files = {name: tmp_path / f"{name}.json" for name in ("teacher", "importance", "output")}
-        measure_latency(params | space, threads=1, **files)
+        measure_latency(MeasureLatency.of(params | space), threads=1, **files)
         return read_checked_json(files["output"], "measure_latency")
 
     return run

@@ -9,8 +9,9 @@ import re
 
 import pytest
 import torch
-from helpers import tiny_unet
+from helpers import section_with, tiny_unet
 
+from stagecraft.config.sections import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
@@ -241,7 +242,9 @@ def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, di
     for init in ("inherit", "teacher", "scratch"):
         net = start_student(unet, chosen, init, 0, states.__getitem__)
         batches = NoisyBatches(TrainingSet.of_images(digits), VPProcess(diffusion_settings), 8, CPU)
-        settings = {"joint_loss": "constant", "ramp": 0.5, "steps": 10, "output_weight": 1.0, "jacobian_weight": 1.0}
+        settings = section_with(
+            Retrain, joint_loss="constant", ramp=0.5, steps=10, output_weight=1.0, jacobian_weight=1.0
+        )
         losses = dict(JointLoss(net, unet, batches, settings, "fp32")(0, generator_for(0, "train", 0)))
         assert losses.keys() == {"blocks", "end_to_end"} and all(loss.isfinite() for loss in losses.values())
 

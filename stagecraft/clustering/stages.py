@@ -22,6 +22,7 @@ from stagecraft.clustering.partition import (
     uniform_boundaries,
 )
 from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
+from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.diffusion.boundaries import check_ascending
 from stagecraft.diffusion.process import Process
 from stagecraft.runtime.journal import Pieces, kept_array
@@ -45,7 +46,7 @@ class Clustering:
     denoiser: OptimalDenoiser
     y: np.ndarray
     process: Process
-    settings: dict[str, Any]
+    settings: ClusterTimesteps
     seed: int
     gradients: Gradients | None = None
     pieces: Pieces | None = field(default=None, repr=False)
@@ -53,12 +54,12 @@ class Clustering:
     @cached_property
     def grid(self) -> np.ndarray:
         """The values of t that are compared, (T,)."""
-        return self.process.grid(self.settings["grid"])
+        return self.process.grid(self.settings.grid)
 
     @cached_property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(x0, eps) used at every t of the grid."""
-        return draw_pairs(self.y, self.settings["draws"], np.random.default_rng(self.seed))
+        return draw_pairs(self.y, self.settings.draws, np.random.default_rng(self.seed))
 
     @cached_property
     def means(self) -> np.ndarray:
@@ -85,12 +86,12 @@ class Clustering:
     @property
     def last_sigma(self) -> float | None:
         """The sigma_1 of the printed equation 7, or None for what was run."""
-        return sigmas_at(self.process, self.grid)[-1] if self.settings["literal"] else None
+        return sigmas_at(self.process, self.grid)[-1] if self.settings.literal else None
 
     def curves(self) -> dict[str, list[float]]:
         """S0 and S1 on the grid."""
         shares = [
-            limit_shares(m, self.pairs[0], self.denoiser.mean, sigma, self.settings["eta"], self.last_sigma)
+            limit_shares(m, self.pairs[0], self.denoiser.mean, sigma, self.settings.eta, self.last_sigma)
             for m, sigma in zip(self.means, sigmas_at(self.process, self.grid), strict=True)
         ]
         s0, s1 = ([float(share.mean()) for share in column] for column in zip(*shares, strict=True))
@@ -99,7 +100,7 @@ class Clustering:
     def threshold(self) -> list[float]:
         """Boundaries by the published rule, from triples (x0, eps, t) of their own with t uniform."""
         rng = np.random.default_rng([self.seed, 1])
-        x0, eps = draw_pairs(self.y, self.settings["draws"], rng)
+        x0, eps = draw_pairs(self.y, self.settings.draws, rng)
         t = np.array([self.process.at_share(share) for share in rng.random(len(x0))])
         sigmas = sigmas_at(self.process, t)
         m = kept_array(
@@ -108,11 +109,11 @@ class Clustering:
             lambda: self.denoiser(x0 + sigmas[:, None].astype(np.float32) * eps, sigmas),
         )
         self._check_finite("the optimal denoiser", t, m)
-        shares = limit_shares(m, x0, self.denoiser.mean, sigmas, self.settings["eta"], self.last_sigma)
-        t1, t2 = threshold_boundaries(t, *shares, self.settings["alpha"])
+        shares = limit_shares(m, x0, self.denoiser.mean, sigmas, self.settings.eta, self.last_sigma)
+        t1, t2 = threshold_boundaries(t, *shares, self.settings.alpha)
         boundaries = [self.process.above(t1), t2]
         if boundaries[0] >= boundaries[1]:
-            raise ValueError(no_middle_stage(self.settings["alpha"], t1, t2))
+            raise ValueError(no_middle_stage(self.settings.alpha, t1, t2))
         return boundaries
 
     def labels(self, stages: int) -> np.ndarray:
@@ -121,7 +122,7 @@ class Clustering:
         Raises:
             ValueError: there are fewer t than stages, what the method compares is not finite, or it finds no such stages.
         """
-        method = self.settings["method"]
+        method = self.settings.method
         if stages > len(self.grid):
             raise ValueError(
                 f"cluster_timesteps.stages: {stages} is more than the grid of {len(self.grid)} noise levels; "
@@ -159,7 +160,7 @@ class Clustering:
 
     def boundaries(self) -> list[float]:
         """The K - 1 boundaries, ascending."""
-        method, stages = self.settings["method"], self.settings["stages"]
+        method, stages = self.settings.method, self.settings.stages
         if method == "given":
             return given_boundaries(self.process, self.settings)
         if method == "threshold":
@@ -172,7 +173,7 @@ class Clustering:
 def cluster(
     y: np.ndarray,
     process: Process,
-    settings: dict[str, Any],
+    settings: ClusterTimesteps,
     seed: int,
     gradients: Gradients | None = None,
     pieces: Pieces | None = None,
@@ -193,12 +194,12 @@ def cluster(
             (similarity, silhouettes, curves, the boundaries of further seeds) is None instead, with its reason in `missing`.
     """
     denoiser = OptimalDenoiser(y)
-    count = 1 if settings["method"] in FIXED else settings["seeds"]
+    count = 1 if settings.method in FIXED else settings.seeds
     runs = [Clustering(denoiser, y, process, settings, seed + i, gradients, pieces) for i in range(count)]
     boundaries = runs[0].boundaries()
     missing: dict[str, str] = {}
     found = {
-        "method": settings["method"],
+        "method": settings.method,
         "process": process.name,
         "seed": seed,
         "boundaries": boundaries,
@@ -224,12 +225,13 @@ def spread_of(runs: list[Clustering], first: list[float], missing: dict[str, str
     }
 
 
-def given_boundaries(process: Process, settings: dict[str, Any]) -> list[float]:
+def given_boundaries(process: Process, settings: ClusterTimesteps) -> list[float]:
     """Boundaries by hand, in t or in sigma; ValueError unless they ascend within the process's range."""
-    given = settings["boundaries"]
-    t = process.t_of(torch.tensor(given, dtype=torch.float64)) if settings["boundaries_in"] == "sigma" else given
+    given = settings.boundaries
+    assert given is not None, "the params of the method given hold boundaries"
+    t = process.t_of(torch.tensor(given, dtype=torch.float64)) if settings.boundaries_in == "sigma" else given
     boundaries = [process.as_t(float(value)) for value in t]
-    check_ascending(settings, boundaries, process.low, process.high)
+    check_ascending(settings.as_dict(), boundaries, process.low, process.high)
     return boundaries
 
 

@@ -21,8 +21,10 @@ UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 def first_problem(error: ValidationError, params: Any) -> str:
-    """`key: what is wrong` for the first error; unknown keys come first, as a misspelt key is also a missing one."""
-    errors = sorted(error.errors(include_url=False), key=lambda one: one["type"] not in UNKNOWN)
+    """`key: what is wrong` for the first error: an unknown key, as a misspelt one is also missing, then a whole section."""
+    errors = sorted(
+        error.errors(include_url=False), key=lambda one: (one["type"] not in UNKNOWN, len(place_of(one)) > 1)
+    )
     first = errors[0]
     place = place_of(first)[:2]
     forms = forms_at(place)

@@ -30,7 +30,7 @@ class Params(Everything):
 def load_params(path: Path | str) -> dict[str, Any]:
     """Read and validate a params file; ValueError, one line, for anything wrong in it."""
     params = read_params(Path(path))
-    if len(Everything.model_fields.keys() - params.keys()) > 1 and params.keys() <= Everything.model_fields.keys():
+    if "seed" not in params and params.keys() < Everything.model_fields.keys():
         raise ValueError(
             f"{path}: holds only a part of the params, as a preset does; restore the whole file and lay a preset over it, "
             "for one run (--configfile presets/NAME.yaml) or for good (python -m stagecraft.config presets/NAME.yaml "

@@ -115,6 +115,11 @@ def stage_params(params: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {name: param_at(params, name) for name in STAGE_SECTIONS[stage]}
 
 
+def stage_model(params: Mapping[str, Any], stage: str) -> Any:
+    """The same with their types, as the function of the stage takes them."""
+    return STAGES[stage].of(stage_params(params, stage))
+
+
 def param_at(params: Mapping[str, Any], name: str) -> Any:
     """The value under `section` or `section.key`; None when there is none."""
     section, _, key = name.partition(".")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from stagecraft.config.stages import PrepareData
 from stagecraft.data.images import Images
 from stagecraft.runtime.files import atomic_path, check_file, read_checked_json, sha256_file, write_checked_json
 
@@ -65,7 +66,7 @@ class PreparedData:
         return images
 
 
-def save(path: Path, images: Images, split: tuple[np.ndarray, np.ndarray], params: dict[str, Any]) -> None:
+def save(path: Path, images: Images, split: tuple[np.ndarray, np.ndarray], params: PrepareData) -> None:
     """Write images, labels (shape (0,) when unknown) and meta.json of a (train, held out) split made with `params`.
 
     All three are written aside and renamed when complete, meta.json last.
@@ -83,11 +84,11 @@ def save(path: Path, images: Images, split: tuple[np.ndarray, np.ndarray], param
         write_checked_json(meta_file, describe(images, split, params) | hashes)
 
 
-def describe(images: Images, split: tuple[np.ndarray, np.ndarray], params: dict[str, Any]) -> dict[str, Any]:
+def describe(images: Images, split: tuple[np.ndarray, np.ndarray], params: PrepareData) -> dict[str, Any]:
     """Return the contents of meta.json without the hashes."""
     count, resolution, _, channels = images.images.shape
     return {
-        "source": params["prepare_data"]["source"],
+        "source": params.prepare_data.source,
         "description": images.description,
         "count": count,
         "resolution": resolution,
@@ -96,7 +97,7 @@ def describe(images: Images, split: tuple[np.ndarray, np.ndarray], params: dict[
         "classes": images.classes,
         "train": split[0].tolist(),
         "held_out": split[1].tolist(),
-        "params": params,
+        "params": params.as_given(),
     }
 
 

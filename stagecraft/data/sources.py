@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from stagecraft.config.sections import Digits, ImageFiles, PrepareData
 from stagecraft.data import archives, folders
 from stagecraft.data.images import Contents, Images
 
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
 MIN_SIDE = 4  # pixels
-POLICIES = ("crop", "squash", "pad")
 DIGITS = 1797
 DIGITS_SIDE = 8  # pixels
 
 
-def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
+def load_source(settings: PrepareData, threads: int = 1) -> Images:
     """Load the images of `settings` (params section `prepare_data`), decoding files on `threads` threads.
 
     `resolution`, in pixels, brings every image to that side by the policy `resize`: `crop` scales the short side to it and
@@ -39,24 +38,12 @@ def load_source(settings: dict[str, Any], threads: int = 1) -> Images:
     size and must all be square and alike. `channels` null is what the images have: 1 if every image is grey (in a folder:
     also those stored as RGB with equal channels), otherwise 3. Raises ValueError, one line, for anything a user can mend.
     """
-    loaders: dict[str, Callable[[dict[str, Any]], Images]] = {
-        "digits": load_digits,
-        "folder": partial(load_folder, threads=threads),
-        "npz": load_npz,
-    }
-    if settings["source"] not in loaders:
-        raise ValueError(f"prepare_data.source: {settings['source']!r} is unknown; use one of {', '.join(loaders)}")
-    if settings["resize"] not in POLICIES:
-        raise ValueError(f"prepare_data.resize: {settings['resize']!r} is unknown; use one of {', '.join(POLICIES)}")
-    if settings["channels"] not in (None, 1, 3):
-        raise ValueError(f"prepare_data.channels: {settings['channels']!r}, but images have 1 or 3; or use null")
-    resolution = settings["resolution"]
-    if resolution is not None and resolution < MIN_SIDE:
-        raise ValueError(f"prepare_data.resolution: {resolution} pixels are too few; use at least {MIN_SIDE}, or null")
-    return loaders[settings["source"]](settings)
+    if settings.source == "digits":
+        return load_digits(settings)
+    return load_folder(settings, threads) if settings.source == "folder" else load_npz(settings)
 
 
-def source_fingerprint(settings: dict[str, Any]) -> str:
+def source_fingerprint(settings: PrepareData) -> str:
     """Return a string that changes when the source does: over (relative path, size, mtime) of its files, unopened.
 
     Folders without images count, as classes are numbered with them.
@@ -64,10 +51,10 @@ def source_fingerprint(settings: dict[str, Any]) -> str:
     Raises:
         ValueError: the path is missing or holds no images.
     """
-    if settings["source"] == "digits":
+    if settings.source == "digits":
         return "digits"
     path = source_path(settings)
-    if settings["source"] == "npz":
+    if settings.source == "npz":
         entries, empty = [(path.name, path.stat())], []
     else:
         listing = folders.list_folder(path)
@@ -81,14 +68,11 @@ def source_fingerprint(settings: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def source_path(settings: dict[str, Any]) -> Path:
+def source_path(settings: ImageFiles) -> Path:
     """Return the existing folder (source `folder`) or file (source `npz`) at `path`; ValueError otherwise."""
-    source = settings["source"]
-    if settings["path"] is None:
-        raise ValueError(f"prepare_data.path: null, but the source {source!r} needs one; set it")
-    path = Path(settings["path"])
-    if not (path.is_dir() if source == "folder" else path.is_file()):
-        kind = "folder" if source == "folder" else "file"
+    path = Path(settings.path)
+    if not (path.is_dir() if settings.source == "folder" else path.is_file()):
+        kind = "folder" if settings.source == "folder" else "file"
         raise ValueError(f"prepare_data.path: {path}: there is no such {kind}; correct the path")
     return path
 
@@ -96,7 +80,7 @@ def source_path(settings: dict[str, Any]) -> Path:
 # --- digits ---
 
 
-def load_digits(settings: dict[str, Any]) -> Images:
+def load_digits(settings: Digits) -> Images:
     """Load the 1,797 handwritten digits that scikit-learn carries, 8x8, their values 0..16 stretched to 0..255."""
     import numpy as np
     from sklearn.datasets import load_digits as load_bunch
@@ -115,7 +99,7 @@ def digits_contents(labels: np.ndarray | None = None) -> Contents:
 # --- npz ---
 
 
-def load_npz(settings: dict[str, Any]) -> Images:
+def load_npz(settings: ImageFiles) -> Images:
     """Load images uint8 (N, H, W) or (N, H, W, 1 or 3), with integer labels (N,) if there are any.
 
     They are called `images` and `labels`, `arr_0` and `arr_1` (guided-diffusion), or `x_train` and `y_train` with `x_test`
@@ -131,28 +115,28 @@ def load_npz(settings: dict[str, Any]) -> Images:
     return Images(conform(images, settings, f"{path}: {names}"), layout.contents, f"{names} of {path.name}")
 
 
-def conform(images: np.ndarray, settings: dict[str, Any], origin: str) -> np.ndarray:
+def conform(images: np.ndarray, settings: PrepareData, origin: str) -> np.ndarray:
     """Bring images (N, H, W, C), all of one size, to the wanted resolution and channels; `origin` opens messages."""
     import numpy as np
     from PIL import Image
 
     count, height, width, own_channels = images.shape
     check_side((width, height), origin)
-    side = settings["resolution"] or square_side((width, height), origin)
-    channels = settings["channels"] or own_channels
+    side = settings.resolution or square_side((width, height), origin)
+    channels = settings.channels or own_channels
     if (height, width, own_channels) == (side, side, channels):
         return np.ascontiguousarray(images)
     result = np.empty((count, side, side, channels), np.uint8)
     for index in range(count):
         image = Image.fromarray(images[index].squeeze(2) if own_channels == 1 else images[index])
-        result[index] = to_array(image, side, settings["resize"], channels)
+        result[index] = to_array(image, side, settings.resize, channels)
     return result
 
 
 # --- folder ---
 
 
-def load_folder(settings: dict[str, Any], threads: int = 1) -> Images:
+def load_folder(settings: ImageFiles, threads: int = 1) -> Images:
     """Load the PNG, JPEG and WebP files of a folder and all below it, sorted by their relative posix paths.
 
     Hidden files and folders are ignored, images with other endings counted in a note. Of an animation the first frame counts;
@@ -176,22 +160,22 @@ def decompression_bomb_warning() -> type[Warning]:
     return Image.DecompressionBombWarning
 
 
-def decode_files(paths: Sequence[Path], settings: dict[str, Any], threads: int) -> np.ndarray:
+def decode_files(paths: Sequence[Path], settings: PrepareData, threads: int) -> np.ndarray:
     """Decode files to uint8 (N, side, side, channels); the first bad file in their order is the one reported."""
     import numpy as np
 
-    side = settings["resolution"] or square_side(read_image(paths[0]).size, str(paths[0]))
-    channels = settings["channels"] or (1 if all(map(is_grey, paths)) else 3)
+    side = settings.resolution or square_side(read_image(paths[0]).size, str(paths[0]))
+    channels = settings.channels or (1 if all(map(is_grey, paths)) else 3)
     images = np.empty((len(paths), side, side, channels), np.uint8)
 
     def decode(index: int) -> None:
         image = read_image(paths[index])
-        if settings["resolution"] is None and image.size != (side, side):
+        if settings.resolution is None and image.size != (side, side):
             raise ValueError(
                 f"{paths[0]} has {side}x{side} pixels but {paths[index]} has {image.width}x{image.height}; "
                 "set prepare_data.resolution to give all images one size"
             )
-        images[index] = to_array(image, side, settings["resize"], channels)
+        images[index] = to_array(image, side, settings.resize, channels)
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in show_progress(pool.map(decode, range(len(paths))), len(paths)):
@@ -307,7 +291,7 @@ def square_side(size: tuple[int, int], origin: str) -> int:
     if size[0] != size[1]:
         raise ValueError(
             f"{origin}: {size[0]}x{size[1]} pixels are not square; set prepare_data.resolution, as only squares can be prepared "
-            f"(prepare_data.resize says how: {', '.join(POLICIES)})"
+            f"(prepare_data.resize says how: crop, squash, pad)"
         )
     return size[0]
 

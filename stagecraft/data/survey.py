@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from stagecraft.config.sections import ImageFiles, PrepareData
 from stagecraft.data import archives, folders, sources
 from stagecraft.data.classes import Classes, are_named
 from stagecraft.data.images import Contents
@@ -42,7 +42,7 @@ class Survey:
         return self.classes is not None and are_named(self.classes)
 
 
-def survey(settings: dict[str, Any]) -> Survey:
+def survey(settings: PrepareData) -> Survey:
     """Look at the source of `settings` (params section `prepare_data`).
 
     Of a folder names are listed, and of the first image the header is read when `resolution` is null; of an npz archive
@@ -51,12 +51,18 @@ def survey(settings: dict[str, Any]) -> Survey:
     Raises:
         ValueError: what `load_source` and the split would refuse, as far as it is seen so.
     """
-    looks = {"digits": look_at_digits, "folder": look_at_folder, "npz": look_at_archive}
-    contents, side, channels = looks[settings["source"]](settings)
+    contents, side, channels = look_at(settings)
     with explained(contents.notes):
-        held_out = count_held_out(contents, settings["held_out"])
-    train, channels = contents.count - held_out, settings["channels"] or channels
+        held_out = count_held_out(contents, settings.held_out)
+    train, channels = contents.count - held_out, settings.channels or channels
     return Survey(train, held_out, side, side, channels, contents.classes, contents.notes)
+
+
+def look_at(settings: PrepareData) -> tuple[Contents, int, int | None]:
+    """Contents, side of the prepared images and channels, as far as they are known, of a source."""
+    if settings.source == "digits":
+        return sources.digits_contents(), settings.resolution or sources.DIGITS_SIDE, 1
+    return look_at_folder(settings) if settings.source == "folder" else look_at_archive(settings)
 
 
 @contextmanager
@@ -68,16 +74,11 @@ def explained(notes: tuple[str, ...]) -> Iterator[None]:
         raise ValueError(f"{error} ({'; '.join(notes)})" if notes else str(error)) from error
 
 
-def look_at_digits(settings: dict[str, Any]) -> tuple[Contents, int, int | None]:
-    """Contents, side of the prepared images and channels of the digits."""
-    return sources.digits_contents(), settings["resolution"] or sources.DIGITS_SIDE, 1
-
-
-def look_at_folder(settings: dict[str, Any]) -> tuple[Contents, int, int | None]:
+def look_at_folder(settings: ImageFiles) -> tuple[Contents, int, int | None]:
     """The same of a folder of images, whose channels are not known without all of their pixels."""
     folder = sources.source_path(settings)
     layout = folders.read_layout(folder)
-    return layout.contents, settings["resolution"] or own_side(folder / layout.names[0]), None
+    return layout.contents, settings.resolution or own_side(folder / layout.names[0]), None
 
 
 def own_side(path: Path) -> int:
@@ -90,10 +91,10 @@ def own_side(path: Path) -> int:
     return sources.square_side(size, str(path))
 
 
-def look_at_archive(settings: dict[str, Any]) -> tuple[Contents, int, int | None]:
+def look_at_archive(settings: ImageFiles) -> tuple[Contents, int, int | None]:
     """The same of an npz archive."""
     path = sources.source_path(settings)
     layout = archives.read_layout(path)
     origin = f"{path}: {layout.parts[0].images}"
     sources.check_side(layout.size, origin)
-    return layout.contents, settings["resolution"] or sources.square_side(layout.size, origin), layout.channels
+    return layout.contents, settings.resolution or sources.square_side(layout.size, origin), layout.channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class TrainingSet:
         x = self.x[rows]
         return to_network(x) if x.dtype == torch.uint8 else x.float()
 
-    def flat(self, image_range: tuple[float, float]) -> np.ndarray:
+    def flat(self, image_range: Sequence[float]) -> np.ndarray:
         """All of it as float32 (N, n): pixels scaled to a range, latents as they are."""
         if self.x.dtype != torch.uint8:
             return self.x.float().flatten(1).numpy()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stagecraft.config.keys import SAMPLERS
+from stagecraft.config.stages import Evaluate
 from stagecraft.data.condition import Condition, class_condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.diffusion.process import Process
@@ -43,7 +44,7 @@ class Evaluation:
         predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
     """
 
-    params: dict[str, Any]
+    params: Evaluate
     data: PreparedData
     extractor: Extractor
     boundaries: list[float]
@@ -58,7 +59,7 @@ class Evaluation:
     @property
     def process(self) -> Process:
         """The noise process of both models."""
-        return make_process(self.params["diffusion"], self.stated)
+        return make_process(self.params.diffusion.as_dict(), self.stated)
 
     @property
     def prediction(self) -> dict[str, float]:
@@ -68,9 +69,9 @@ class Evaluation:
     @property
     def scoring(self) -> dict[str, Any]:
         """Keyword arguments of `fidelity`."""
-        settings = self.params["evaluate"]
-        keys = ("kid_subset_size", "neighbours", "batch_size")
-        return {key: settings[key] for key in keys} | {"seed": self.params["seed"], "device": self.device}
+        settings = self.params.evaluate
+        keys = {"kid_subset_size", "neighbours", "batch_size"}
+        return settings.model_dump(include=keys) | {"seed": self.params.seed, "device": self.device}
 
     def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """Metrics of both models, and their samples uint8 (N, H, W, C) from the same seeds with real images beside.
@@ -79,10 +80,8 @@ class Evaluation:
 
         Raises ValueError when there are too few images to compare, before any is drawn.
         """
-        reference, settings = self.data.train_images, self.params["evaluate"]
-        check_counts(
-            settings["samples"], len(reference), self.extractor, settings["kid_subset_size"], settings["neighbours"]
-        )
+        reference, settings = self.data.train_images, self.params.evaluate
+        check_counts(settings.samples, len(reference), self.extractor, settings.kid_subset_size, settings.neighbours)
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
         steps = self.steps_per_stage()
@@ -102,27 +101,36 @@ class Evaluation:
             "ratio": compare(found["teacher"], found["student"]) | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
-            "params": self.params,
+            "params": self.params.as_given(),
         }
         return metrics, images | {"real": reference}
 
     def steps_per_stage(self) -> list[int]:
         """The sampler's network evaluations in each stage."""
-        return self.steps_of_samplers()[self.params["sampling"]["scheduler"]]
+        return self.steps_of_samplers()[self.params.sampling.scheduler]
 
     def steps_of_samplers(self) -> dict[str, list[int]]:
         """The same for every sampler of the process, with as many steps in all."""
-        process, steps = self.process, self.params["sampling"]["steps"]
+        process, steps = self.process, self.params.sampling.steps
         return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
 
     def measure_speed(
         self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
     ) -> dict[str, dict[str, Any]]:
         """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
-        settings = self.params["evaluate"]
-        how = {"batch": settings["speed_batch"], "repeats": settings["speed_repeats"]}
-        how |= {"device": self.device, "precision": self.params["precision"]}
-        measure = partial(measure_speed, models, shape, self.boundaries, steps, **how)
+        settings = self.params.evaluate
+        batch, repeats = settings.speed_batch, settings.speed_repeats
+        measure = partial(
+            measure_speed,
+            models,
+            shape,
+            self.boundaries,
+            steps,
+            batch=batch,
+            repeats=repeats,
+            device=self.device,
+            precision=self.params.precision,
+        )
         return kept_record(self.pieces, "speed.json", measure)
 
     def score(self, name: str, images: np.ndarray) -> dict[str, float]:
@@ -139,18 +147,18 @@ class Evaluation:
 
     def draw(self, name: str, model: Any, shape: tuple[int, int, int]) -> np.ndarray:
         """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
-        settings, vae = self.params["evaluate"], None if self.vae is None else self.vae.to(self.device)
+        settings, vae = self.params.evaluate, None if self.vae is None else self.vae.to(self.device)
         sampler = Sampler.of(
-            self.params,
+            self.params.as_dict(),
             shape,
             self.device,
-            settings["batch_size"],
+            settings.batch_size,
             restarts=self.boundaries if self.restart and name == "student" else (),
             decode=None if vae is None else partial(decode, vae),
             conditions=self.conditions() if is_class_conditional(model) else None,
             stated=self.stated,
         )
-        return sample(model, sampler, range(settings["samples"]), label=name, pieces=self.pieces).numpy()
+        return sample(model, sampler, range(settings.samples), label=name, pieces=self.pieces).numpy()
 
     def conditions(self) -> Condition:
         """The classes of the training images."""
@@ -159,15 +167,15 @@ class Evaluation:
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:
         """What the figures depend on beside the models."""
-        sampling, settings, meta = self.params["sampling"], self.params["evaluate"], self.data.meta
+        sampling, settings, meta = self.params.sampling, self.params.evaluate, self.data.meta
         return {
-            "samples": settings["samples"],
-            "sampler": sampling["scheduler"],
-            "steps": sampling["steps"],
+            "samples": settings.samples,
+            "sampler": sampling.scheduler,
+            "steps": sampling.steps,
             "steps_per_stage": steps,
             "training_shares": self.shares,
             "restarts": self.restart,
-            "seed": self.params["seed"],
+            "seed": self.params.seed,
             "extractor": describe_extractor(self.extractor),
             "reference": {
                 "split": "train",
@@ -176,9 +184,9 @@ class Evaluation:
                 "source": meta["source"],
             },
             "held_out": len(self.data.held_out_index),
-            "kid_subset_size": settings["kid_subset_size"],
-            "neighbours": settings["neighbours"],
-            "speed_batch": settings["speed_batch"],
+            "kid_subset_size": settings.kid_subset_size,
+            "neighbours": settings.neighbours,
+            "speed_batch": settings.speed_batch,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from stagecraft.config.sections import TrainExtractor
 from stagecraft.evaluation.counts import CLASSIFIER, check_features
 from stagecraft.runtime.device import images_at_once
 from stagecraft.runtime.files import (
@@ -138,7 +139,7 @@ def train_extractor(
     images: np.ndarray,
     labels: np.ndarray | None,
     held_out: tuple[np.ndarray, np.ndarray | None],
-    settings: dict[str, Any],
+    settings: TrainExtractor,
     *,
     seed: int,
     device: torch.device,
@@ -151,14 +152,14 @@ def train_extractor(
     the section `train_extractor` of params, `fingerprint` what a checkpoint to resume from must have been made with.
     Raises ValueError for `features` that do not fill the 2x2 grid.
     """
-    check_features(settings["features"])
+    check_features(settings.features)
     task = make_task(labels)
     _, resolution, _, channels = images.shape
-    shape = Shape(channels, resolution, len(task.names), settings["features"], settings["width"])
+    shape = Shape(channels, resolution, len(task.names), settings.features, settings.width)
     model = build(shape, seed).to(device)
     result = train(
         model,
-        classification_losses(model, task, images, labels, settings["batch_size"]),
+        classification_losses(model, task, images, labels, settings.batch_size),
         TrainSettings.of(settings, seed),
         checkpoint=checkpoint,
         fingerprint=fingerprint,

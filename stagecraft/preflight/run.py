@@ -15,14 +15,14 @@ from stagecraft.preflight.given_models import check_given_autoencoder, check_giv
 
 def check_inputs(params: Everything) -> None:
     """Raise ValueError, one line, for what would end a later job: checked params, folders of this machine."""
-    images = survey(params.prepare_data.as_dict())
+    images = survey(params.prepare_data)
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)
 
 
 def check_counts(params: Everything) -> None:
     """Raise ValueError for too few training images to compare samples with, or nothing to compare by; only `evaluate` does so."""
-    images, settings = survey(params.prepare_data.as_dict()), params.evaluate
+    images, settings = survey(params.prepare_data), params.evaluate
     features = {CLASSIFIER: params.train_extractor.features, INCEPTION: INCEPTION_FEATURES}
     extractor = settings.extractor
     needs = list_needs(extractor, features.get(extractor), settings.kid_subset_size, settings.neighbours)

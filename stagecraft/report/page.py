@@ -10,6 +10,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from stagecraft.config.sections import Retrain
+from stagecraft.config.stages import Report
 from stagecraft.elastic.kinds import describe_choice
 from stagecraft.networks.family import Architecture, Spec
 from stagecraft.networks.jobs import Job
@@ -41,7 +43,7 @@ def render_report(
     architecture: dict[str, Any],
     searches: dict[str, dict[str, Any]],
     logs: dict[str, dict[str, Any]],
-    params: dict[str, Any],
+    params: Report,
 ) -> str:
     """The page as HTML text, the same for the same inputs and versions.
 
@@ -56,7 +58,7 @@ def render_report(
         ValueError: the architecture was made from other clusters or searches.
     """
     check_same_run(clusters, architecture, searches)
-    made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params}]
+    made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params.as_given()}]
     return page_template().render(
         verdict=verdict(metrics),
         tiles=tiles(metrics),
@@ -64,7 +66,7 @@ def render_report(
         times=time_table(metrics),
         measured_with=measured_with(metrics["protocol"]),
         held_out_reason=metrics["held_out"].get("reason"),
-        pictures=pictures(samples, params["report"]["images"]),
+        pictures=pictures(samples, params.report.images),
         stages=stage_table(architecture, metrics),
         samplers=sampler_table(metrics),
         autoencoder=metrics["autoencoder"],
@@ -81,7 +83,7 @@ def render_report(
         losses=loss_charts(logs, searches),
         protocol=flat(metrics["protocol"]),
         params=[(section, flat(value)) for section, value in merged_params(made_with).items()],
-        own_params=params,
+        own_params=params.as_given(),
         versions=versions(),
     )
 
@@ -373,8 +375,12 @@ def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[
 
 def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str, float]:
     """MACs of the parts of a student's retraining, whose results/logs/retrain.json is `log`."""
-    student, teacher, settings = metrics["student"], metrics["teacher"], log["params"]["retrain"]
-    images, (own, taught) = settings["steps"] * settings["batch_size"], passes_per_step(settings)
+    student, teacher, settings = (
+        metrics["student"],
+        metrics["teacher"],
+        Retrain.model_construct(**log["params"]["retrain"]),
+    )
+    images, (own, taught) = settings.steps * settings.batch_size, passes_per_step(settings)
     return {
         "retraining the student": 3 * own * images * student["macs_training"],
         "the teacher's predictions for it": taught * images * teacher["macs_training"],

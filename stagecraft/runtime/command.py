@@ -25,7 +25,7 @@ ALLOCATORS = ("DefaultCPUAllocator: ", "std::bad_alloc", "_STATUS_ALLOC_FAILED",
 
 
 def run_command(body: Callable[..., None]) -> None:
-    """Call `body(params, **flags)` with flags read from the command line.
+    """Call `body(params, **flags)` with flags read from the command line, the params as the type that it annotates.
 
     The keyword-only parameters of `body` become flags: `data: Path` is `--data PATH`, `logs: list[Path]` is
     `--logs PATH ...`, `names: list[str]` is `--names [NAME ...]`, and so on for `str` and `int`. A ValueError, an OSError or a
@@ -38,6 +38,7 @@ def run_command(body: Callable[..., None]) -> None:
     count, device = arguments.pop("processes", 1), arguments["params"].get("device", "cpu")
     arguments["threads"] = threads_of_process(arguments["threads"])
     try:
+        arguments["params"] = typed_params(body, arguments["params"])
         if count > 1 and not processes.is_worker():
             launch.launch(body.__name__, sys.argv[1:], count, device)
         elif processes.is_worker():
@@ -57,6 +58,12 @@ def run_command(body: Callable[..., None]) -> None:
         launch.leave_word(message)
         # Without the usual clean-up, in which a process may wait for others that wait for it.
         os._exit(1)
+
+
+def typed_params(body: Callable[..., None], given: dict[str, Any]) -> Any:
+    """The params of a command as the type of its parameter `params`; ValueError when a key or value is not of it."""
+    kind = get_type_hints(body)["params"]
+    return kind.of(given) if hasattr(kind, "of") else given
 
 
 def explain(stage: str, error: Exception) -> str | None:

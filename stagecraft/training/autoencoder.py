@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from stagecraft.config.sections import Autoencoder
 from stagecraft.data.training import TrainingSet
 from stagecraft.runtime.device import autocast
 
@@ -14,10 +15,10 @@ class ReconstructionLoss:
     """Mean square error of the decoded posterior sample, plus `kl_weight` times the KL divergence per pixel, for the loop."""
 
     def __init__(
-        self, vae: Any, data: TrainingSet, settings: dict[str, Any], device: torch.device, precision: str
+        self, vae: Any, data: TrainingSet, settings: Autoencoder, device: torch.device, precision: str
     ) -> None:
         self.vae, self.data, self.device, self.precision = vae, data, device, precision
-        self.batch_size, self.kl_weight = settings["batch_size"], settings["kl_weight"]
+        self.batch_size, self.kl_weight = settings.batch_size, settings.kl_weight
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         rows = torch.randint(len(self.data), (self.batch_size,), generator=generator)

@@ -1,12 +1,12 @@
 """The dynamic joint loss of DiffNAS (arXiv 2311.04950, section 3.3) on a multi-decoder student."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 
+from stagecraft.config.sections import Retrain
 from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import joint_variances, nmse, predict
 from stagecraft.networks.families import family_of
@@ -45,7 +45,7 @@ class JointLoss:
         student: MultiDecoderUNet2DModel,
         teacher: UNet2DModel,
         batches: NoisyBatches,
-        settings: dict[str, Any],
+        settings: Retrain,
         precision: str,
     ) -> None:
         self.student, self.teacher, self.batches = student, teacher.requires_grad_(False), batches
@@ -58,7 +58,7 @@ class JointLoss:
         batch = self.batches(generator)
         rows, total = own_rows(len(batch.t)), len(batch.t)
         own = batch.rows(rows)
-        share = end_to_end_share(step, self.settings["steps"], self.settings)
+        share = end_to_end_share(step, self.settings.steps, self.settings)
         with autocast(own.x_t.device, self.precision):
             seen = self.teach(own, share)
             if share < 1:
@@ -77,7 +77,7 @@ class JointLoss:
         if share < 1:
             seen = self.family.trace(self.teacher, batch.x_t, batch.t, batch.condition)
             return {name: kept_part(name, tensor, self.kept) for name, tensor in seen.items()}
-        if not (self.settings["output_weight"] or self.settings["jacobian_weight"]):
+        if not (self.settings.output_weight or self.settings.jacobian_weight):
             return {}
         return {"output": predict(self.teacher, batch.x_t, batch.t, batch.condition)}
 
@@ -117,7 +117,7 @@ class JointLoss:
 
     def draw_direction(self, batch: Batch, generator: torch.Generator, rows: slice) -> torch.Tensor | None:
         """This process's rows of a random direction for every sample, of the shape of x_t; None where nothing asks for one."""
-        if not self.settings["jacobian_weight"]:
+        if not self.settings.jacobian_weight:
             return None
         return torch.randn(batch.x_t.shape, generator=generator)[rows].to(batch.x_t.device)
 
@@ -127,11 +127,11 @@ class JointLoss:
         """L_noise + lambda L_output + mu L_jacobian; `taught` is the teacher's prediction, needed where lambda or mu is not 0."""
         prediction = predict(self.student, batch.x_t, batch.t, batch.condition).float()
         loss = F.mse_loss(prediction, batch.target)
-        if taught is not None and self.settings["output_weight"]:
-            loss = loss + self.settings["output_weight"] * F.mse_loss(prediction, taught.float())
+        if taught is not None and self.settings.output_weight:
+            loss = loss + self.settings.output_weight * F.mse_loss(prediction, taught.float())
         if taught is not None and direction is not None:
             jacobian = self.jacobian_loss(batch, prediction, taught.float(), direction)
-            loss = loss + self.settings["jacobian_weight"] * jacobian
+            loss = loss + self.settings.jacobian_weight * jacobian
         return loss
 
     def jacobian_loss(

@@ -6,7 +6,7 @@ processes (stagecraft.runtime.processes) take a share of each batch and add up t
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stagecraft.config.sections import Optimised
 from stagecraft.runtime.processes import add_up, count, from_main, is_main, rank
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
@@ -47,9 +48,9 @@ class TrainSettings:
     checkpoint_every: int = 1000
 
     @classmethod
-    def of(cls, section: dict[str, Any], seed: int) -> "TrainSettings":
+    def of(cls, section: Optimised | Mapping[str, Any], seed: int) -> "TrainSettings":
         """The settings among the keys of one section of the params."""
-        known = {key: value for key, value in section.items() if key in cls.__dataclass_fields__}
+        known = {key: value for key, value in dict(section).items() if key in cls.__dataclass_fields__}
         return cls(**known, seed=seed)
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
+from stagecraft.config.sections import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.process import Process
@@ -92,7 +93,7 @@ def student_batches(
     process: Process,
     teacher: UNet2DModel,
     boundaries: list[float],
-    settings: dict[str, Any],
+    settings: Retrain,
     device: torch.device,
 ) -> NoisyBatches:
     """Batches as the `retrain` section of the params describes them, with what the teacher is given beside x_t and t."""
@@ -100,12 +101,12 @@ def student_batches(
     return NoisyBatches(
         data,
         process,
-        settings["batch_size"],
+        settings.batch_size,
         device,
-        settings["horizontal_flip"],
+        settings.horizontal_flip,
         conditional=is_class_conditional(teacher),
         stages=stages,
-        probabilities=stage_probabilities(settings["stage_probabilities"], stages),
+        probabilities=stage_probabilities(settings.stage_probabilities, stages),
     )
 
 

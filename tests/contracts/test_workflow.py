@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import FILES_IN_LATENTS, activated, preset_params
+from helpers import FILES_IN_LATENTS, activated, preset_params, smoke_text
 from PIL import Image
 
-from stagecraft.config.__main__ import with_values
 from stagecraft.runtime import lifeline, provenance
 from stagecraft.runtime.remedies import REMEDIES
 
@@ -89,8 +88,7 @@ def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("run") / "repository"
     for name in ("stages", "stagecraft", "workflow", "presets", "data/latency"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    text = with_values((ROOT / "params.yaml").read_text(), preset_params("smoke"))
-    (folder / "params.yaml").write_text(text.replace("source: digits # digits | folder | npz\n", "source: digits\n"))
+    (folder / "params.yaml").write_text(smoke_text())
     (folder / "images").mkdir()
     # As many as the preset's figures need; the stubs read none, the main process the first one's header.
     for name in ("a.png", "b.png", *(f"c{number}.png" for number in range(88))):

@@ -152,7 +152,7 @@ def select_params(stage):
 
 def fingerprint_source():
     """What changes when the source images do."""
-    return check(source_fingerprint, config["prepare_data"])
+    return check(source_fingerprint, PARAMS.prepare_data)
 
 
 def name_blocks():
