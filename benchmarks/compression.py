@@ -119,7 +119,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
 
 def problem_with(arguments: argparse.Namespace, preset: Path, output: Path) -> str | None:
     """What is wrong with the arguments, or with what --output holds already; None when nothing is."""
-    from stagecraft.config.params import validate_params
+    from stagecraft.preflight.params import validate_params
 
     try:
         list(map(Method, arguments.methods))

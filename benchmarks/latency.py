@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from shared_inputs import cpu_params, preset_file, write
 
-from stagecraft.config.params import validate_params
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import stage_timesteps
 from stagecraft.evaluation.speed import time_evaluation
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.networks.unet2d.multi_decoder_unet import Module
+from stagecraft.preflight.params import validate_params
 from stagecraft.runtime.command import keep_freed_memory
 from stagecraft.runtime.device import pick_device
 from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure

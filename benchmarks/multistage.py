@@ -31,10 +31,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stagecraft.config.overlay import load_over
-from stagecraft.config.params import validate_params
 from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.config.stages import stage_model
+from stagecraft.preflight.params import load_over, validate_params
 
 ROOT = Path(__file__).parents[1]
 POINTS = [0.0625, 0.125, 0.25, 0.5, 0.75, 1.0]

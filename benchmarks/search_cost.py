@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, work_folder, write
 
-from stagecraft.config.params import validate_params
 from stagecraft.config.stages import stage_model
+from stagecraft.preflight.params import validate_params
 
 ROOT = Path(__file__).parents[1]
 WARM_UP, TIMED = 10, 100  # teacher steps

@@ -8,10 +8,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from stagecraft.config.overlay import load_over
-from stagecraft.config.params import validate_params
 from stagecraft.config.stages import stage_model, stage_params
 from stagecraft.preflight.jobs import block_names, refined_from
+from stagecraft.preflight.params import load_over, validate_params
 
 ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets"

@@ -104,7 +104,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def preset_params(name: str) -> dict[str, Any]:
     """The whole params of a preset; of `digits`, the default, those of params.yaml."""
-    from stagecraft.config.overlay import load_over
+    from stagecraft.preflight.params import load_over
 
     return load_over(*[ROOT / "presets" / f"{name}.yaml"] * (name != "digits"))
 
@@ -143,9 +143,9 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
 
     The files are those of the rules. What Snakemake adds is tested on the smoke preset and, with stubs, in tests/contracts.
     """
-    from stagecraft.config.params import validate_params
     from stagecraft.config.stages import stage_model
     from stagecraft.preflight.jobs import block_names, refined_from
+    from stagecraft.preflight.params import validate_params
 
     results, logs, data = Path("results"), Path("results/logs"), {"data": Path("data/prepared")}
     encoded = data | {"latents": Path("data/latents")}

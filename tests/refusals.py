@@ -13,10 +13,10 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from helpers import ROOT, preset_params, tiny_unet
 from PIL import Image
 
-from stagecraft.config.params import validate_params
 from stagecraft.data.sources import source_fingerprint
 from stagecraft.preflight import jobs
 from stagecraft.preflight import run as preflight
+from stagecraft.preflight.params import validate_params
 
 VAE = {
     "in_channels": 1,

@@ -92,7 +92,7 @@ def test_the_loss_of_the_noise_does_not_depend_on_what_is_predicted(data, diffus
 
 
 def test_every_method_has_params_that_are_valid():
-    from stagecraft.config.params import validate_params
+    from stagecraft.preflight.params import validate_params
 
     names = [*compression_methods.METHODS, *(f"{m}-plain" for m in (*compression_methods.PRUNED, "depth", "search"))]
     for method, budget_of in product(names, compression_methods.BUDGETS_OF):

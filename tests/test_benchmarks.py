@@ -19,10 +19,10 @@ import space
 from curves import mean_curve, panel, write_figure
 from shared_inputs import Shared
 
-from stagecraft.config.params import validate_params
 from stagecraft.data.training import TrainingSet
 from stagecraft.networks.given import Space
 from stagecraft.networks.given_teacher import open_given_teacher
+from stagecraft.preflight.params import validate_params
 from stagecraft.training.teacher import build_teacher
 
 RESULTS = ROOT / "benchmarks" / "results"

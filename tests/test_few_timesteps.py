@@ -10,11 +10,11 @@ from helpers import preset_params, run_stages, section_with
 
 from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.clustering.stages import cluster
-from stagecraft.config.params import validate_params
 from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_student
+from stagecraft.preflight.params import validate_params
 from stagecraft.report.page import stage_table
 
 # What makes a run short, by section of the params.

@@ -12,8 +12,6 @@ from helpers import FLOW, ROOT, run_stages, tiny_unet
 from scipy.stats import kstest, uniform
 from test_few_timesteps import SHORT
 
-from stagecraft.config.overlay import load_over
-from stagecraft.config.params import validate_params
 from stagecraft.diffusion.boundaries import shifted
 from stagecraft.diffusion.flow import FlowProcess
 from stagecraft.diffusion.registry import make_process
@@ -22,6 +20,7 @@ from stagecraft.diffusion.stated import FLOW_SCHEDULERS, check_stated, check_ste
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_student, save_student, save_teacher
 from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
+from stagecraft.preflight.params import load_over, validate_params
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.student import build_student, warm_start
 

@@ -16,7 +16,6 @@ import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel, VQModel
 from helpers import preset_params, tiny_unet
 
-from stagecraft.config.params import validate_params
 from stagecraft.config.sections import Everything, GivenAutoencoder, GivenTeacher
 from stagecraft.data.survey import Survey
 from stagecraft.data.training import TrainingSet
@@ -29,6 +28,7 @@ from stagecraft.networks.unet2d.multi_decoder_unet import BLOCK_TYPES as REBUILT
 from stagecraft.networks.weights import find_weights
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space
 from stagecraft.preflight.jobs import autoencoder_files, teacher_files
+from stagecraft.preflight.params import validate_params
 from stagecraft.preflight.run import check_inputs
 
 LEVELS = {

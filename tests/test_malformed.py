@@ -27,8 +27,8 @@ from helpers import clone, run, settings, smoke_text, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stagecraft.config.params import load_params
 from stagecraft.config.stages import stage_params
+from stagecraft.preflight.params import load_params
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 

@@ -13,9 +13,10 @@ import yaml
 from helpers import EDM, ROOT
 
 from stagecraft.config.__main__ import main, with_values
-from stagecraft.config.overlay import fit_file, lay_over, load_over
-from stagecraft.config.params import load_params, read_params, validate_params
+from stagecraft.config.overlay import fit_file, lay_over
+from stagecraft.config.params import read_params
 from stagecraft.config.sections import CHOICES
+from stagecraft.preflight.params import load_over, load_params, validate_params
 
 PRESETS = {path.stem: path for path in sorted((ROOT / "presets").glob("*.yaml"))}
 EDM_SAMPLING = {"scheduler": "edm_euler"}

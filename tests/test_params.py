@@ -11,8 +11,7 @@ import yaml
 from helpers import EDM, FLOW
 
 from stagecraft.config import document
-from stagecraft.config.overlay import load_over
-from stagecraft.config.params import load_params, typed, validate_params
+from stagecraft.config.params import typed
 from stagecraft.config.sections import CHOICES, Everything, Section
 from stagecraft.config.stages import STAGE_SECTIONS, param_at, stage_params
 from stagecraft.preflight.jobs import (
@@ -24,6 +23,7 @@ from stagecraft.preflight.jobs import (
     runs_in_latents,
     teacher_files,
 )
+from stagecraft.preflight.params import load_over, load_params, validate_params
 from stagecraft.preflight.versions import check_carried
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ import pytest
 from helpers import EDM, FLOW, ROOT
 from refusals import ROWS, Scene, at_start, check_words, message_of, names, says
 
-from stagecraft.config.params import load_params, validate_params
 from stagecraft.preflight import run as preflight
+from stagecraft.preflight.params import load_params, validate_params
 from stagecraft.runtime import lifeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -462,7 +462,7 @@ def messages_in(file: Path) -> Iterator[str]:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             if isinstance(node.exc.func, ast.Name) and node.exc.func.id in ("ValueError", "OSError"):
                 yield from texts_in(node.exc)
-        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and file.parent.name == "config":
+        elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple) and file.name == "clashes.py":
             yield from texts_in(node.value.elts[-1])
         elif isinstance(node, ast.FunctionDef) and (node.name.startswith("why_") or node.name in TELLERS):
             for inner in ast.walk(node):

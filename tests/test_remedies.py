@@ -9,11 +9,11 @@ import torch
 from helpers import ROOT, preset_params
 
 from stagecraft.clustering.denoiser import OptimalDenoiser
-from stagecraft.config.params import validate_params
 from stagecraft.config.stages import STAGE_SECTIONS, param_at
 from stagecraft.data.training import TrainingSet
 from stagecraft.evaluation import extractor, fidelity
 from stagecraft.networks.autoencoder import encode_all
+from stagecraft.preflight.params import validate_params
 from stagecraft.runtime import device
 from stagecraft.runtime.command import explain
 from stagecraft.runtime.console import Job, explain_end

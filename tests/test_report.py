@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stagecraft.config.stages import Report
+from stagecraft.evaluation.comparison import compute_ratios
 from stagecraft.report import charts, table
 from stagecraft.report import page as report
 
@@ -40,7 +41,7 @@ def make_metrics(**changes: float) -> dict[str, Any]:
         "student": student | {"macs_per_stage": [4e5, 5e5, 5.4e5]},
         "autoencoder": None,
         "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92},
-        "ratio": table.compare(TEACHER, student),
+        "ratio": compute_ratios(TEACHER, student),
         "protocol": {
             "samples": 2000,
             "sampler": "ddim",

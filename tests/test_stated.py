@@ -17,7 +17,6 @@ from diffusers import (
 )
 from helpers import preset_params, tiny_unet
 
-from stagecraft.config.checks import cross_problems
 from stagecraft.config.sections import Everything
 from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.registry import make_process
@@ -36,6 +35,7 @@ from stagecraft.diffusion.stated import (
 from stagecraft.diffusion.stepper import unclipped
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_teacher, read_stated, save_student, save_teacher
+from stagecraft.preflight.clashes import cross_problems
 from stagecraft.training.student import build_student
 
 GIVEN = {"train_teacher": {"source": "path"}}

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from stagecraft.config.overlay import load_over
+from stagecraft.preflight.params import load_over
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?P<comment> +#.*)?")
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stagecraft.config.keys import SAMPLERS
-from stagecraft.config.params import EXAMPLE, read_params, validate_params
+from stagecraft.config.params import read_params
 from stagecraft.config.sections import CHOICES, Everything, Section
 
 Params = dict[str, Any]
@@ -61,13 +61,6 @@ def merge_files(files: Sequence[Path]) -> tuple[Params, list[str]]:
             notes.append(f"{os.path.relpath(file)}: {', '.join(left_out)} left out, as the process is {process}")
         merged = lay_over(merged, fitting)
     return merged, notes
-
-
-def load_over(*files: Path, base: Path = EXAMPLE) -> Params:
-    """The params of files laid over whole ones; ValueError, one line, for anything wrong in them."""
-    params, _ = merge_files([base, *files])
-    validate_params(params, " + ".join(map(str, [base, *files])))
-    return params
 
 
 def fit_file(above: Params, params: Params) -> tuple[Params, list[str]]:

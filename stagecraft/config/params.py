@@ -1,55 +1,16 @@
-"""The params: read, validated, cut into what each stage needs. Light, as a Snakefile imports it: no torch, no NumPy."""
+"""Params files, read without hiding what they say. Light, as a Snakefile imports it: no torch, no NumPy."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
-from pydantic import ValidationError, model_validator
 
-from stagecraft.config.checks import cross_problems
-from stagecraft.config.messages import first_problem, show
-from stagecraft.config.sections import Everything
+from stagecraft.config.messages import show
 
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "params.yaml"
-
-
-class Params(Everything):
-    """All params of a run, checked one by one and against each other."""
-
-    @model_validator(mode="after")
-    def check_clashes(self) -> Self:
-        """ValueError for the first values that clash."""
-        for key, problem in cross_problems(self):
-            raise ValueError(f"{key}: {problem}")
-        return self
-
-
-def load_params(path: Path | str) -> dict[str, Any]:
-    """Read and validate a params file; ValueError, one line, for anything wrong in it."""
-    params = read_params(Path(path))
-    if "seed" not in params and params.keys() < Everything.model_fields.keys():
-        raise ValueError(
-            f"{path}: holds only a part of the params, as a preset does; restore the whole file and lay a preset over it, "
-            "for one run (--configfile presets/NAME.yaml) or for good (python -m stagecraft.config presets/NAME.yaml "
-            "--output params.yaml)"
-        )
-    validate_params(params, str(path))
-    return params
-
-
-def validate_params(params: dict[str, Any], origin: str) -> Params:
-    """The params with their types.
-
-    Raises:
-        ValueError: one line with the first problem, an unknown or missing key, a wrong type or range, values that clash.
-    """
-    try:
-        return Params.model_validate(params)
-    except ValidationError as error:
-        raise ValueError(f"{origin}: {first_problem(error, params)}") from error
 
 
 def read_params(path: Path) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from stagecraft.evaluation.fidelity import Extractor, check_counts, describe_ext
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
 from stagecraft.networks.pipelines import is_class_conditional
-from stagecraft.report.table import compare
 from stagecraft.runtime.files import run_again
 from stagecraft.runtime.journal import Pieces, kept_record
 from stagecraft.runtime.processes import from_main, is_main
+
+RATIOS = ("macs", "macs_with_attention", "params", "params_active", "images_per_second")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Evaluation:
         metrics = {
             **found,
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
-            "ratio": compare(found["teacher"], found["student"]) | self.prediction,
+            "ratio": compute_ratios(found["teacher"], found["student"]) | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
             "params": self.params.as_given(),
@@ -198,3 +199,10 @@ def check_architecture(student: Any, architecture: dict[str, Any], folder: str) 
     if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
         remedy = run_again("retrain", Path(folder))
         raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")
+
+
+def compute_ratios(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
+    """Student over teacher for cost and speed, and the student's FID minus the teacher's."""
+    ratio = {key: student[key] / teacher[key] for key in RATIOS}
+    ratio["time"] = student["milliseconds"] / teacher["milliseconds"]
+    return ratio | {"fid_difference": student["fid"] - teacher["fid"]}

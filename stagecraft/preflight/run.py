@@ -6,10 +6,10 @@ same input checks it again.
 
 from __future__ import annotations
 
-from stagecraft.config.checks import INCEPTION_FEATURES
 from stagecraft.config.sections import Everything
 from stagecraft.data.survey import explained, survey
 from stagecraft.evaluation.counts import CLASSIFIER, INCEPTION, check_count, check_extractor, list_needs
+from stagecraft.preflight.clashes import INCEPTION_FEATURES
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.config.messages import show
-from stagecraft.config.params import load_params
 from stagecraft.config.stages import param_at
+from stagecraft.preflight.params import load_params
 from stagecraft.runtime.files import read_json
 from stagecraft.runtime.provenance import ROOT
 

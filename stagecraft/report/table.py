@@ -2,7 +2,6 @@
 
 from typing import Any
 
-RATIOS = ("macs", "macs_with_attention", "params", "params_active", "images_per_second")
 FEATURE_MEASURES = ("fid", "kid", "precision", "recall")
 # Key, name, how to write a value.
 ROWS = (
@@ -18,13 +17,6 @@ ROWS = (
     ("images_per_second", "images per second", "{:.4g}"),
     ("peak_memory_mib", "peak memory, MiB", "{:.4g}"),
 )
-
-
-def compare(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
-    """Student over teacher for cost and speed, and the student's FID minus the teacher's."""
-    ratio = {key: student[key] / teacher[key] for key in RATIOS}
-    ratio["time"] = student["milliseconds"] / teacher["milliseconds"]
-    return ratio | {"fid_difference": student["fid"] - teacher["fid"]}
 
 
 def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:

@@ -13,15 +13,14 @@ sys.path.insert(0, str(Path(workflow.basedir).parent))
 
 from snakemake.logging import logger
 
-from stagecraft.config import overlay
-from stagecraft.config import params as settings
+from stagecraft.config.overlay import lay_over, merge_files
+from stagecraft.config.params import typed
 from stagecraft.config.stages import stage_params
-from stagecraft.runtime import console
-from stagecraft.runtime import lifeline
+from stagecraft.data.sources import source_fingerprint
 from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
-from stagecraft.runtime import provenance
-from stagecraft.data.sources import source_fingerprint
+from stagecraft.preflight.params import load_params, validate_params
+from stagecraft.runtime import console, lifeline, provenance
 
 jobs = console.Jobs()
 logger.addHandler(jobs)
@@ -71,7 +70,7 @@ def check(function, *arguments):
 
 def check_params_file(path):
     """End the run when the params file is not valid, before Snakemake reads it in its own way."""
-    check(settings.load_params, path)
+    check(load_params, path)
 
 
 def check_params(config):
@@ -82,12 +81,12 @@ def check_params(config):
     """
     flags = workflow.config_settings
     files = [] if flags.replace_workflow_config else [Path("params.yaml")]
-    merged, notes = check(overlay.merge_files, [*files, *flags.configfiles])
+    merged, notes = check(merge_files, [*files, *flags.configfiles])
     config.clear()
-    config.update(overlay.lay_over(merged, settings.typed(dict(flags.config))))
+    config.update(lay_over(merged, typed(dict(flags.config))))
     for note in notes if workflow.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)
-    return check(settings.validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
+    return check(validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
 
 
 def check_inputs():
