@@ -127,15 +127,17 @@ class Run:
 
     def build(self, boundaries: list[float]) -> Any:
         """The arm's net before training."""
+        from separate import build_separate
+
         from stagecraft.search.architecture import given_architecture
         from stagecraft.training.student import build_student, warm_start
 
         stages = len(boundaries) + 1
         widths = self.params["assemble"]["decoder_widths"] if self.arm == "multistage" else [1.0] * stages
-        shared = self.arm != "separate"
-        settings = {"decoder_widths": widths, "shared_encoder": shared}
-        specs = given_architecture(self.unified, [1] * stages, settings)["unet"]
-        net = build_student(self.unified, specs, boundaries, self.seed, shared)
+        specs = given_architecture(self.unified, [1] * stages, {"decoder_widths": widths})["unet"]
+        if self.arm == "separate":
+            return build_separate(self.unified, specs, boundaries, self.seed)
+        net = build_student(self.unified, specs, boundaries, self.seed)
         if self.arm == "warm":
             warm_start(net, self.train(copy.deepcopy(self.unified), self.batches(), self.steps(WARM), "warm"))
         return net

@@ -50,7 +50,6 @@ def assemble(
         "density": [process.share(*edges) for edges in stages],
         "steps_per_stage": steps,
         "sampler": sampling.as_dict(),
-        "shared_encoder": settings.shared_encoder,
     }
     write_checked_json(output, architecture | how | {"params": params.as_given()})
     expected = architecture["expected"]

@@ -1,4 +1,4 @@
-"""Decoders of given widths and separate nets: shapes, costs, routing, files, and what they start from."""
+"""Decoders of given widths: shapes, costs, routing, files, and what they start from."""
 
 import copy
 import json
@@ -34,23 +34,22 @@ VARIANTS = [
 ]
 
 
-def given(unet, widths, shared=True):
-    return given_architecture(unet, STEPS[: len(widths)], {"decoder_widths": widths, "shared_encoder": shared})
+def given(unet, widths):
+    return given_architecture(unet, STEPS[: len(widths)], {"decoder_widths": widths})
 
 
-def student_of(unet, widths, shared=True, boundaries=BOUNDARIES):
-    return build_student(unet, given(unet, widths, shared)["unet"], boundaries, 0, shared).eval()
+def student_of(unet, widths, boundaries=BOUNDARIES):
+    return build_student(unet, given(unet, widths)["unet"], boundaries, 0).eval()
 
 
 def labels_of(unet, count):
     return None if unet.config["num_class_embeds"] is None else torch.arange(count) % 5
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: next(iter(changes), "plain"))
-def test_wider_and_narrower_decoders_cost_what_is_expected(changes, shared):
+def test_wider_and_narrower_decoders_cost_what_is_expected(changes):
     unet = tiny_unet(**changes)
-    plan, student = given(unet, [1.5, 0.5, 1.0], shared), student_of(unet, [1.5, 0.5, 1.0], shared)
+    plan, student = given(unet, [1.5, 0.5, 1.0]), student_of(unet, [1.5, 0.5, 1.0])
     found = model_cost(student, (1, 8, 8), BOUNDARIES, STEPS)
     for key in ("macs", "params", "params_active"):
         assert plan["expected"][key] == pytest.approx(found[key], rel=1e-12), key
@@ -59,8 +58,6 @@ def test_wider_and_narrower_decoders_cost_what_is_expected(changes, shared):
     whole = model_cost(unet, (1, 8, 8), [], [1])
     assert same == whole["macs"] == plan["teacher"]["macs"]
     assert plan["expected"]["macs_ratio"] == pytest.approx(found["macs"] / whole["macs"])
-    if not shared:
-        assert found["params_active"] == pytest.approx(plan["expected"]["params_active_ratio"] * whole["params"])
 
 
 def test_channels_are_shares_of_the_teachers_in_whole_groups_and_heads(unet):
@@ -78,14 +75,13 @@ def test_channels_are_shares_of_the_teachers_in_whole_groups_and_heads(unet):
 
 def test_one_width_per_stage_is_demanded(unet):
     with pytest.raises(ValueError, match=r"assemble\.decoder_widths: \[1\.0, 0\.5\] for 3 stages"):
-        given_architecture(unet, STEPS, {"decoder_widths": [1.0, 0.5], "shared_encoder": True})
+        given_architecture(unet, STEPS, {"decoder_widths": [1.0, 0.5]})
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: next(iter(changes), "plain"))
-def test_a_mixed_batch_gives_each_sample_what_it_gets_alone(changes, shared):
+def test_a_mixed_batch_gives_each_sample_what_it_gets_alone(changes):
     unet = tiny_unet(**changes)
-    student = student_of(unet, [1.5, 0.5, 1.0], shared)
+    student = student_of(unet, [1.5, 0.5, 1.0])
     x, t = torch.randn(7, 1, 8, 8), torch.tensor([999, 0, 300, 299, 700, 699, 5])
     labels = labels_of(unet, 7)
     with torch.no_grad():
@@ -98,12 +94,11 @@ def test_a_mixed_batch_gives_each_sample_what_it_gets_alone(changes, shared):
     assert (together - others).abs().amax((1, 2, 3)).min() > 1e-3
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("conditional", [True, False])
-def test_the_identity_is_the_teacher_bit_for_bit_for_every_process(process, shared, conditional):
+def test_the_identity_is_the_teacher_bit_for_bit_for_every_process(process, conditional):
     unet = tiny_unet(**({"num_class_embeds": 5} if conditional else {}))
     boundaries = [process.at_share(0.3), process.at_share(0.7)]
-    student = build_student(unet, identity_architecture(unet, 3), boundaries, 0, shared).eval()
+    student = build_student(unet, identity_architecture(unet, 3), boundaries, 0).eval()
     warm_start(student, unet)
     x, labels = torch.randn(3, 1, 8, 8), labels_of(unet, 3)
     times = [process.at_share(share) for share in (0, 0.1, 0.5, 0.9)] + boundaries
@@ -119,29 +114,27 @@ def test_the_identity_is_the_teacher_bit_for_bit_for_every_process(process, shar
             assert not torch.equal(student(x, t, labels.flip(0)).sample, unet(x, t, labels).sample)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_warm_start_copies_the_teacher_into_every_decoder_and_what_fits_of_it_into_others(unet, shared):
-    student = student_of(unet, [1.0, 1.5, 0.5], shared)
+def test_a_warm_start_copies_the_teacher_into_every_decoder_and_what_fits_of_it_into_others(unet):
+    student = student_of(unet, [1.0, 1.5, 0.5])
     before = copy.deepcopy(student.state_dict())
     warm_start(student, unet)
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(student(x, 10).sample, unet(x, 10).sample)
         assert not torch.equal(student(x, 500).sample, unet(x, 500).sample)
-    head = "decoders.{}.conv_out.weight" if shared else "nets.{}.decoders.0.conv_out.weight"
+    head = "decoders.{}.conv_out.weight"
     own, taught = student.state_dict(), unet.conv_out.weight
     assert torch.equal(own[head.format(1)][:, :16], taught)
     assert torch.equal(own[head.format(1)][:, 16:], before[head.format(1)][:, 16:])
     assert torch.equal(own[head.format(2)], taught[:, :8])
 
 
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("kind", ["vp", "edm", "flow", "labels"])
-def test_saved_students_are_loaded_and_draw_with_diffusers_alone(tmp_path, settings_of_processes, shared, kind):
+def test_saved_students_are_loaded_and_draw_with_diffusers_alone(tmp_path, settings_of_processes, kind):
     unet = tiny_unet(**({"num_class_embeds": 5} if kind == "labels" else {}))
     process = make_process(settings_of_processes["vp" if kind == "labels" else kind])
     boundaries = [process.at_share(0.4), process.at_share(0.7)]
-    student = student_of(unet, [1.5, 0.5, 1.0], shared, boundaries)
+    student = student_of(unet, [1.5, 0.5, 1.0], boundaries)
     save_student(tmp_path / "student", student, process.scheduler(), {"seed": 0})
     loaded = load_student(tmp_path / "student")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)

@@ -78,7 +78,7 @@ def test_a_student_that_starts_from_the_teacher_has_its_weights_in_changed_layer
     specs = identity_architecture(unet, 2)
     for interval in (0, 1):
         spec_at(specs, "up_blocks.0", interval)["resnets.0"] |= {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
-    chosen = {"unet": specs, "boundaries": [400], "shared_encoder": True, "rule": "budget"}
+    chosen = {"unet": specs, "boundaries": [400], "rule": "budget"}
     x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
     with torch.no_grad():
         student = start_student(unet, chosen, "teacher", 0, lambda job: {})

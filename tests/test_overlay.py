@@ -26,7 +26,7 @@ TEACHER = {"train_teacher": {"source": "path", "path": "data/teacher/t"}}
 AUTOENCODER = {"train_autoencoder": {"source": "path", "path": "data/teacher/vae"}}
 GIVEN = {
     "architecture": "given",
-    "assemble": {"decoder_widths": [1, 1, 0.5], "shared_encoder": False},
+    "assemble": {"decoder_widths": [1, 1, 0.5]},
     "retrain": {"init": "scratch", "joint_loss": "none"},
 }
 BY_HAND = {"cluster_timesteps": {"method": "given", "boundaries": [300, 600]}}
@@ -146,7 +146,7 @@ def test_a_whole_file_leaves_nothing_that_it_does_not_name(digits: dict[str, Any
         (
             GIVEN,
             {"architecture": "searched"},
-            {"assemble.decoder_widths": None, "assemble.shared_encoder": True, "retrain.init": "scratch"},
+            {"assemble.decoder_widths": None, "retrain.init": "scratch"},
         ),
         ({}, GIVEN, {"assemble.decoder_widths": [1, 1, 0.5], "assemble.macs": None}),
         (BY_HAND, {"cluster_timesteps": {"method": "uniform"}}, {"cluster_timesteps.boundaries": None}),

@@ -75,7 +75,6 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "stages-steps": [{"assemble.snap_boundaries": True, "sampling.steps": 1}],
     "architecture-kind": [
         {"assemble.decoder_widths": [1.0, 1.0]},
-        {"assemble.shared_encoder": False},
         GIVEN | {"assemble.decoder_widths": [1.0]},
         GIVEN | {"retrain.init": "inherit"},
         GIVEN | {"retrain.joint_loss": "linear"},

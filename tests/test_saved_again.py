@@ -14,9 +14,8 @@ from helpers import EDM, tiny_unet
 
 from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.networks import multi_decoder_unet
 from stagecraft.networks.pipelines import save_student, save_teacher
-from stagecraft.networks.unet2d.multi_decoder_unet import SeparateUNet2DModel
+from stagecraft.networks.unet2d import multi_decoder_unet
 from stagecraft.training.student import build_student
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -53,7 +52,6 @@ WAYS = {
         ({}, {"max_shard_size": "20KB", "variant": "fp16"}, True),
         ({"variant": "fp16"}, {"max_shard_size": "20KB"}, False),
     ],
-    "separate": [PLAIN, PLAIN],
     "latent": [PLAIN, ({}, {"max_shard_size": "20KB"}, False)],
     "classes": [({}, {"variant": "fp16"}, True), ({"variant": "fp16"}, {}, False)],
     "edm": [PLAIN, PLAIN],
@@ -81,7 +79,6 @@ def folders(tmp_path_factory, diffusion_settings) -> Path:
     save_student(folder / "plain", student_of(plain, 500), vp.scheduler(), {})
     for name in ("moved", "variant", "sharded", "sharded_variant"):
         shutil.copytree(folder / "plain", folder / name)
-    save_student(folder / "separate", student_of(plain, 500, SeparateUNet2DModel), vp.scheduler(), {})
     save_student(folder / "latent", student_of(plain, 500), vp.scheduler(), {}, vae)
     save_student(folder / "classes", student_of(conditional, 500), vp.scheduler(), {})
     edm = make_process(EDM)

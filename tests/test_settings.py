@@ -34,7 +34,7 @@ LATENT_EDM = {
     "cluster_timesteps.method": "gradient",
     "cluster_timesteps.seeds": 2,
 }
-SEPARATE_NETS = {
+GIVEN_DECODERS = {
     "architecture": "given",
     "sampling.scheduler": "dpm_solver",
     "sampling.steps": 18,
@@ -42,7 +42,6 @@ SEPARATE_NETS = {
     "cluster_timesteps.stages": 3,
     "cluster_timesteps.eta": 0.05,
     "assemble.decoder_widths": [1.5, 0.5, 1.0],
-    "assemble.shared_encoder": False,
     "assemble.snap_boundaries": True,
     "retrain.init": "teacher",
     "retrain.joint_loss": "none",
@@ -67,8 +66,8 @@ def latent_edm(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def separate_nets(tmp_path_factory) -> Path:
-    return finish(tmp_path_factory.mktemp("separate"), SEPARATE_NETS)
+def given_decoders(tmp_path_factory) -> Path:
+    return finish(tmp_path_factory.mktemp("given"), GIVEN_DECODERS)
 
 
 def read(folder: Path, name: str) -> dict:
@@ -132,33 +131,33 @@ def test_diffusers_alone_draws_classes_through_the_autoencoder(latent_edm, tmp_p
     assert images.shape == (3, 16, 16, 1)
 
 
-def test_a_run_with_separate_nets_searches_nothing_and_ends_with_what_was_asked(separate_nets):
-    metrics, plan = check_costs(separate_nets), read(separate_nets, "results/architecture.json")
+def test_a_run_with_given_decoders_searches_nothing_and_ends_with_what_was_asked(given_decoders):
+    metrics, plan = check_costs(given_decoders), read(given_decoders, "results/architecture.json")
     assert plan["rule"] == "given" and plan["chosen"] == {} and metrics["autoencoder"] is None
-    assert not list((separate_nets / "results" / "features").glob("*.safetensors"))
-    assert read(separate_nets, "results/student/unet/config.json")["_class_name"] == "SeparateUNet2DModel"
+    assert not list((given_decoders / "results" / "features").glob("*.safetensors"))
+    assert read(given_decoders, "results/student/unet/config.json")["_class_name"] == "MultiDecoderUNet2DModel"
     wide, narrow, same = metrics["student"]["macs_per_stage"]
     assert narrow < same == metrics["teacher"]["macs"] < wide
-    assert metrics["ratio"]["params"] > 2.5 and metrics["protocol"]["training_shares"] == pytest.approx([1 / 3] * 3)
+    assert metrics["ratio"]["params"] > 1.5 and metrics["protocol"]["training_shares"] == pytest.approx([1 / 3] * 3)
     assert {"ddim", "ddpm", "dpm_solver"} == set(metrics["student"]["macs_of_samplers"])
 
 
-def test_boundaries_are_snapped_to_the_sampler_and_its_solver_restarts_there(separate_nets):
-    plan, clusters = read(separate_nets, "results/architecture.json"), read(separate_nets, "results/clusters.json")
-    params = yaml.safe_load((separate_nets / "params.yaml").read_text())
+def test_boundaries_are_snapped_to_the_sampler_and_its_solver_restarts_there(given_decoders):
+    plan, clusters = read(given_decoders, "results/architecture.json"), read(given_decoders, "results/clusters.json")
+    params = yaml.safe_load((given_decoders / "params.yaml").read_text())
     nodes = nodes_of(make_process(params["diffusion"]), "dpm_solver", 18).tolist()
     assert plan["clustered"] == clusters["boundaries"] and plan["snapped"]
     assert {boundary - 1 for boundary in plan["boundaries"]} <= set(nodes) and plan["boundaries"] != plan["clustered"]
-    assert read(separate_nets, "results/student/unet/config.json")["boundaries"] == plan["boundaries"]
-    assert read(separate_nets, "results/metrics.json")["protocol"]["restarts"] is True
+    assert read(given_decoders, "results/student/unet/config.json")["boundaries"] == plan["boundaries"]
+    assert read(given_decoders, "results/metrics.json")["protocol"]["restarts"] is True
 
 
-def test_diffusers_alone_draws_with_separate_nets(separate_nets, tmp_path):
-    assert draw(separate_nets / "results" / "student", tmp_path / "student", batch_size=2).shape == (2, 8, 8, 1)
+def test_diffusers_alone_draws_with_given_decoders(given_decoders, tmp_path):
+    assert draw(given_decoders / "results" / "student", tmp_path / "student", batch_size=2).shape == (2, 8, 8, 1)
 
 
-def test_the_report_of_each_run_is_one_page_that_needs_nothing_else(latent_edm, separate_nets):
-    for folder, words in ((latent_edm, ("autoencoder", "edm_dpm_solver")), (separate_nets, ("S0", "S1"))):
+def test_the_report_of_each_run_is_one_page_that_needs_nothing_else(latent_edm, given_decoders):
+    for folder, words in ((latent_edm, ("autoencoder", "edm_dpm_solver")), (given_decoders, ("S0", "S1"))):
         page = (folder / "results" / "report.html").read_text()
         assert all(word in page for word in words) and "data:image/png;base64," in page
         assert "http" not in page.replace("http://www.w3.org", "")

@@ -233,7 +233,7 @@ def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, di
     unet, results, states = searched
     plan = assemble_architecture(unet, results, STEPS, ASSEMBLE, 0)
     assert plan["unet"]["stream"] == EVEN and plan["expected"]["macs_ratio"] <= 0.4
-    chosen = plan | {"boundaries": [400], "shared_encoder": True}
+    chosen = plan | {"boundaries": [400]}
     student = start_student(unet, chosen, "inherit", 0, states.__getitem__)
     counted = [count_macs(student, (1, 8, 8), t) for t in (0, 999)]
     weighted = sum(steps * macs for steps, macs in zip(STEPS, counted, strict=True)) / sum(STEPS)
@@ -252,9 +252,7 @@ def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, di
 def test_the_largest_student_of_a_narrow_stream_inherits_all_that_the_teacher_says(searched):
     unet, results, states = searched
     plan = assemble_architecture(unet, results, STEPS, ASSEMBLE | {"rule": "largest"}, 0)
-    student = start_student(
-        unet, plan | {"boundaries": [400], "shared_encoder": True}, "inherit", 0, states.__getitem__
-    )
+    student = start_student(unet, plan | {"boundaries": [400]}, "inherit", 0, states.__getitem__)
     x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(x_t, t).sample, unet(x_t, t).sample, atol=0.02, rtol=0.02)

@@ -17,7 +17,7 @@ Params = dict[str, Any]
 # What was said for one choice, and what it becomes when another is laid over it without saying anew. The sections of which the
 # types know the keys of each choice come by themselves.
 BELONGINGS: dict[str, Params] = {
-    "architecture": {"assemble.decoder_widths": None, "assemble.shared_encoder": True},
+    "architecture": {"assemble.decoder_widths": None},
     "cluster_timesteps.method": {"cluster_timesteps.boundaries": None},
     "cluster_timesteps.boundaries_in": {"cluster_timesteps.boundaries": None},
 }

@@ -464,8 +464,6 @@ class Assemble(Section):
     """The same, relative to the teacher-shaped block's own error."""
     decoder_widths: list[DecoderWidth] | None
     """For a given architecture, the channels of each stage's decoder as a share of the teacher's; null for a searched one."""
-    shared_encoder: bool
-    """For a given architecture, whether the stages share the encoder; false gives each a net of its own."""
     snap_boundaries: bool
     """Move the stages' boundaries to the sampler's nearest steps, and start multistep solvers again there, so that no step mixes
     two decoders."""

@@ -15,7 +15,7 @@ from stagecraft.diffusion.stepper import unclipped
 from stagecraft.networks import multi_stage_pipeline
 from stagecraft.networks.given import TEACHER, check_teacher_folder, has_learned_variance
 from stagecraft.networks.unet2d import multi_decoder_unet
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 from stagecraft.networks.weights import WEIGHTS, find_weights
 from stagecraft.runtime.files import (
     atomic_folder,
@@ -28,8 +28,6 @@ from stagecraft.runtime.files import (
     write_json,
 )
 
-Student = MultiDecoderUNet2DModel | SeparateUNet2DModel
-
 HASHES = "sha256.json"
 SCHEDULER = "scheduler_config.json"
 
@@ -40,11 +38,10 @@ def load_teacher(folder: Path) -> UNet2DModel:
     return _load(UNet2DModel, folder)
 
 
-def load_student(folder: Path) -> Student:
+def load_student(folder: Path) -> MultiDecoderUNet2DModel:
     """The same of a folder written by `save_student`."""
     check_hashes(folder, "retrain")
-    name = read_json(folder / "unet" / "config.json")["_class_name"]
-    return _load({"SeparateUNet2DModel": SeparateUNet2DModel}.get(name, MultiDecoderUNet2DModel), folder)
+    return _load(MultiDecoderUNet2DModel, folder)
 
 
 def load_given_teacher(folder: Path) -> UNet2DModel:
@@ -105,7 +102,13 @@ def save_teacher(
 
 
 def save_student(
-    folder: Path, unet: Student, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+    folder: Path,
+    unet: MultiDecoderUNet2DModel,
+    scheduler: Any,
+    params: dict[str, Any],
+    vae: Any = None,
+    *,
+    given: bool = False,
 ) -> None:
     """Write a student's pipeline folder with its model file, so that diffusers alone loads it.
 
@@ -141,7 +144,7 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
         forget_origin(folder / "vae" / "config.json")
-    if isinstance(unet, Student) or needs_own_pipeline(unet, scheduler, vae):
+    if isinstance(unet, MultiDecoderUNet2DModel) or needs_own_pipeline(unet, scheduler, vae):
         source = Path(inspect.getfile(multi_stage_pipeline))
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]

@@ -63,8 +63,6 @@ def architecture_problems(params: Everything) -> Iterator[Problem]:
                 "assemble.decoder_widths",
                 f"{show(widths)} is unused by a searched architecture; set null, or architecture: given",
             )
-        if not settings.shared_encoder:
-            yield "assemble.shared_encoder", "false, but a search shares the encoder; set true, or architecture: given"
     else:
         if widths is None or len(widths) != stages:
             yield (

@@ -153,12 +153,12 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
         "identity": identity_architecture(unet),
         "chosen": {},
         "supernets": {},
-        "expected": given_costs(unet, architecture, costs, settings["shared_encoder"]),
+        "expected": given_costs(unet, architecture, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params},
     }
 
 
-def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs, shared_encoder: bool) -> dict[str, float]:
+def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs) -> dict[str, float]:
     """What `totals` gives, for decoders of other channels."""
     family = family_of(unet)
     fixed = family.fixed_costs(unet)
@@ -168,7 +168,7 @@ def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs, sha
     decoders = decoder_costs(unet, architecture)
     macs = encoder_macs + sum(w * own for w, (own, _) in zip(costs.stage_weights, decoders, strict=True))
     params = [own for _, own in decoders]
-    total = sum(params) + encoder_params * (1 if shared_encoder else len(params))
+    total = sum(params) + encoder_params
     active = max(params) + encoder_params
     return {
         "macs": macs,

@@ -18,8 +18,7 @@ from stagecraft.networks.families import family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.pipelines import is_class_conditional
-from stagecraft.networks.unet2d.family import student_config
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, SeparateUNet2DModel
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 
@@ -32,23 +31,17 @@ def build_student(
     architecture: Architecture,
     boundaries: Sequence[float],
     seed: int,
-    shared_encoder: bool = True,
-) -> MultiDecoderUNet2DModel | SeparateUNet2DModel:
+) -> Module:
     """A student with random weights.
 
     Args:
         architecture: the `unet` part of architecture.json.
-        shared_encoder: whether the stages share the encoder; else each is a net of its own.
     """
     torch.manual_seed(seed)
-    if not shared_encoder:
-        return SeparateUNet2DModel(**student_config(teacher, architecture, boundaries))
     return family_of(teacher).build_student(teacher, architecture, boundaries)
 
 
-def start_student(
-    teacher: UNet2DModel, chosen: dict[str, Any], init: str, seed: int, supernet: Supernet
-) -> MultiDecoderUNet2DModel | SeparateUNet2DModel:
+def start_student(teacher: UNet2DModel, chosen: dict[str, Any], init: str, seed: int, supernet: Supernet) -> Module:
     """The student before its first step.
 
     Args:
@@ -56,11 +49,10 @@ def start_student(
         init: `retrain.init`: `inherit` from the supernets, `teacher` for the teacher's weights, or `scratch`.
         supernet: as in `inherit`.
     """
-    student = build_student(teacher, chosen["unet"], chosen["boundaries"], seed, chosen["shared_encoder"])
+    student = build_student(teacher, chosen["unet"], chosen["boundaries"], seed)
     if init == "teacher" and chosen["rule"] == "given":
         warm_start(student, teacher)
     elif init != "scratch":
-        assert isinstance(student, MultiDecoderUNet2DModel), "a searched architecture shares its encoder"
         narrowed = narrowed_teacher(teacher, chosen["unet"].get("stream"))
         inherit(student, narrowed, supernet if init == "inherit" else untrained_supernets(narrowed))
     return student
@@ -149,6 +141,5 @@ def stage_probabilities(setting: str | list[float], stages: Sequence[Sequence[fl
 
 
 def warm_start(student: Module, teacher: UNet2DModel) -> None:
-    """Copy the teacher's weights in place, into every decoder (or every separate net); see `Family.copy_all`."""
-    for net in student.nets if isinstance(student, SeparateUNet2DModel) else [student]:
-        family_of(teacher).copy_all(net, teacher)
+    """Copy the teacher's weights in place, into every decoder; see `Family.copy_all`."""
+    family_of(teacher).copy_all(student, teacher)
