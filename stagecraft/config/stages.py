@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from stagecraft.config import sections
-from stagecraft.config.sections import Everything, Noised, OfArchitecture, OnDevice, Precise, Sampled, Section, Seeded
+from stagecraft.config.sections import (
+    CHOICES,
+    Everything,
+    Noised,
+    OfArchitecture,
+    OnDevice,
+    Precise,
+    Sampled,
+    Section,
+    Seeded,
+)
 
 
 class StageParams(Section):
@@ -12,12 +22,22 @@ class StageParams(Section):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """The params of a command line with their types."""
+        """The params of a command line with their types; the Snakefile has checked them, so they are not checked again."""
         nested: dict[str, Any] = {}
         for name, value in given.items():
             section, _, key = name.partition(".")
             nested[section] = {**nested.get(section, {}), key: value} if key else value
-        return cls.model_validate(nested)
+        return cls.model_construct(**{section: cls.section_of(section, value) for section, value in nested.items()})
+
+    @classmethod
+    def section_of(cls, section: str, value: Any) -> Any:
+        """A section with its type, that of its choice where there is one; any other value as it is."""
+        model, choice = cls.model_fields[section].annotation, CHOICES.get(section)
+        if choice is not None:
+            model = choice.members[value[choice.key]]
+        if isinstance(model, type) and issubclass(model, Section):
+            return model.model_construct(**value)
+        return value
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

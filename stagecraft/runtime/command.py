@@ -36,9 +36,9 @@ def run_command(body: Callable[..., None]) -> None:
     end_with_parent()
     started_alone = processes.FAILURES not in os.environ
     count, device = arguments.pop("processes", 1), arguments["params"].get("device", "cpu")
+    arguments["params"] = typed_params(body, arguments["params"])
     arguments["threads"] = threads_of_process(arguments["threads"])
     try:
-        arguments["params"] = typed_params(body, arguments["params"])
         if count > 1 and not processes.is_worker():
             launch.launch(body.__name__, sys.argv[1:], count, device)
         elif processes.is_worker():
@@ -61,7 +61,7 @@ def run_command(body: Callable[..., None]) -> None:
 
 
 def typed_params(body: Callable[..., None], given: dict[str, Any]) -> Any:
-    """The params of a command as the type of its parameter `params`; ValueError when a key or value is not of it."""
+    """The params of a command as the type of its parameter `params`."""
     kind = get_type_hints(body)["params"]
     return kind.of(given) if hasattr(kind, "of") else given
 

@@ -33,12 +33,13 @@ STUB = """
 import ast, json, os, sys
 from pathlib import Path
 from typing import Any
+from stagecraft.config import stages
 from stagecraft.runtime.command import build_parser
 
 def signature_of(name):
     tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    names = {"Any": Any, "Path": Path, "__name__": __name__}
+    names = vars(stages) | {"Any": Any, "Path": Path, "__name__": __name__}
     exec(compile(ast.Module(functions, []), name, "exec"), names)
     return names[name]
 
