@@ -199,7 +199,7 @@ class Choosing:
         """The scores of an architecture as the budget rule adds them up, each measured for every block in its supernet."""
         from safetensors.torch import load_file
 
-        from stagecraft.config.stages import stage_params
+        from stagecraft.config.stages import SearchBlock, stage_params
         from stagecraft.search.architecture import costs_of, named_block
         from stagecraft.search.job import SearchJob
         from stagecraft.search.selection import value_of
@@ -207,7 +207,8 @@ class Choosing:
         run = self.run
         folder, costs = run.shared.search(run.params), costs_of(run.teacher, plan["steps_per_stage"])
         results = run.shared.results(run.params)
-        params, total = stage_params(run.params, "search_block"), dict.fromkeys(SCORES, 0.0)
+        params = SearchBlock.of(stage_params(run.params, "search_block"))
+        total = dict.fromkeys(SCORES, 0.0)
         features, importance = folder / "results" / "features", folder / run.shared.importance_name(run.params)
         for name, chosen in plan["chosen"].items():
             job = SearchJob(params, run.teacher, name, features, run.device, run.work / name, importance)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from shared_inputs import cpu_params, preset_file, write
 
+from stagecraft.config.sections import SearchSpace
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import stage_timesteps
@@ -55,7 +56,7 @@ def draw_architecture(unet: Module, settings: dict[str, Any], stages: int, rng: 
     architecture = identity_architecture(unet, stages)
     for name, entries in architecture["blocks"].items():
         block = unet.get_submodule(name)
-        space = BlockSpace(block, settings, natural_orders(block))
+        space = BlockSpace(block, SearchSpace.model_construct(**settings), natural_orders(block))
         for entry in entries:
             entry["spec"] = space.draw(rng)
     return architecture

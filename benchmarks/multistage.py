@@ -134,7 +134,7 @@ class Run:
 
         stages = len(boundaries) + 1
         widths = self.params["assemble"]["decoder_widths"] if self.arm == "multistage" else [1.0] * stages
-        specs = given_architecture(self.unified, [1] * stages, {"decoder_widths": widths})["unet"]
+        specs = given_architecture(self.unified, [1] * stages, widths)["unet"]
         if self.arm == "separate":
             return build_separate(self.unified, specs, boundaries, self.seed)
         net = build_student(self.unified, specs, boundaries, self.seed)

@@ -68,6 +68,7 @@ def searched_params(preset: Path, seed: int, steps: int | None, without: str, ta
 
 def least_errors(shared: Shared, params: dict[str, Any], budgets: list[float]) -> dict[str, float | None]:
     """The least sum of scores at every budget of time; None where it cannot be met."""
+    from stagecraft.config.sections import Assemble
     from stagecraft.networks.pipelines import load_teacher
     from stagecraft.search.architecture import assemble_architecture
     from stagecraft.search.latency import LatencyTable
@@ -77,7 +78,7 @@ def least_errors(shared: Shared, params: dict[str, Any], budgets: list[float]) -
     latency = LatencyTable.read(shared.results(params) / LATENCY)
     found: dict[str, float | None] = {}
     for budget in budgets:
-        settings = params["assemble"] | {"time": budget}
+        settings = Assemble.model_construct(**params["assemble"] | {"time": budget})
         try:
             plan = assemble_architecture(teacher, results, [1], settings, 0, latency)
         except ValueError:

@@ -24,7 +24,6 @@ def assemble(
     output: Path,
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-
     plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params.sampling
     settings, boundaries = params.assemble, plan["boundaries"]
     unet = load_teacher(teacher)
@@ -36,10 +35,10 @@ def assemble(
         boundaries = snap(*sampler, boundaries)
     steps = steps_per_stage(*sampler, boundaries)
     if params.architecture == "given":
-        architecture = given_architecture(unet, steps, settings.as_dict())
+        architecture = given_architecture(unet, steps, settings.decoder_widths or [])
     else:
         results, table = read_results(search), LatencyTable.of_stage(latency)
-        architecture = assemble_architecture(unet, results, steps, settings.as_dict(), params.seed, table)
+        architecture = assemble_architecture(unet, results, steps, settings, params.seed, table)
     stages = process.edges(boundaries)
     how = {
         "boundaries": boundaries,
@@ -52,11 +51,15 @@ def assemble(
         "sampler": sampling.as_dict(),
     }
     write_checked_json(output, architecture | how | {"params": params.as_given()})
-    expected = architecture["expected"]
+    print(f"assemble: {costs_in_words(architecture['expected'])}")
+
+
+def costs_in_words(expected: dict[str, float]) -> str:
+    """What a student is expected to cost, as shares of the teacher."""
     predicted = f", {expected['time_ratio']:.3f} of its time (predicted)" if "time_ratio" in expected else ""
-    print(
-        f"assemble: {expected['macs_ratio']:.3f} of the teacher's MACs, {expected['params_ratio']:.3f} of its parameters "
-        f"in total, {expected['params_active_ratio']:.3f} active{predicted}"
+    return (
+        f"{expected['macs_ratio']:.3f} of the teacher's MACs, {expected['params_ratio']:.3f} of its parameters in total, "
+        f"{expected['params_active_ratio']:.3f} active{predicted}"
     )
 
 

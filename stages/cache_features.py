@@ -25,7 +25,7 @@ def cache_features(
     process, plan = make_process(params.diffusion.as_dict()), read_checked_json(clusters, "cluster_timesteps")
     process.check_stages(plan, clusters)
     unet = load_teacher(teacher).to(device)
-    writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features.as_dict(), params.seed, device)
+    writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features, params.seed, device)
     pieces = writer.write(
         output.parent / "checkpoints" / "cache_features",
         params.as_given(),

@@ -24,7 +24,6 @@ def cluster_timesteps(
 
     The teacher is looked at by the method `gradient` only.
     """
-
     settings, process = params.cluster_timesteps, make_process(params.diffusion.as_dict())
     images, gradients = TrainingSet.load(data, latents), None
     fingerprint: dict[str, Any] = {"params": params.as_given(), "data": images.sha256}

@@ -9,7 +9,6 @@ from stagecraft.search.results import write_index
 
 def collect_search(params: CollectSearch, *, threads: int, names: list[str], search: Path) -> None:
     """Write results/search/index.json."""
-
     write_index(search, names, params.as_given())
 
 

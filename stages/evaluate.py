@@ -33,14 +33,12 @@ def evaluate(
     samples: Path,
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
-
     device = pick_device(params.device, threads)
     prepared = PreparedData.load(data)
     plan, small = read_checked_json(architecture, "assemble"), load_student(student)
     check_architecture(small, plan, str(student))
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
-    files = [folder / "unet" / name for folder in (teacher, student) for name in (WEIGHTS, "config.json")]
-    made_from = {str(path): sha256_file(path) for path in files}
+    made_from = hash_models(teacher, student)
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
     fingerprint = {"params": params.as_given(), "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
@@ -69,6 +67,12 @@ def evaluate(
     write_json(output, metrics)
     pieces.remove()
     print(format_table(metrics))
+
+
+def hash_models(*folders: Path) -> dict[str, str]:
+    """Hashes of the UNets' files in pipeline folders."""
+    files = [folder / "unet" / name for folder in folders for name in (WEIGHTS, "config.json")]
+    return {str(path): sha256_file(path) for path in files}
 
 
 if __name__ == "__main__":

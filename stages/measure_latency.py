@@ -19,20 +19,18 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
 
     It holds nothing but its source for `none`; likewise where nothing is searched.
     """
-
     settings = params.measure_latency
     if settings.source == "none" or params.architecture == "given":
         write_checked_json(output, {"source": "none", "layers": {}, "params": params.as_given()})
         return
 
     unet, ranked = load_teacher(teacher), read_checked_json(importance, "rank_channels")
-    space = params.search_block.as_dict()
     stream = choose_stream(
         unet, params.search_block.channels, ranked["stream_importance"], params.search_block.channel_multiple
     )
     student = narrowed_teacher(unet, stream)
     whole = layers_of(unet)
-    pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, space))
+    pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, params.search_block))
     if settings.source == "measure":
         device = pick_device(params.device, min(threads, settings.threads))
         stopwatch = Stopwatch(device, settings.batch_size, settings.repeats, params.precision)

@@ -11,7 +11,6 @@ from stagecraft.runtime.command import run_command
 
 def prepare_data(params: PrepareData, *, threads: int, output: Path) -> None:
     """Write images.npy, labels.npy and meta.json of the source in params."""
-
     settings = params.prepare_data
     images = load_source(settings, threads)
     for note in images.contents.notes:

@@ -19,7 +19,6 @@ def rank_channels(
     params: RankChannels, *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
 ) -> None:
     """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
-
     shares = params.search_block.channels
     if params.architecture == "given" or all(
         share == 1 for share in (shares if isinstance(shares, list) else [shares])

@@ -13,7 +13,6 @@ def record(params: dict[str, Any], *, threads: int, results: list[Path], output:
 
     Nothing is committed outside a DVC repository, nor for a run whose params are not those of params.yaml, which DVC reads.
     """
-
     check_carried(results, params)
     reason = reason_not_to_commit(params)
     if reason is None:

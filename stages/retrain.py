@@ -31,7 +31,6 @@ def retrain(
     log: Path,
 ) -> None:
     """Write results/student and the loss history."""
-
     settings, device = params.retrain, pick_device(params.device, threads)
     images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)
     stated = read_stated(teacher)
@@ -57,8 +56,7 @@ def retrain(
     if result.ema is not None:
         student.load_state_dict(result.ema)
     save_student(output, student.cpu(), process.scheduler(), params.as_given(), vae, given=stated is not None)
-    record = {"stage": "retrain", "history": result.history, "params": params.as_given()}
-    write_checked_json(log, record)
+    write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -15,7 +15,6 @@ from stagecraft.training.loop import TrainSettings, train
 
 def train_autoencoder(params: TrainAutoencoder, *, threads: int, data: Path, output: Path, log: Path) -> None:
     """Write results/autoencoder, of which index.json says what there is, and the loss history."""
-
     settings = params.train_autoencoder
     if settings.source == "none":
         write_checked_json(output / "index.json", {"source": "none", "sha256": {}, "params": params.as_given()})

@@ -13,7 +13,6 @@ from stagecraft.runtime.files import write_checked_json
 
 def train_extractor(params: TrainExtractor, *, threads: int, data: Path, output: Path, log: Path) -> None:
     """Train a small classifier on the training split and write it with its accuracies."""
-
     prepared = PreparedData.load(data)
     labels = prepared.labels
     checkpoint = output.parent / "checkpoints" / "train_extractor.pt"

@@ -25,7 +25,6 @@ def train_teacher(
     params: TrainTeacher, *, threads: int, data: Path, latents: Path, autoencoder: Path, output: Path, log: Path
 ) -> None:
     """Write results/teacher and the loss history."""
-
     settings, diffusion = params.train_teacher, params.diffusion.as_dict()
     images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
     channels, resolution, _ = images.shape

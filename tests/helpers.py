@@ -230,7 +230,14 @@ def space_of(block, settings):
     from stagecraft.elastic.block import natural_orders
     from stagecraft.search.space import BlockSpace
 
-    return BlockSpace(block, settings, natural_orders(block))
+    return BlockSpace(block, search_space(settings), natural_orders(block))
+
+
+def search_space(settings):
+    """What of a `search_block` section says which layer shapes there are, as far as it is given."""
+    from stagecraft.config.sections import SearchSpace
+
+    return SearchSpace.model_construct(**settings)
 
 
 def supernet_of(teacher, site, kernels=(1, 3)):
@@ -238,7 +245,7 @@ def supernet_of(teacher, site, kernels=(1, 3)):
     from stagecraft.elastic.block import ElasticBlock
     from stagecraft.networks.families import family_of
 
-    return ElasticBlock(teacher.get_submodule(site.name), family_of(teacher), site, {"kernels": kernels})
+    return ElasticBlock(teacher.get_submodule(site.name), family_of(teacher), site, search_space({"kernels": kernels}))
 
 
 def spec_at(architecture, name, interval=0):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import section_with, tiny_unet
 
-from stagecraft.config.sections import Retrain
+from stagecraft.config.sections import CacheFeatures, Retrain
 from stagecraft.data.condition import UNCONDITIONAL, Condition, class_condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
@@ -114,7 +114,7 @@ def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled
 def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path):
     unet = tiny_unet(num_class_embeds=5)
     sizes = {"triples_per_stage": 6, "held_out": 0.5, "batch_size": 6, "shard_size": 6, "max_gib": 1.0}
-    writer = FeatureWriter(unet, process, labelled, process.edges([]), sizes, 0, CPU)
+    writer = FeatureWriter(unet, process, labelled, process.edges([]), CacheFeatures.model_construct(**sizes), 0, CPU)
     found = writer._triples(0, 0, 6)
     rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))
     with torch.no_grad():

@@ -139,7 +139,7 @@ class Narrowing:
         import depth
 
         self.sketched.append(setting)
-        sites = depth.sites_of(self.teacher)
+        sites = depth.layers_of(self.teacher)
         return Made(depth.without(self.teacher, sites[round(len(sites) * setting) :]), [], {})
 
 

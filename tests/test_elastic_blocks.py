@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import space_of, supernet_of, tiny_unet
+from helpers import search_space, space_of, supernet_of, tiny_unet
 
 from stagecraft.elastic.block import student_state
 from stagecraft.elastic.kinds import identity_spec
@@ -62,7 +62,7 @@ def test_an_extracted_sub_block_equals_the_supernets_path(net):
     for site, inputs, _ in sites_with_tensors(net):
         block = net.get_submodule(site.name)
         supernet = supernet_of(net, site)
-        space = BlockSpace(block, SETTINGS, supernet.sort(inputs))
+        space = BlockSpace(block, search_space(SETTINGS), supernet.sort(inputs))
         for spec in [space.smallest(), space.identity, *(space.draw(rng) for _ in range(5))]:
             copied = apply_spec(copy.deepcopy(block), spec).eval()
             copied.load_state_dict(student_state(supernet.state_dict(), block, family_of(net), site, spec))

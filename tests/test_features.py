@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from stagecraft.config.sections import CacheFeatures
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.families import family_of, sites_of
@@ -17,7 +18,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def writer(unet, digits, diffusion_settings):
-    return FeatureWriter(unet, VPProcess(diffusion_settings), TrainingSet.of_images(digits), STAGES, SETTINGS, 0, CPU)
+    return FeatureWriter(
+        unet,
+        VPProcess(diffusion_settings),
+        TrainingSet.of_images(digits),
+        STAGES,
+        CacheFeatures.model_construct(**SETTINGS),
+        0,
+        CPU,
+    )
 
 
 def test_cached_borders_are_the_teachers_own(writer, unet, tmp_path):
@@ -56,10 +65,10 @@ def test_predicted_bytes_are_those_on_disk_and_too_many_are_refused(writer, tmp_
     writer.write(tmp_path, {})
     on_disk = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     assert writer.predicted_bytes() == pytest.approx(on_disk, rel=0.05)
-    writer.settings = SETTINGS | {"max_gib": 1e-6}
+    writer.settings = CacheFeatures.model_construct(**SETTINGS | {"max_gib": 1e-6})
     with pytest.raises(ValueError, match=r"the features take 0\.0\d+ GiB and cache_features.max_gib allows"):
         writer.check_room(tmp_path)
-    writer.settings = SETTINGS | {"max_gib": 1e9, "triples_per_stage": 10**9}
+    writer.settings = CacheFeatures.model_construct(**SETTINGS | {"max_gib": 1e9, "triples_per_stage": 10**9})
     with pytest.raises(ValueError, match="the disk of"):
         writer.check_room(tmp_path)
 

@@ -35,7 +35,7 @@ VARIANTS = [
 
 
 def given(unet, widths):
-    return given_architecture(unet, STEPS[: len(widths)], {"decoder_widths": widths})
+    return given_architecture(unet, STEPS[: len(widths)], widths)
 
 
 def student_of(unet, widths, boundaries=BOUNDARIES):
@@ -75,7 +75,7 @@ def test_channels_are_shares_of_the_teachers_in_whole_groups_and_heads(unet):
 
 def test_one_width_per_stage_is_demanded(unet):
     with pytest.raises(ValueError, match=r"assemble\.decoder_widths: \[1\.0, 0\.5\] for 3 stages"):
-        given_architecture(unet, STEPS, {"decoder_widths": [1.0, 0.5]})
+        given_architecture(unet, STEPS, [1.0, 0.5])
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: next(iter(changes), "plain"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from stagecraft.clustering import partition
 from stagecraft.clustering import stages as clustering
-from stagecraft.config.sections import Everything
+from stagecraft.config.sections import CacheFeatures, Everything
 from stagecraft.config.stages import STAGE_SECTIONS, stage_model
 from stagecraft.data.sources import load_source
 from stagecraft.data.training import TrainingSet
@@ -237,7 +237,9 @@ def many_features(scene: Scene) -> None:
     """Features that take more than max_gib."""
     data = TrainingSet.of_images(np.zeros((16, 8, 8, 1), np.uint8))
     settings = scene.params["cache_features"] | {"max_gib": 1e-6}
-    FeatureWriter(tiny_unet(), vp(scene), data, [[0, 1000]], settings, 0, CPU).check_room(scene.folder)
+    FeatureWriter(
+        tiny_unet(), vp(scene), data, [[0, 1000]], CacheFeatures.model_construct(**settings), 0, CPU
+    ).check_room(scene.folder)
 
 
 def damaged_features(scene: Scene) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import space_of, supernet_of, tiny_unet
 
+from stagecraft.config.sections import CacheFeatures
 from stagecraft.data.condition import class_condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.vp import VPProcess
@@ -36,7 +37,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def folder(unet, digits, diffusion_settings, tmp_path):
     data = TrainingSet.of_images(digits)
-    FeatureWriter(unet, VPProcess(diffusion_settings), data, STAGES, SETTINGS, 0, CPU).write(tmp_path, {})
+    FeatureWriter(
+        unet, VPProcess(diffusion_settings), data, STAGES, CacheFeatures.model_construct(**SETTINGS), 0, CPU
+    ).write(tmp_path, {})
     return tmp_path
 
 

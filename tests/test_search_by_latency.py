@@ -7,9 +7,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from helpers import space_of, tiny_unet
+from helpers import search_space, space_of, tiny_unet
 
-from stagecraft.config.stages import SPACE_KEYS, MeasureLatency
+from stagecraft.config.sections import Assemble, CacheFeatures
+from stagecraft.config.stages import SPACE_KEYS, MeasureLatency, SearchBlock
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.block import natural_orders
@@ -62,7 +63,7 @@ JOBS += ["up_blocks.1.stage_0-2"]
 def table_of(unet, stream=None, settings=SPACE):
     """A table of the layers of a teacher's space, with times that only the layers' keys tell."""
     student = narrowed_teacher(unet, stream)
-    keys = pairs_to_measure(layers_of(unet), layers_of(student), covering_specs(student, settings))
+    keys = pairs_to_measure(layers_of(unet), layers_of(student), covering_specs(student, search_space(settings)))
     return {key: 0.01 + zlib.crc32(key.encode()) / 2**32 for key in keys} | {"the whole teacher": 9.0}
 
 
@@ -90,7 +91,7 @@ def test_every_layer_of_every_candidate_is_measured_before_the_search(changes, s
     for name in JOBS:
         place = Job.parse(name).site
         block = student.get_submodule(place)
-        space = BlockSpace(block, RICH, shuffled(natural_orders(block), rng))
+        space = BlockSpace(block, search_space(RICH), shuffled(natural_orders(block), rng))
         specs = [space.identity, space.smallest(), *space.plain(), *(space.draw(rng) for _ in range(30))]
         specs += space.children(specs, 20, [], rng)
         assert {layer.key for spec in specs for layer in layers.block(place, spec)} <= measured.keys()
@@ -222,7 +223,9 @@ def searches(digits, diffusion_settings, tmp_path):
     unet, path = tiny_unet(), tmp_path / "latency.json"
     settings = {"triples_per_stage": 8, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
     data = TrainingSet.of_images(digits)
-    writer = FeatureWriter(unet, VPProcess(diffusion_settings), data, [[0, 1000]], settings, 0, CPU)
+    writer = FeatureWriter(
+        unet, VPProcess(diffusion_settings), data, [[0, 1000]], CacheFeatures.model_construct(**settings), 0, CPU
+    )
     writer.write(tmp_path / "features", {})
     write_checked_json(tmp_path / "importance.json", {"stream_importance": None, "stream_triples": 0})
 
@@ -231,7 +234,7 @@ def searches(digits, diffusion_settings, tmp_path):
         write_checked_json(path, content)
         params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
         files = (tmp_path / "features", CPU, tmp_path / f"{work}.pt", tmp_path / "importance.json")
-        return SearchJob(params, unet, "mid_block", *files, latency=path)
+        return SearchJob(SearchBlock.of(params), unet, "mid_block", *files, latency=path)
 
     return make
 
@@ -301,7 +304,7 @@ def results_of(unet, table, stages=2):
 def test_the_assembled_student_takes_the_time_that_its_layers_have_in_the_table():
     unet, steps = tiny_unet(), [1, 3]
     table = LatencyTable({"layers": table_of(unet)}, "latency.json")
-    plan = assemble_architecture(unet, results_of(unet, table), steps, ASSEMBLE, 0, table)
+    plan = assemble_architecture(unet, results_of(unet, table), steps, Assemble.model_construct(**ASSEMBLE), 0, table)
     layers = layers_of(unet)
     time = table.milliseconds(layers.fixed())
     for name, chosen in plan["chosen"].items():
@@ -320,6 +323,9 @@ def test_results_without_times_are_refused_where_times_count(budget):
         ValueError,
         match=r"^down_blocks\.0\.json: holds candidates without a time; set measure_latency.source .*--forcerun",
     ):
-        assemble_architecture(unet, results, [1, 1], settings, 0, table)
+        assemble_architecture(unet, results, [1, 1], Assemble.model_construct(**settings), 0, table)
     if budget is None:
-        assert "time" not in assemble_architecture(unet, results, [1, 1], settings, 0)["expected"]
+        assert (
+            "time"
+            not in assemble_architecture(unet, results, [1, 1], Assemble.model_construct(**settings), 0)["expected"]
+        )

@@ -11,7 +11,8 @@ import pytest
 import torch
 from helpers import section_with, tiny_unet
 
-from stagecraft.config.sections import Retrain
+from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
+from stagecraft.config.stages import SearchBlock
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
@@ -201,7 +202,15 @@ def test_a_stream_that_does_not_fit_is_refused(unet, stream, message):
 def searched(digits, diffusion_settings, tmp_path):
     """A doubled teacher, and what all its search jobs report with half of the stream's channels."""
     unet = doubled()
-    writer = FeatureWriter(unet, VPProcess(diffusion_settings), TrainingSet.of_images(digits), STAGES, FEATURES, 0, CPU)
+    writer = FeatureWriter(
+        unet,
+        VPProcess(diffusion_settings),
+        TrainingSet.of_images(digits),
+        STAGES,
+        CacheFeatures.model_construct(**FEATURES),
+        0,
+        CPU,
+    )
     writer.write(tmp_path / "features", {})
     found = measure_importance(unet, writer.process, writer.data, 0, CPU)
     importance = tmp_path / "importance.json"
@@ -211,7 +220,7 @@ def searched(digits, diffusion_settings, tmp_path):
     for site in sites_of(unet):
         for name in [f"{site.name}.stage_{s}" for s in (0, 1)] if site.per_range else [site.name]:
             work = tmp_path / "work" / f"{name}.pt"
-            job = SearchJob(params, unet, name, tmp_path / "features", CPU, work, importance)
+            job = SearchJob(SearchBlock.of(params), unet, name, tmp_path / "features", CPU, work, importance)
             results[name], states[name] = job.report() | {"weights_sha256": ""}, job.supernet.state_dict()
     return unet, results, states
 
@@ -231,7 +240,7 @@ def test_blocks_are_searched_in_the_narrowed_teacher_and_scored_in_the_whole_one
 
 def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, digits, diffusion_settings):
     unet, results, states = searched
-    plan = assemble_architecture(unet, results, STEPS, ASSEMBLE, 0)
+    plan = assemble_architecture(unet, results, STEPS, Assemble.model_construct(**ASSEMBLE), 0)
     assert plan["unet"]["stream"] == EVEN and plan["expected"]["macs_ratio"] <= 0.4
     chosen = plan | {"boundaries": [400]}
     student = start_student(unet, chosen, "inherit", 0, states.__getitem__)
@@ -251,7 +260,7 @@ def test_the_student_of_a_narrow_stream_is_as_the_architecture_says(searched, di
 
 def test_the_largest_student_of_a_narrow_stream_inherits_all_that_the_teacher_says(searched):
     unet, results, states = searched
-    plan = assemble_architecture(unet, results, STEPS, ASSEMBLE | {"rule": "largest"}, 0)
+    plan = assemble_architecture(unet, results, STEPS, Assemble.model_construct(**ASSEMBLE | {"rule": "largest"}), 0)
     student = start_student(unet, plan | {"boundaries": [400]}, "inherit", 0, states.__getitem__)
     x_t, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 399, 400, 999])
     with torch.no_grad():

@@ -50,7 +50,7 @@ class SearchableAttention(Searchable):
 
     def choices(self, settings: Settings, order: Order) -> Choices:
         """By `drop_attention`."""
-        return AttentionChoices(settings["drop_attention"])
+        return AttentionChoices(settings.drop_attention)
 
     @staticmethod
     def describe_choice(choice: Choice, identity: Choice) -> Description:

@@ -150,6 +150,6 @@ def student_state(
 ) -> dict[str, torch.Tensor]:
     """Weights of the sub-block `spec` out of the stored state of an ElasticBlock; `block` is the teacher's block."""
     sizes = {int(name.rsplit("-", 1)[1]) for name in state if name.startswith("other_kernels.")}
-    elastic = ElasticBlock(block, family, site, {"kernels": sorted(sizes)})
+    elastic = ElasticBlock(block, family, site, Settings.model_construct(kernels=sorted(sizes)))
     elastic.load_state_dict(state)
     return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

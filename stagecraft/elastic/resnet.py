@@ -35,15 +35,17 @@ class ResnetChoices:
 
     def __init__(self, resnet: Module, settings: Settings, order: Order) -> None:
         size = group_size(resnet)
-        self.widths = [size * count for count in counts(settings, "widths", resnet.norm2.num_groups, size)]
+        self.widths = [
+            size * count for count in counts(settings.widths, settings.channel_multiple, resnet.norm2.num_groups, size)
+        ]
         convolutions = (resnet.conv1, resnet.conv2)
-        self.kernels = [sorted({*settings["kernels"], conv.kernel_size[0]}) for conv in convolutions]
+        self.kernels = [sorted({*settings.kernels, conv.kernel_size[0]}) for conv in convolutions]
         self.own_kernels = [
             options.index(conv.kernel_size[0]) for options, conv in zip(self.kernels, convolutions, strict=True)
         ]
         self.reads = parts(settings, order["reads"], norm_size(resnet.norm1))
         self.writes = parts(settings, order["writes"], output_group_size(resnet))
-        self.may_drop: bool = settings["drop_layers"]
+        self.may_drop: bool = settings.drop_layers
 
     def __len__(self) -> int:
         return math.prod(self.sizes) + self.may_drop
@@ -140,7 +142,7 @@ class SearchableResnet(Searchable):
         own = {}
         for name in ("conv1", "conv2"):
             weight = getattr(self.layer, name).weight.detach()
-            for size in settings["kernels"]:
+            for size in settings.kernels:
                 if size != weight.shape[-1]:
                     own[f"{self.name}.{name}.weight-{size}"] = resize_kernel(weight, size)
         return own
@@ -224,19 +226,20 @@ class SearchableResnet(Searchable):
         return Description(" · ".join([str(choice["width"]), kernels, *partial]), share)
 
 
-def counts(settings: Settings, key: str, groups: int, size: int) -> list[int]:
-    """The shares under `key` as numbers of whole groups of `size` channels, ascending; all of them is always among them.
+def counts(shares: Sequence[float], multiple: int, groups: int, size: int) -> list[int]:
+    """Shares as numbers of whole groups of `size` channels, ascending; all of them is always among them.
 
-    The channels of the others are multiples of `channel_multiple`, at least one.
+    The channels of the others are multiples of `multiple`, at least one.
     """
-    step = math.lcm(size, settings["channel_multiple"]) // size
-    numbers = {step * max(1, round(share * groups / step)) for share in settings[key]}
+    step = math.lcm(size, multiple) // size
+    numbers = {step * max(1, round(share * groups / step)) for share in shares}
     return sorted({number for number in numbers if number < groups} | {groups})
 
 
 def parts(settings: Settings, order: list[int], size: int) -> list[list[int]]:
     """The most important groups, as many as the shares of `stream` say, ascending."""
-    return [sorted(order[:count]) for count in counts(settings, "stream", len(order), size)]
+    numbers = counts(settings.stream, settings.channel_multiple, len(order), size)
+    return [sorted(order[:number]) for number in numbers]
 
 
 def part_of(weight: torch.Tensor, name: str, layer: PartialLayer) -> torch.Tensor:

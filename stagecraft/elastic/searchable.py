@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from stagecraft.config.sections import SearchSpace
 from stagecraft.networks.family import Module
 
 Choice = dict[str, Any] | None
 Order = dict[str, list[int]]  # what a choice takes parts of, the most important first
 Seen = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # input and output of each convolution and linear layer, by name
-Settings = Mapping[str, Any]  # the `search_block` section of the params
+Settings = SearchSpace  # what of the `search_block` section says which layer shapes there are
 
 
 class Choices(Protocol):

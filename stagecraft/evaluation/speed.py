@@ -56,15 +56,11 @@ def measure_speed(
     """
     x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     times = stage_timesteps(boundaries)
-    seconds: dict[tuple[str, int], list[float]] = {(name, s): [] for name in models for s in range(len(times))}
     with torch.no_grad(), autocast(device, precision):
-        for repeat in range(WARM_UP + repeats):
-            for (name, stage), taken in seconds.items():
-                elapsed = time_evaluation(models[name], x_NCHW, times[stage])
-                taken += [elapsed] if repeat >= WARM_UP else []
+        seconds = time_in_turn(models, x_NCHW, times, repeats)
         memory = {name: peak_memory(model, x_NCHW, times) for name, model in models.items()}
         kinds = {name: time_by_operation(model, x_NCHW, times, steps) for name, model in models.items()}
-    totals = {name: sum(n * median(seconds[name, s]) for s, n in enumerate(steps)) for name in models}
+    totals = {name: sum(n * seconds[name, s] for s, n in enumerate(steps)) for name in models}
     return {
         name: {
             "images_per_second": batch / totals[name],
@@ -74,6 +70,18 @@ def measure_speed(
         }
         for name in models
     }
+
+
+def time_in_turn(
+    models: dict[str, nn.Module], x_NCHW: Tensor, times: Sequence[float], repeats: int
+) -> dict[tuple[str, int], float]:
+    """Median seconds of an evaluation by model and number of the time, all evaluated in turn `repeats` times after warm-up."""
+    seconds: dict[tuple[str, int], list[float]] = {(name, s): [] for name in models for s in range(len(times))}
+    for repeat in range(WARM_UP + repeats):
+        for (name, stage), taken in seconds.items():
+            elapsed = time_evaluation(models[name], x_NCHW, times[stage])
+            taken += [elapsed] if repeat >= WARM_UP else []
+    return {key: median(taken) for key, taken in seconds.items()}
 
 
 def time_evaluation(model: nn.Module, x_NCHW: Tensor, timestep: float) -> float:

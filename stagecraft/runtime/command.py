@@ -55,7 +55,7 @@ def run_command(body: Callable[..., None]) -> None:
         message = traceback.format_exc() if line is None else f"error: {body.__name__}: {line}"
         if started_alone:
             sys.exit(message)
-        launch.leave_word(message)
+        launch.report_failure(message)
         # Without the usual clean-up, in which a process may wait for others that wait for it.
         os._exit(1)
 

@@ -94,14 +94,14 @@ def run_here(stage: str, arguments: list[str]) -> bool:
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 name = signal.Signals(-failure.exitcode).name
                 hint = f"; if memory ran out, {REMEDIES[stage]}" if name == "SIGKILL" else ""
-                leave_word(f"error: {stage}: process {number} was ended by {name}{hint}", moment=0)
+                report_failure(f"error: {stage}: process {number} was ended by {name}{hint}", moment=0)
         return True
     except SignalException as error:
         sys.exit(128 + error.sigval)
     return False
 
 
-def leave_word(message: str, moment: float | None = None) -> None:
+def report_failure(message: str, moment: float | None = None) -> None:
     """Say in the folder of failures why this process fails, in one line or in a traceback."""
     name = f"{time.time() if moment is None else moment:020.6f}-{rank() if is_worker() else 'node'}"
     Path(os.environ[FAILURES], name).write_text(message, encoding="utf-8")

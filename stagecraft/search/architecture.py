@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers import UNet2DModel
 
+from stagecraft.config.sections import Assemble
 from stagecraft.elastic.architecture import chosen_architecture, identity_architecture
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.costs import count_network_macs, count_parameters
@@ -20,6 +21,7 @@ from stagecraft.search.results import AGAIN, stream_of
 from stagecraft.search.selection import (
     Block,
     Budget,
+    Candidate,
     Costs,
     by_place,
     fewest_blocks,
@@ -69,7 +71,7 @@ def assemble_architecture(
     unet: UNet2DModel,
     results: dict[str, dict[str, Any]],
     steps: Sequence[int],
-    settings: dict[str, Any],
+    settings: Assemble,
     seed: int,
     latency: LatencyTable | None = None,
 ) -> dict[str, Any]:
@@ -91,31 +93,18 @@ def assemble_architecture(
     check_results(unet, results, len(steps))
     stream = stream_of(results)
     narrowed = narrowed_teacher(unet, stream)
-    if latency is not None or settings["time"] is not None:
+    if latency is not None or settings.time is not None:
         check_times(results)
     blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
     costs = costs_of(unet, steps, narrowed, latency)
-    few = fewest_blocks(blocks, len(steps))
-    budget = Budget.of(settings)
-    tau = None
-    match settings["rule"]:
-        case "local":
-            chosen, tau = select_local(few, costs, budget, settings["tau"], settings["tau_rel"])
-        case "random":
-            chosen = select_random(blocks, costs, budget, seed)
-        case "uniform":
-            chosen = select_uniform(narrowed, few, costs, budget)
-        case "largest":
-            chosen = select_largest(few)
-        case _:
-            chosen = select_budget(blocks, costs, budget, settings["score"])
+    chosen, tau = select(narrowed, blocks, costs, settings, seed)
+    specs = {name: candidate["spec"] for name, candidate in chosen.items()}
     return {
-        "rule": settings["rule"],
-        "score": settings["score"] if settings["rule"] == "budget" else None,
+        "rule": settings.rule,
+        "score": settings.score if settings.rule == "budget" else None,
         "tau": tau,
-        "budget": asdict(budget),
-        "unet": architecture_of({name: candidate["spec"] for name, candidate in chosen.items()}, len(steps))
-        | ({} if stream is None else {"stream": stream}),
+        "budget": asdict(Budget.of(settings)),
+        "unet": architecture_of(specs, len(steps)) | ({} if stream is None else {"stream": stream}),
         "identity": identity_architecture(unet),
         "chosen": chosen,
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
@@ -124,14 +113,37 @@ def assemble_architecture(
     }
 
 
-def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[str, Any]) -> dict[str, Any]:
+def select(
+    narrowed: UNet2DModel, blocks: Sequence[Block], costs: Costs, settings: Assemble, seed: int
+) -> tuple[dict[str, Candidate], float | None]:
+    """The candidate that `assemble.rule` chooses of each block, by name, and the tau of the local rule.
+
+    Args:
+        narrowed: the teacher with the student's residual stream.
+        seed: of the rule `random`.
+    """
+    budget = Budget.of(settings)
+    few = fewest_blocks(blocks, len(costs.stage_weights))
+    match settings.rule:
+        case "local":
+            return select_local(few, costs, budget, settings.tau, settings.tau_rel)
+        case "random":
+            return select_random(blocks, costs, budget, seed), None
+        case "uniform":
+            return select_uniform(narrowed, few, costs, budget), None
+        case "largest":
+            return select_largest(few), None
+    return select_budget(blocks, costs, budget, settings.score), None
+
+
+def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence[float]) -> dict[str, Any]:
     """Decoders of given widths without a search: the multi-stage method as published (arXiv 2312.09181, section 4.3).
 
     The encoder and the mid block are the teacher's. A decoder's channels are the teacher's at every level times its entry of
-    `decoder_widths`, in whole GroupNorm groups and attention heads.
+    `widths`, in whole GroupNorm groups and attention heads.
 
     Args:
-        settings: the `assemble` section of the params.
+        widths: `assemble.decoder_widths`, one for each stage.
 
     Returns:
         As `assemble_architecture`, with nothing chosen.
@@ -139,7 +151,6 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], settings: dict[s
     Raises:
         ValueError: not one width per stage.
     """
-    widths = settings["decoder_widths"]
     if len(widths) != len(steps):
         raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} stages; give one share for each")
     architecture = widen_decoders(unet, identity_architecture(unet, len(steps)), widths)

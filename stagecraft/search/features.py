@@ -12,6 +12,7 @@ from diffusers import UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from stagecraft.config.sections import CacheFeatures
 from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
@@ -49,7 +50,7 @@ class FeatureWriter:
         process: Process,
         data: TrainingSet,
         stages: Sequence[Sequence[float]],
-        settings: dict[str, Any],
+        settings: CacheFeatures,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -66,18 +67,18 @@ class FeatureWriter:
         """Bytes of all shards, from one triple."""
         one = self._triples(0, 0, 1)
         per_triple = sum(tensor.numel() * tensor.element_size() for tensor in one.values())
-        return per_triple * self.settings["triples_per_stage"] * len(self.stages)
+        return per_triple * self.settings.triples_per_stage * len(self.stages)
 
     def check_room(self, folder: Path) -> None:
         """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
         need = self.predicted_bytes()
-        limit = self.settings["max_gib"] * GIB
+        limit = self.settings.max_gib * GIB
         made = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         free = shutil.disk_usage(folder).free + made
         for room, name in ((limit, "cache_features.max_gib allows"), (free, f"the disk of {folder} has")):
             if need > room:
                 raise ValueError(
-                    f"cache_features.triples_per_stage {self.settings['triples_per_stage']}: the features take "
+                    f"cache_features.triples_per_stage {self.settings.triples_per_stage}: the features take "
                     f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_stage"
                 )
 
@@ -88,8 +89,8 @@ class FeatureWriter:
             params: what the index says the shards were made with.
             inputs: hashes of what they were made from; shards made with other params or inputs are made anew.
         """
-        total = self.settings["triples_per_stage"]
-        size = self.settings["shard_size"]
+        total = self.settings.triples_per_stage
+        size = self.settings.shard_size
         pieces = Pieces(folder, {"params": params, "inputs": inputs})
         folder.mkdir(parents=True, exist_ok=True)
         self.check_room(folder)
@@ -104,7 +105,7 @@ class FeatureWriter:
                     pieces.add(name)
                 hashes[name] = hash_tensors(pieces.path(name))
                 progress.update(stage * total + stop)
-        held_out = max(1, round(total * self.settings["held_out"]))
+        held_out = max(1, round(total * self.settings.held_out))
         index = {
             "stages": [list(s) for s in self.stages],
             "triples_per_stage": total,
@@ -116,7 +117,7 @@ class FeatureWriter:
         return pieces
 
     def _write_shard(self, path: Path, stage: int, start: int, stop: int) -> None:
-        step = self.settings["batch_size"]
+        step = self.settings.batch_size
         batches = [self._triples(stage, first, min(first + step, stop)) for first in range(start, stop, step)]
         tensors = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
         with atomic_path(path) as aside:

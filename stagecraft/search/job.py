@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
+from stagecraft.config.stages import SearchBlock
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.elastic.searchable import Order
 from stagecraft.networks.costs import count_parameters, count_tail_macs
@@ -65,7 +66,7 @@ class SearchJob:
 
     def __init__(
         self,
-        params: dict[str, Any],
+        params: SearchBlock,
         teacher: UNet2DModel,
         name: str,
         folder: Path,
@@ -76,7 +77,7 @@ class SearchJob:
         latency: Path | None = None,
     ) -> None:
         self.params = params
-        self.settings = params["search_block"]
+        self.settings = params.search_block
         self.name = name
         self.checkpoint = checkpoint
         self.teacher = teacher.requires_grad_(False).to(device)
@@ -87,7 +88,7 @@ class SearchJob:
         ranked = read_checked_json(importance, "rank_channels")
         self.stream_triples = ranked["stream_triples"]
         self.stream = choose_stream(
-            teacher, self.settings["channels"], ranked["stream_importance"], self.settings["channel_multiple"]
+            teacher, self.settings.channels, ranked["stream_importance"], self.settings.channel_multiple
         )
         self.kept = kept_channels(teacher, self.stream)
         narrowed = narrowed_teacher(self.teacher, self.stream)
@@ -97,9 +98,13 @@ class SearchJob:
         self.features = self._open([*self.site.reads, *self.site.writes], self.kept)
         self.family = family_of(teacher)
         self.supernet = ElasticBlock(self.block, self.family, self.site, self.settings).to(device)
-        self.steps = self.settings["steps" if start is None else "refine_steps"]
+        self.steps = self.settings.steps if start is None else self.settings.refine_steps
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
-        self.fingerprint = {"params": params, "features": sha256_file(folder / "index.json"), "stream": self.stream}
+        self.fingerprint = {
+            "params": params.as_given(),
+            "features": sha256_file(folder / "index.json"),
+            "stream": self.stream,
+        }
         self.fingerprint |= {} if start is None else {"start": start.sha256}
         times = {} if latency is None else {"latency": sha256_file(latency)}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint | times)
@@ -119,12 +124,12 @@ class SearchJob:
         inputs = len(self.site.reads)
         settings = self.settings
         loss = SandwichLoss(
-            self.supernet, self.space, self.features, inputs, settings["batch_size"], self.params["precision"]
+            self.supernet, self.space, self.features, inputs, settings.batch_size, self.params.precision
         )
         return train(
             self.supernet,
             loss,
-            replace(TrainSettings.of(settings, self.params["seed"]), steps=self.steps),
+            replace(TrainSettings.of(settings, self.params.seed), steps=self.steps),
             checkpoint=self.checkpoint,
             fingerprint=self.fingerprint,
             label=f"search_block {self.name}",
@@ -132,10 +137,8 @@ class SearchJob:
 
     def scores(self) -> list[dict[str, Any]]:
         """Every candidate with its costs and both scores."""
-        candidates = explore(
-            self.space, self.block_score(), self.settings["candidates"], self.params["seed"], self.pieces
-        )
-        most = self.settings["output_candidates"]
+        candidates = explore(self.space, self.block_score(), self.settings.candidates, self.params.seed, self.pieces)
+        most = self.settings.output_candidates
         if not most:
             return [candidate | {"output": None} for candidate in candidates]
         return score_outputs(self.supernet, candidates, self.output_score(), most, self.pieces)
@@ -143,13 +146,13 @@ class SearchJob:
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""
         inputs = len(self.site.reads)
-        triples = self.settings["local_triples"]
+        triples = self.settings.local_triples
         return BlockScore(self.supernet, self.features, inputs, triples, self.latency_of)
 
     def output_score(self) -> OutputScore:
         """What measures the change of the teacher's prediction."""
         features = self._open(OutputScore.names(self.teacher, self.site, self.kept), {})
-        return OutputScore(self.teacher, self.site, features, self.settings["output_triples"], self.kept)
+        return OutputScore(self.teacher, self.site, features, self.settings.output_triples, self.kept)
 
     def measured(self, spec: Spec) -> dict[str, Any]:
         """One sub-block of the supernet as it is, with its costs and both scores."""
@@ -175,7 +178,7 @@ class SearchJob:
             "stream_triples": self.stream_triples,
             "candidates": candidates,
             "log": history,
-            "params": self.params,
+            "params": self.params.as_given(),
         }
 
     def macs_spent(self, candidates: list[dict[str, Any]]) -> dict[str, float]:
@@ -187,9 +190,11 @@ class SearchJob:
         tail = count_tail_macs(self.teacher, self.site)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
-        local, output = (len(self.features.stages) * self.settings[f"{score}_triples"] for score in ("local", "output"))
+        stages = len(self.features.stages)
+        local = stages * self.settings.local_triples
+        output = stages * self.settings.output_triples
         return {
-            "training": 3.0 * self.steps * self.settings["batch_size"] * step,
+            "training": 3.0 * self.steps * self.settings.batch_size * step,
             "scoring": float(local * sum(macs) + measured * output * tail),
         }
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from stagecraft.config.sections import Assemble
 from stagecraft.elastic.searchable import Order
 from stagecraft.networks.jobs import Job
 
@@ -31,9 +32,9 @@ class Budget:
     time: float | None = None
 
     @classmethod
-    def of(cls, settings: dict[str, Any]) -> Self:
+    def of(cls, settings: Assemble) -> Self:
         """The budgets among the keys of the `assemble` section of the params."""
-        return cls(**{item.name: settings[item.name] for item in fields(cls)})
+        return cls(**{item.name: getattr(settings, item.name) for item in fields(cls)})
 
     def limits(self) -> dict[str, float]:
         """The budgets that are given, by name."""

@@ -112,10 +112,10 @@ def train(
             if checkpoint and is_main():
                 save_checkpoint(checkpoint, run.state())
     model.eval()
-    return TrainResult(evened(run.history), run.ema)
+    return TrainResult(average_history(run.history), run.ema)
 
 
-def evened(history: list[dict[str, float]]) -> list[dict[str, float]]:
+def average_history(history: list[dict[str, float]]) -> list[dict[str, float]]:
     """The records with the same names in each: a loss that was not there for a while added nothing."""
     names = {name for record in history for name in record}
     return [dict.fromkeys(names, 0.0) | record for record in history]

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from stagecraft.config.sections import Retrain
+from stagecraft.config.sections import Retrain, SearchSpace
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.process import Process
@@ -64,7 +64,7 @@ def untrained_supernets(teacher: UNet2DModel) -> Supernet:
     def state(job: str) -> dict[str, torch.Tensor]:
         site = site_named(teacher, Job.parse(job).site)
         block = teacher.get_submodule(site.name)
-        return ElasticBlock(block, family_of(teacher), site, {"kernels": KERNELS}).state_dict()
+        return ElasticBlock(block, family_of(teacher), site, SearchSpace.model_construct(kernels=KERNELS)).state_dict()
 
     return state
 
