@@ -24,8 +24,10 @@ def assemble(
     output: Path,
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-    plan, sampling = read_checked_json(clusters, "cluster_timesteps"), params.sampling
-    settings, boundaries = params.assemble, plan["boundaries"]
+    plan = read_checked_json(clusters, "cluster_timesteps")
+    sampling = params.sampling
+    settings = params.assemble
+    boundaries = plan["boundaries"]
     unet = load_teacher(teacher)
     process = make_process(params.diffusion.as_dict(), read_stated(teacher))
     process.check_stages(plan, clusters)
@@ -37,7 +39,8 @@ def assemble(
     if params.architecture == "given":
         architecture = given_architecture(unet, steps, settings.decoder_widths or [])
     else:
-        results, table = read_results(search), LatencyTable.of_stage(latency)
+        results = read_results(search)
+        table = LatencyTable.of_stage(latency)
         architecture = assemble_architecture(unet, results, steps, settings, params.seed, table)
     stages = process.edges(boundaries)
     how = {

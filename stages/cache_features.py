@@ -21,8 +21,10 @@ def cache_features(
         write_checked_json(output / "index.json", {"stages": [], "sha256": {}, "params": params.as_given()})
         return
 
-    device, images = pick_device(params.device, threads), TrainingSet.load(data, latents)
-    process, plan = make_process(params.diffusion.as_dict()), read_checked_json(clusters, "cluster_timesteps")
+    device = pick_device(params.device, threads)
+    images = TrainingSet.load(data, latents)
+    process = make_process(params.diffusion.as_dict())
+    plan = read_checked_json(clusters, "cluster_timesteps")
     process.check_stages(plan, clusters)
     unet = load_teacher(teacher).to(device)
     writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features, params.seed, device)

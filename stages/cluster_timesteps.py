@@ -24,8 +24,10 @@ def cluster_timesteps(
 
     The teacher is looked at by the method `gradient` only.
     """
-    settings, process = params.cluster_timesteps, make_process(params.diffusion.as_dict())
-    images, gradients = TrainingSet.load(data, latents), None
+    settings = params.cluster_timesteps
+    process = make_process(params.diffusion.as_dict())
+    images = TrainingSet.load(data, latents)
+    gradients = None
     fingerprint: dict[str, Any] = {"params": params.as_given(), "data": images.sha256}
     if settings.method == "gradient":
         unet = load_teacher(teacher).to(pick_device(params.device, threads))

@@ -35,7 +35,8 @@ def evaluate(
     """Write metrics.json and samples.npz, and print the table."""
     device = pick_device(params.device, threads)
     prepared = PreparedData.load(data)
-    plan, small = read_checked_json(architecture, "assemble"), load_student(student)
+    plan = read_checked_json(architecture, "assemble")
+    small = load_student(student)
     check_architecture(small, plan, str(student))
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
     made_from = hash_models(teacher, student)
@@ -45,7 +46,8 @@ def evaluate(
     vae = open_autoencoder(autoencoder)
     drawn = read_json(student / "params.json")["retrain"]["stage_probabilities"]
     shares = stage_probabilities(drawn, plan["stages"]) or plan["density"]
-    large, stated = load_teacher(teacher), read_stated(teacher)
+    large = load_teacher(teacher)
+    stated = read_stated(teacher)
     evaluation = Evaluation(
         params,
         prepared,
@@ -59,10 +61,10 @@ def evaluate(
         stated,
         plan["expected"].get("time_ratio"),
     )
-    found = evaluation.compare(large, small)
-    if found is None or pieces is None:
+    result = evaluation.compare(large, small)
+    if result is None or pieces is None:
         return
-    metrics, images = found
+    metrics, images = result
     save_samples(samples, images, sha256_content(metrics))
     write_json(output, metrics)
     pieces.remove()

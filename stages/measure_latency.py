@@ -24,7 +24,8 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
         write_checked_json(output, {"source": "none", "layers": {}, "params": params.as_given()})
         return
 
-    unet, ranked = load_teacher(teacher), read_checked_json(importance, "rank_channels")
+    unet = load_teacher(teacher)
+    ranked = read_checked_json(importance, "rank_channels")
     stream = choose_stream(
         unet, params.search_block.channels, ranked["stream_importance"], params.search_block.channel_multiple
     )

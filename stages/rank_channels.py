@@ -26,15 +26,17 @@ def rank_channels(
         write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params.as_given()})
         return
 
-    device, images = pick_device(params.device, threads), TrainingSet.load(data, latents)
+    device = pick_device(params.device, threads)
+    images = TrainingSet.load(data, latents)
     made_from: dict[str, Any] = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     diffusion = params.diffusion.as_dict()
     made_from |= {"seed": params.seed, "device": params.device, "diffusion": diffusion}
     pieces = Pieces(output.parent / "checkpoints" / "rank_channels", made_from)
-    unet, process = load_teacher(teacher).to(device), make_process(diffusion)
-    found = measure_importance(unet, process, images, params.seed, device, pieces)
+    unet = load_teacher(teacher).to(device)
+    process = make_process(diffusion)
+    levels = measure_importance(unet, process, images, params.seed, device, pieces)
     write_checked_json(
-        output, {"stream_importance": found, "stream_triples": BATCHES * BATCH, "params": params.as_given()}
+        output, {"stream_importance": levels, "stream_triples": BATCHES * BATCH, "params": params.as_given()}
     )
     pieces.remove()
 

@@ -23,7 +23,8 @@ def report(
     output: Path,
 ) -> None:
     """Write the page."""
-    measured, (images, sha256) = read_json(metrics, run_again("evaluate", metrics)), load_samples(samples)
+    measured = read_json(metrics, run_again("evaluate", metrics))
+    (images, sha256) = load_samples(samples)
     check_metrics(metrics, measured, sha256)
     page = render_report(
         measured,

@@ -31,8 +31,11 @@ def retrain(
     log: Path,
 ) -> None:
     """Write results/student and the loss history."""
-    settings, device = params.retrain, pick_device(params.device, threads)
-    images, unet, vae = TrainingSet.load(data, latents), load_teacher(teacher), open_autoencoder(autoencoder)
+    settings = params.retrain
+    device = pick_device(params.device, threads)
+    images = TrainingSet.load(data, latents)
+    unet = load_teacher(teacher)
+    vae = open_autoencoder(autoencoder)
     stated = read_stated(teacher)
     process = make_process(params.diffusion.as_dict(), stated)
     chosen = read_checked_json(architecture, "assemble")

@@ -29,7 +29,8 @@ def search_block(
 
     `start`: report and weights of the search that this one is fine-tuned from; empty to start from the teacher's block.
     """
-    device, checkpoint = pick_device(params.device, threads), output.parent.parent / "checkpoints" / f"{name}.pt"
+    device = pick_device(params.device, threads)
+    checkpoint = output.parent.parent / "checkpoints" / f"{name}.pt"
     given = Start.read(*map(Path, start)) if start else None
     job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, given, latency)
     report = job.report()

@@ -21,8 +21,10 @@ def train_autoencoder(params: TrainAutoencoder, *, threads: int, data: Path, out
         write_checked_json(log, {"stage": "train_autoencoder", "history": [], "params": params.as_given()})
         return
 
-    prepared, device = PreparedData.load(data), pick_device(params.device, threads)
-    checkpoint, history = output.parent / "checkpoints" / "train_autoencoder.pt", []
+    prepared = PreparedData.load(data)
+    device = pick_device(params.device, threads)
+    checkpoint = output.parent / "checkpoints" / "train_autoencoder.pt"
+    history = []
     if settings.source == "path":
         vae = load_given_autoencoder(Path(settings.path))
         check_fits(vae, settings.path, prepared.resolution, prepared.channels)

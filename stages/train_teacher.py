@@ -25,8 +25,10 @@ def train_teacher(
     params: TrainTeacher, *, threads: int, data: Path, latents: Path, autoencoder: Path, output: Path, log: Path
 ) -> None:
     """Write results/teacher and the loss history."""
-    settings, diffusion = params.train_teacher, params.diffusion.as_dict()
-    images, vae = TrainingSet.load(data, latents), open_autoencoder(autoencoder)
+    settings = params.train_teacher
+    diffusion = params.diffusion.as_dict()
+    images = TrainingSet.load(data, latents)
+    vae = open_autoencoder(autoencoder)
     channels, resolution, _ = images.shape
     space = Space(resolution, channels, None if vae is None else downscaling(vae))
     if settings.source == "path":
@@ -40,7 +42,8 @@ def train_teacher(
     process = make_process(diffusion)
     check_own_teacher(settings.as_dict(), space, images.class_numbers)
     device = pick_device(params.device, threads)
-    conditional, flip = settings.class_conditional, settings.horizontal_flip
+    conditional = settings.class_conditional
+    flip = settings.horizontal_flip
     classes = images.classes() if conditional else None
     teacher = build_teacher(settings, resolution, channels, params.seed, classes).to(device)
     batches = NoisyBatches(images, process, settings.batch_size, device, flip, conditional=conditional)

@@ -24,7 +24,8 @@ class OptimalDenoiser:
 
     def __init__(self, y: np.ndarray, batch: int = 256, device: torch.device | str = "cpu") -> None:
         self.mean = y.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.batch, self.device = max(1, min(batch, MOST_WEIGHTS // len(y))), device
+        self.batch = max(1, min(batch, MOST_WEIGHTS // len(y)))
+        self.device = device
         self.y = torch.from_numpy(y - self.mean).to(device)
         self.half_norms = 0.5 * torch.linalg.vector_norm(self.y, dim=1, dtype=torch.float64).square().float()
 
@@ -44,8 +45,8 @@ class OptimalDenoiser:
         out = np.empty_like(z)
         for rows in (slice(start, start + self.batch) for start in range(0, len(z), self.batch)):
             precision = torch.from_numpy(sigma[rows] ** -2.0).to(self.device)
-            found = self._batch(torch.from_numpy(z[rows] - self.mean).to(self.device), precision)
-            out[rows] = found.cpu().numpy()
+            means = self._batch(torch.from_numpy(z[rows] - self.mean).to(self.device), precision)
+            out[rows] = means.cpu().numpy()
         return out + self.mean
 
     def _batch(self, z: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ class Sketch:
     """Count sketch (Charikar et al. 2002) of vectors of `size` numbers: cosines stay, but for an error of about 1 / 256."""
 
     def __init__(self, size: int) -> None:
-        generator, self.whole = generator_for(0, "sketch", 0), size <= SKETCH
+        generator = generator_for(0, "sketch", 0)
+        self.whole = size <= SKETCH
         self.where = torch.randint(SKETCH, (size,), generator=generator)
         self.signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1.0
 
@@ -56,16 +57,19 @@ def loss_gradients(
     rows = torch.randint(len(data), (draws,), generator=generator_for(seed, "gradients", 0))
     eps = torch.randn((draws, *data.shape), generator=generator_for(seed, "gradients", 1))
     sketch = Sketch(sum(p.numel() for p in model.parameters()))
-    found = []
+    sketches = []
     for value in torch.from_numpy(np.asarray(t)):
         model.zero_grad(set_to_none=True)
         for batch in torch.arange(draws).split(batch_size):
-            x0, noise, times = data.x0(rows[batch]), eps[batch], value.expand(len(batch))
+            x0 = data.x0(rows[batch])
+            noise = eps[batch]
+            times = value.expand(len(batch))
             condition = conditions.rows(rows[batch]).to(device)
-            x_t, target = process.noise(x0, noise, times), process.target(x0, noise, times)
+            x_t = process.noise(x0, noise, times)
+            target = process.target(x0, noise, times)
             output = predict(model, x_t.to(device), times.to(device), condition)
             (F.mse_loss(output, target.to(device)) * (len(batch) / draws)).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-        found.append(sketch(torch.cat([grad.flatten() for grad in grads]).cpu()))
+        sketches.append(sketch(torch.cat([grad.flatten() for grad in grads]).cpu()))
     model.zero_grad(set_to_none=True)
-    return torch.stack(found).numpy()
+    return torch.stack(sketches).numpy()

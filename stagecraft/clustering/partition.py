@@ -28,7 +28,9 @@ def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: f
         ValueError: no such tau, or t1 >= t2, so that there are no three stages.
     """
     order = np.argsort(t, kind="stable")
-    t, s0, s1 = t[order], s0[order], s1[order]
+    t = t[order]
+    s0 = s0[order]
+    s1 = s1[order]
     counts = np.arange(1, len(t) + 1)
     low = np.flatnonzero(np.cumsum(s0) / counts >= alpha)
     high = np.flatnonzero((np.cumsum(s1[::-1]) / counts)[::-1] >= alpha)
@@ -36,7 +38,8 @@ def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: f
         raise ValueError(
             f"cluster_timesteps.alpha {alpha}: no timestep is that similar to a limit; lower alpha or raise eta"
         )
-    t1, t2 = t[low[-1]].item(), t[high[0]].item()
+    t1 = t[low[-1]].item()
+    t2 = t[high[0]].item()
     if t1 >= t2:
         raise ValueError(no_middle_stage(alpha, t1, t2))
     return t1, t2
@@ -118,7 +121,8 @@ def cheapest_segments(costs: np.ndarray, stages: int) -> np.ndarray:
     size = len(costs) - 1
     i, j = np.indices(costs.shape)
     steps = np.where(i < j, costs, np.inf)
-    best, chosen = steps[0], []
+    best = steps[0]
+    chosen = []
     for _ in range(stages - 1):
         totals = best[:, None] + steps
         chosen.append(totals.argmin(axis=0))

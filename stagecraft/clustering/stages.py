@@ -160,7 +160,8 @@ class Clustering:
 
     def boundaries(self) -> list[float]:
         """The K - 1 boundaries, ascending."""
-        method, stages = self.settings.method, self.settings.stages
+        method = self.settings.method
+        stages = self.settings.stages
         if method == "given":
             return given_boundaries(self.process, self.settings)
         if method == "threshold":
@@ -198,7 +199,7 @@ def cluster(
     runs = [Clustering(denoiser, y, process, settings, seed + i, gradients, pieces) for i in range(count)]
     boundaries = runs[0].boundaries()
     missing: dict[str, str] = {}
-    found = {
+    result = {
         "method": settings.method,
         "process": process.name,
         "seed": seed,
@@ -211,13 +212,13 @@ def cluster(
         "silhouette": {str(k): score for k, score in runs[0].silhouettes(missing).items()},
         "curves": attempt("curves", runs[0].curves, missing),
     }
-    return found | ({"missing": missing} if missing else {})
+    return result | ({"missing": missing} if missing else {})
 
 
 def spread_of(runs: list[Clustering], first: list[float], missing: dict[str, str]) -> dict[str, Any]:
     """How far boundaries depend on the draws: those of every run, `first` among them, and their standard deviation."""
     boundaries = [first, *(attempt(f"boundaries of seed {run.seed}", run.boundaries, missing) for run in runs[1:])]
-    known = [some for some in boundaries if some is not None]
+    known = [one for one in boundaries if one is not None]
     return {
         "seeds": [run.seed for run in runs],
         "boundaries": boundaries,

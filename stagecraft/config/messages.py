@@ -47,13 +47,16 @@ def is_other_form(error: ErrorDetails) -> bool:
 
 def describe(error: ErrorDetails, params: Any) -> str:
     """`key: what is wrong` for one error."""
-    kind, value, given = error["type"], error["input"], error.get("ctx", {})
+    kind = error["type"]
+    value = error["input"]
+    given = error.get("ctx", {})
     path = path_of(error, params)
     if kind == "value_error":
         return f"{key_name(path)}: {show(value)} {given['error']}" if path else str(given["error"])
     if kind.startswith("union_tag"):
         key = given["discriminator"].strip("'")
-        path, value = (*path, key), value.get(key)
+        path = (*path, key)
+        value = value.get(key)
     if kind in UNKNOWN:
         sentence = why_unknown(path, params)
     elif kind in ("missing", "union_tag_not_found"):
@@ -102,7 +105,8 @@ def needed_by(path: Path, params: Any) -> str:
 
 def why_no_path(path: Path, params: Any, value: Any) -> str:
     """Why a path is not for the source that was chosen."""
-    choice, source = CHOICES[str(path[0])], params[path[0]]["source"]
+    choice = CHOICES[str(path[0])]
+    source = params[path[0]]["source"]
     if value is None:
         return f"null, but source {source} needs one; set it"
     others = [tag for tag, member in choice.members.items() if member.model_fields["path"].annotation is not type(None)]
@@ -120,12 +124,12 @@ def full_schema() -> Schema:
 
 def schemas_at(path: Path) -> list[Schema]:
     """What the schema says of the value at a path, once for each choice that has it."""
-    found = [full_schema()]
+    forms_at = [full_schema()]
     for part in path:
-        forms = [*flat(found)]
+        forms = [*flat(forms_at)]
         names = ["items"] if isinstance(part, int) else ["properties", part]
-        found = [inner for form in forms if (inner := look_up(form, names)) is not None]
-    return found
+        forms_at = [inner for form in forms if (inner := look_up(form, names)) is not None]
+    return forms_at
 
 
 def look_up(schema: Schema, names: list[Any]) -> Any:

@@ -123,8 +123,8 @@ def look_up(params: Params, key: str) -> Any:
 
 def keys_of(params: Params, section: str) -> set[Any]:
     """The keys of a section; none where there is no such section."""
-    found = params.get(section)
-    return set(found) if isinstance(found, dict) else set()
+    keys = params.get(section)
+    return set(keys) if isinstance(keys, dict) else set()
 
 
 def put(params: Params, key: str, value: Any) -> None:

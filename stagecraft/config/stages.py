@@ -32,7 +32,8 @@ class StageParams(Section):
     @classmethod
     def section_of(cls, section: str, value: Any) -> Any:
         """A section with its type, that of its choice where there is one; any other value as it is."""
-        model, choice = cls.model_fields[section].annotation, CHOICES.get(section)
+        model = cls.model_fields[section].annotation
+        choice = CHOICES.get(section)
         if choice is not None:
             model = choice.members[value[choice.key]]
         if isinstance(model, type) and issubclass(model, Section):

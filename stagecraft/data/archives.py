@@ -176,7 +176,8 @@ def channels_of(header: Header) -> int:
 
 def check_alike(path: Path, parts: list[Part], headers: list[Header]) -> None:
     """Raise ValueError unless the images of all parts have one shape."""
-    first, last = headers[0], headers[-1]
+    first = headers[0]
+    last = headers[-1]
     if (first.shape[1:3], channels_of(first)) != (last.shape[1:3], channels_of(last)):
         raise ValueError(
             f"{path}: {parts[0].images} has the shape {first.shape} but {parts[-1].images} {last.shape}; save images of one shape"

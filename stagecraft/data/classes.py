@@ -60,7 +60,8 @@ def gaps_between(numbers: list[int]) -> Iterator[str]:
     previous = -1
     for number in numbers:
         if number - previous > 1:
-            first, last = previous + 1, number - 1
+            first = previous + 1
+            last = number - 1
             yield str(first) if first == last else f"{first} to {last}"
         previous = number
 

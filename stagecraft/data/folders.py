@@ -326,7 +326,8 @@ def note_split(counts: dict[str, int], train: str, held_out: str) -> str:
 
 def hold_out(listing: Listing, layout: FolderLayout, train: str, held_out: str) -> FolderLayout:
     """A layout of the split to train on with the images of another split behind, held out."""
-    known, others = class_folders(listing, f"{train}/"), class_folders(listing, f"{held_out}/")
+    known = class_folders(listing, f"{train}/")
+    others = class_folders(listing, f"{held_out}/")
     if (known is None) != (others is None):
         with_classes, without = (train, held_out) if others is None else (held_out, train)
         raise ValueError(
@@ -337,8 +338,10 @@ def hold_out(listing: Listing, layout: FolderLayout, train: str, held_out: str) 
         raise ValueError(
             f"{listing.folder / held_out / unknown[0]}: a class without images in {train}; put some there or remove it"
         )
-    contents, names = layout.contents, [name for name in listing.names if name.startswith(f"{held_out}/")]
-    labels, classes = contents.labels, contents.classes
+    contents = layout.contents
+    names = [name for name in listing.names if name.startswith(f"{held_out}/")]
+    labels = contents.labels
+    classes = contents.classes
     if classes is not None and labels is not None and others is not None:
         labels = [*labels, *(classes[name] for name in others)]
     count = contents.count + len(names)

@@ -55,7 +55,8 @@ def source_fingerprint(settings: PrepareData) -> str:
         return "digits"
     path = source_path(settings)
     if settings.source == "npz":
-        entries, empty = [(path.name, path.stat())], []
+        entries = [(path.name, path.stat())]
+        empty = []
     else:
         listing = folders.list_folder(path)
         entries = [(name, entry.stat()) for name, entry in listing.files]
@@ -262,7 +263,8 @@ def stretch(image: PillowImage.Image, side: int, crop: bool) -> PillowImage.Imag
 
     width, height = image.size
     cut_width, cut_height = (min(image.size),) * 2 if crop else image.size
-    left, top = (width - cut_width) // 2, (height - cut_height) // 2
+    left = (width - cut_width) // 2
+    top = (height - cut_height) // 2
     filter_ = Image.Resampling.LANCZOS if min(cut_width, cut_height) >= side else Image.Resampling.BICUBIC
     return image.resize((side, side), filter_, (left, top, left + cut_width, top + cut_height))
 

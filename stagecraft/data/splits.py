@@ -75,7 +75,8 @@ def shares_per_class(sizes: list[int], total: int) -> list[int]:
     import numpy as np
 
     products = np.array(sizes, np.int64) * total
-    shares, remainders = products // sum(sizes), products % sum(sizes)
+    shares = products // sum(sizes)
+    remainders = products % sum(sizes)
     missing = total - int(shares.sum())
     shares[np.argsort(-remainders, kind="stable")[:missing]] += 1
     return [int(share) for share in shares]

@@ -54,7 +54,8 @@ def survey(settings: PrepareData) -> Survey:
     contents, side, channels = look_at(settings)
     with explained(contents.notes):
         held_out = count_held_out(contents, settings.held_out)
-    train, channels = contents.count - held_out, settings.channels or channels
+    train = contents.count - held_out
+    channels = settings.channels or channels
     return Survey(train, held_out, side, side, channels, contents.classes, contents.notes)
 
 

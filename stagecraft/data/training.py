@@ -40,10 +40,10 @@ class TrainingSet:
         cls, images_NHWC: Any, labels: Any = None, sha256: str = "", class_numbers: Classes | None = None
     ) -> TrainingSet:
         """Images in memory, uint8; the numbers of classes that are not given are those of the labels."""
-        found = None if labels is None else torch.as_tensor(labels)
-        if class_numbers is None and found is not None:
-            class_numbers = {str(number): number for number in found.unique().tolist()}
-        return cls(torch.as_tensor(images_NHWC), found, sha256, class_numbers)
+        numbers = None if labels is None else torch.as_tensor(labels)
+        if class_numbers is None and numbers is not None:
+            class_numbers = {str(number): number for number in numbers.unique().tolist()}
+        return cls(torch.as_tensor(images_NHWC), numbers, sha256, class_numbers)
 
     @classmethod
     def load(cls, data: Path, latents: Path) -> TrainingSet:

@@ -81,7 +81,8 @@ class Evaluation:
 
         Raises ValueError when there are too few images to compare, before any is drawn.
         """
-        reference, settings = self.data.train_images, self.params.evaluate
+        reference = self.data.train_images
+        settings = self.params.evaluate
         check_counts(settings.samples, len(reference), self.extractor, settings.kid_subset_size, settings.neighbours)
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
@@ -90,16 +91,16 @@ class Evaluation:
         images = {name: self.draw(name, model, shape) for name, model in models.items()}
         if not is_main():
             return None
-        found = {
+        scores = {
             name: self.score(name, images[name])
             | model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers())
             | speed[name]
             for name, model in models.items()
         }
         metrics = {
-            **found,
+            **scores,
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
-            "ratio": compute_ratios(found["teacher"], found["student"]) | self.prediction,
+            "ratio": compute_ratios(scores["teacher"], scores["student"]) | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
             "params": self.params.as_given(),
@@ -112,7 +113,8 @@ class Evaluation:
 
     def steps_of_samplers(self) -> dict[str, list[int]]:
         """The same for every sampler of the process, with as many steps in all."""
-        process, steps = self.process, self.params.sampling.steps
+        process = self.process
+        steps = self.params.sampling.steps
         return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
 
     def measure_speed(
@@ -120,7 +122,8 @@ class Evaluation:
     ) -> dict[str, dict[str, Any]]:
         """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
         settings = self.params.evaluate
-        batch, repeats = settings.speed_batch, settings.speed_repeats
+        batch = settings.speed_batch
+        repeats = settings.speed_repeats
         measure = partial(
             measure_speed,
             models,
@@ -143,12 +146,14 @@ class Evaluation:
 
     def score_held_out(self) -> dict[str, Any]:
         """The same of the held-out real images."""
-        held_out, reference = self.data.held_out_images, self.data.train_images
+        held_out = self.data.held_out_images
+        reference = self.data.train_images
         return held_out_fidelity(held_out, reference, self.extractor, **self.scoring)
 
     def draw(self, name: str, model: Any, shape: tuple[int, int, int]) -> np.ndarray:
         """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
-        settings, vae = self.params.evaluate, None if self.vae is None else self.vae.to(self.device)
+        settings = self.params.evaluate
+        vae = None if self.vae is None else self.vae.to(self.device)
         sampler = Sampler.of(
             self.params.as_dict(),
             shape,
@@ -168,7 +173,9 @@ class Evaluation:
 
     def protocol(self, steps: list[int]) -> dict[str, Any]:
         """What the figures depend on beside the models."""
-        sampling, settings, meta = self.params.sampling, self.params.evaluate, self.data.meta
+        sampling = self.params.sampling
+        settings = self.params.evaluate
+        meta = self.data.meta
         return {
             "samples": settings.samples,
             "sampler": sampling.scheduler,

@@ -102,7 +102,8 @@ class _Predict(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.condition = model, example_condition(model, 1)
+        self.model = model
+        self.condition = example_condition(model, 1)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         return predict(self.model, x_t, t, self.condition)

@@ -5,7 +5,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
+CLASSIFIER = "classifier"
+INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 FEATURES_MULTIPLE = 4  # the classifier's features fill a 2x2 grid
 

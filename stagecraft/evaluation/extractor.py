@@ -62,12 +62,14 @@ class Classifier(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        width, size = shape.width, shape.resolution
+        width = shape.width
+        size = shape.resolution
         layers = [*convolution(shape.channels, width)]
         while size >= 8:
             wider = min(2 * width, 4 * shape.width)
             layers += convolution(width, wider, stride=2)
-            width, size = wider, (size + 1) // 2
+            width = wider
+            size = (size + 1) // 2
         layers += convolution(width, shape.features // GRID**2)
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(GRID), nn.Flatten())
         self.head = nn.Linear(shape.features, shape.classes)
@@ -180,7 +182,8 @@ def scale_features(model: Classifier, images: np.ndarray, batch_size: int = 1024
     KID's kernel (x.y/F + 1)^3 presumes features of about this size. ReLU and means pass a factor on from the last
     convolution, and the linear layer takes it back.
     """
-    device, total = model.head.weight.device, 0.0
+    device = model.head.weight.device
+    total = 0.0
     batch_size = images_at_once(batch_size, *images.shape[1:3])
     for start in range(0, len(images), batch_size):
         features = model.features(to_tensor(images[start : start + batch_size]).to(device))
@@ -221,7 +224,8 @@ def accuracy(
     """Share of right answers on uint8 images (N, H, H, C), for `rotation` over all four turns of each; None without images."""
     if len(images) == 0:
         return None
-    device, right = model.head.weight.device, 0
+    device = model.head.weight.device
+    right = 0
     batch_size = images_at_once(batch_size, *images.shape[1:3])
     every_turn = range(QUARTER_TURNS if task.kind == ROTATION else 1)
     for start in range(0, len(images), batch_size):
@@ -254,7 +258,8 @@ def read_classifier(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     remedy = run_again(STAGE, path)
     try:
         with safe_open(path, framework="pt") as file:
-            description, weights = json.loads(file.metadata()[METADATA_KEY]), load_file(path)
+            description = json.loads(file.metadata()[METADATA_KEY])
+            weights = load_file(path)
     except Exception as error:
         raise ValueError(f"{path}: not an extractor written by {STAGE} ({error}); {remedy}") from error
     check_content(path, description, STAGE)

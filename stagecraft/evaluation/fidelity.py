@@ -130,7 +130,7 @@ def fidelity(
     at once. Raises ValueError for too few images.
     """
     check_counts(len(generated), len(reference), extractor, kid_subset_size, neighbours)
-    found = calculate_metrics(
+    measures = calculate_metrics(
         input1=Images(generated, extractor.channels),
         input2=Images(reference, extractor.channels),
         feature_extractor=extractor.name,
@@ -148,7 +148,7 @@ def fidelity(
         cache=False,
         verbose=False,
     )
-    return {name: float(found[key]) for name, key in MEASURES.items() if key in found}
+    return {name: float(measures[key]) for name, key in MEASURES.items() if key in measures}
 
 
 def held_out_fidelity(

@@ -268,9 +268,9 @@ def check_levels(path: Path, config: Config) -> None:
     """Raise ValueError when a UNet's levels are not as many of each kind, or do not halve and double the side."""
     levels = len(config["down_block_types"])
     for key in ("up_block_types", "block_out_channels"):
-        found = config.get(key, WIDTHS)
-        if not isinstance(found, list) or len(found) != levels:
-            raise ValueError(f"{path}: {key} is {found!r} for {levels} levels of down_block_types; {TEACHER}")
+        values = config.get(key, WIDTHS)
+        if not isinstance(values, list) or len(values) != levels:
+            raise ValueError(f"{path}: {key} is {values!r} for {levels} levels of down_block_types; {TEACHER}")
     for key in ("downsample_type", "upsample_type"):
         if config.get(key, "conv") not in ("conv", "resnet", None):
             raise ValueError(f"{path}: {key} is {config[key]!r}, but only conv and resnet are supported; {TEACHER}")

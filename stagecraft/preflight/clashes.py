@@ -55,7 +55,8 @@ def latent_problems(params: Everything) -> Iterator[Problem]:
 
 def architecture_problems(params: Everything) -> Iterator[Problem]:
     """What a given architecture needs, and what a searched one does not take."""
-    settings, stages = params.assemble, params.cluster_timesteps.stages
+    settings = params.assemble
+    stages = params.cluster_timesteps.stages
     widths = settings.decoder_widths
     if params.architecture == "searched":
         if widths is not None:
@@ -83,7 +84,9 @@ def architecture_problems(params: Everything) -> Iterator[Problem]:
 
 def diffusion_problems(params: Everything) -> Iterator[Problem]:
     """A sampler of another process, noise levels that do not rise, more sampler steps than timesteps."""
-    process, sampler, steps = params.diffusion, params.sampling.scheduler, params.sampling.steps
+    process = params.diffusion
+    sampler = params.sampling.scheduler
+    steps = params.sampling.steps
     if sampler not in SAMPLERS[process.process]:
         clash = f"{sampler} is no sampler of process {process.process}, {offer(SAMPLERS[process.process])}"
         yield "sampling.scheduler", clash
@@ -123,8 +126,10 @@ def refusals(check: Callable[..., None], *arguments: Any) -> Iterator[Problem]:
 
 def teacher_problems(settings: Teacher) -> Iterator[Problem]:
     """Lists of different length, channels that groups or heads do not divide."""
-    channels, attention = settings.block_out_channels, settings.attention
-    groups, head = settings.norm_num_groups, settings.attention_head_dim
+    channels = settings.block_out_channels
+    attention = settings.attention
+    groups = settings.norm_num_groups
+    head = settings.attention_head_dim
     if len(attention) != len(channels):
         yield (
             "train_teacher.attention",
@@ -141,7 +146,8 @@ def teacher_problems(settings: Teacher) -> Iterator[Problem]:
 
 def resolution_problems(params: Everything) -> Iterator[Problem]:
     """A resolution, where it is known before the images are read, that cannot be halved at every level."""
-    data, autoencoder = params.prepare_data, params.train_autoencoder
+    data = params.prepare_data
+    autoencoder = params.train_autoencoder
     side = data.resolution or (DIGITS_RESOLUTION if data.source == "digits" else None)
     if autoencoder.source == "path":
         return
@@ -154,16 +160,20 @@ def resolution_problems(params: Everything) -> Iterator[Problem]:
             return
         factor = 2 ** (levels - 1)
     space = Space(None if side is None else side // (factor or 1), None, factor)
-    levels, where = len(params.train_teacher.block_out_channels), "train_teacher.block_out_channels"
+    levels = len(params.train_teacher.block_out_channels)
+    where = "train_teacher.block_out_channels"
     if (problem := why_not_halved(space, levels, where, "give it fewer levels")) is not None:
         yield "prepare_data.resolution", problem
 
 
 def stage_problems(params: Everything) -> Iterator[Problem]:
     """More stages than there is something to divide, boundaries that do not ascend."""
-    settings, diffusion = params.cluster_timesteps, params.diffusion
+    settings = params.cluster_timesteps
+    diffusion = params.diffusion
     timesteps = diffusion.num_train_timesteps if diffusion.process == "vp" else math.inf
-    method, count, grid = settings.method, settings.stages, settings.grid
+    method = settings.method
+    count = settings.stages
+    grid = settings.grid
     low, high = settings.image_range
     if grid > timesteps:
         yield "cluster_timesteps.grid", f"{grid} is more than the {timesteps} timesteps there are; lower it"
@@ -197,7 +207,8 @@ def stage_problems(params: Everything) -> Iterator[Problem]:
 def training_problems(params: Everything) -> Iterator[Problem]:
     """A warm-up longer than the training."""
     for section in ("train_autoencoder", "train_teacher", "search_block", "retrain"):
-        warmup, steps = getattr(params, section).warmup_steps, getattr(params, section).steps
+        warmup = getattr(params, section).warmup_steps
+        steps = getattr(params, section).steps
         if section == "search_block" and params.search_block.ranges == "all":
             steps = min(steps, params.search_block.refine_steps)
         if warmup > steps:
@@ -206,7 +217,8 @@ def training_problems(params: Everything) -> Iterator[Problem]:
 
 def feature_problems(settings: CacheFeatures) -> Iterator[Problem]:
     """A held-out share that leaves one side without triples, more files than a folder should hold."""
-    count, share = settings.triples_per_stage, settings.held_out
+    count = settings.triples_per_stage
+    share = settings.held_out
     if count > MAX_SHARDS * settings.shard_size:
         yield (
             "cache_features.shard_size",
@@ -221,14 +233,18 @@ def feature_problems(settings: CacheFeatures) -> Iterator[Problem]:
 
 def search_problems(params: Everything) -> Iterator[Problem]:
     """Shares of the stream for other levels, a score that is not searched, or more triples than are held out."""
-    search, cached, teacher = params.search_block, params.cache_features, params.train_teacher
-    shares, levels = search.channels, len(teacher.block_out_channels)
+    search = params.search_block
+    cached = params.cache_features
+    teacher = params.train_teacher
+    shares = search.channels
+    levels = len(teacher.block_out_channels)
     if teacher.source == "train" and isinstance(shares, list) and len(shares) != levels:
         yield (
             "search_block.channels",
             f"{show(shares)} for {levels} levels of train_teacher.block_out_channels; give one share, or one for each level",
         )
-    measured, score = search.output_candidates, params.assemble.score
+    measured = search.output_candidates
+    score = params.assemble.score
     if score != "local" and measured < 2:
         yield (
             "search_block.output_candidates",
@@ -245,7 +261,8 @@ def search_problems(params: Everything) -> Iterator[Problem]:
 
 def time_problems(params: Everything) -> Iterator[Problem]:
     """A budget of time without latencies, or for controls whose layers are not in the space that is measured."""
-    limit, rule = params.assemble.time, params.assemble.rule
+    limit = params.assemble.time
+    rule = params.assemble.rule
     if limit is not None and params.measure_latency.source == "none":
         yield "measure_latency.source", f"none, but assemble.time is {limit}; set measure, or assemble.time: null"
     if limit is not None and rule == "uniform":

@@ -65,7 +65,8 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
     Args:
         survey: what is known of the images; a size or a number of channels that is None is not checked.
     """
-    settings, space = params.train_teacher, network_space(params, survey)
+    settings = params.train_teacher
+    space = network_space(params, survey)
     if settings.source == "train":
         check_own_teacher(settings.as_dict(), space, survey.classes)
         check_search(params, settings.block_out_channels)
@@ -76,7 +77,8 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
     check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:
         check_known(survey.classes, config["num_class_embeds"], str(path))
-    stated, diffusion = read_scheduler_config(folder), params.diffusion.as_dict()
+    stated = read_scheduler_config(folder)
+    diffusion = params.diffusion.as_dict()
     check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), diffusion)
     check_steps(params.sampling.as_dict(), diffusion, kept_settings(stated, params.diffusion.process))
 

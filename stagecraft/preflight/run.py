@@ -22,7 +22,8 @@ def check_inputs(params: Everything) -> None:
 
 def check_counts(params: Everything) -> None:
     """Raise ValueError for too few training images to compare samples with, or nothing to compare by; only `evaluate` does so."""
-    images, settings = survey(params.prepare_data), params.evaluate
+    images = survey(params.prepare_data)
+    settings = params.evaluate
     features = {CLASSIFIER: params.train_extractor.features, INCEPTION: INCEPTION_FEATURES}
     extractor = settings.extractor
     needs = list_needs(extractor, features.get(extractor), settings.kid_subset_size, settings.neighbours)

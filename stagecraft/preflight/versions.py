@@ -74,8 +74,8 @@ def foreign(results: Results, made_at: Callable[[str], float | None]) -> set[str
 def carried_params(path: Path) -> Params | None:
     """The params that a JSON file or report page was made with; None for files that carry none."""
     if path.suffix == ".html":
-        found = EMBEDDED.search(path.read_text(encoding="utf-8"))
-        return json.loads(found[1]) if found else None
+        embedded = EMBEDDED.search(path.read_text(encoding="utf-8"))
+        return json.loads(embedded[1]) if embedded else None
     if path.suffix != ".json":
         return None
     content = read_json(path)
@@ -98,9 +98,9 @@ def check_carried(results: Iterable[Path], params: Params) -> None:
     """Raise a ValueError when a result was made with other params than these."""
     for path in results:
         carried = carried_params(path)
-        found = differences(carried, {name: param_at(params, name) for name in carried}) if carried else []
-        if found:
-            raise ValueError(f"{path}: made with {found[0]}; make it again (snakemake --forcerun {path})")
+        others = differences(carried, {name: param_at(params, name) for name in carried}) if carried else []
+        if others:
+            raise ValueError(f"{path}: made with {others[0]}; make it again (snakemake --forcerun {path})")
 
 
 # --- Committing ---
@@ -110,8 +110,8 @@ def reason_not_to_commit(params: Params) -> str | None:
     """Why a run with these params is none that DVC can describe, in words; None when it is one."""
     if not under_dvc():
         return "no DVC repository here, so nothing is committed"
-    found = differences(params, load_params("params.yaml"))
-    return f"not committed, as this run had {found[0]} as in params.yaml" if found else None
+    others = differences(params, load_params("params.yaml"))
+    return f"not committed, as this run had {others[0]} as in params.yaml" if others else None
 
 
 def commit() -> None:

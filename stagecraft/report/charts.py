@@ -10,8 +10,12 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 348, 12, 180
+WIDTH = 360
+HEIGHT = 220
+LEFT = 52
+RIGHT = 348
+TOP = 12
+BOTTOM = 180
 SAMPLE_SIDE, GAP = 48, 3  # pixels
 # Ends and middle of the heat map's ramp, light to dark: low to high similarity.
 RAMP = np.array([[246, 244, 236], [127, 178, 189], [24, 78, 119], [12, 30, 60]], dtype=float)
@@ -58,9 +62,11 @@ def scale_over(values: Sequence[float], start: float, end: float, *, log: bool =
     """A scale that holds all values, with a little room; from zero when asked."""
     if log:
         known = [v for v in values if v > 0] or [1.0]
-        low, high = min(known), max(known)
+        low = min(known)
+        high = max(known)
         return Scale(low / 1.15, high * 1.15, start, end, log=True)
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     low = min(low, 0.0) if zero else low
     room = (high - low or abs(high) or 1.0) * 0.05
     return Scale(low if zero and low == 0 else low - room, high + room, start, end)
@@ -185,7 +191,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def heat_map(matrix: Sequence[Sequence[float]], grid: Sequence[float], boundaries: Sequence[float], alt: str) -> Markup:
     """A similarity matrix over timesteps, square, with the stage boundaries as lines; both axes ascend from the top left."""
     values = np.asarray(matrix, dtype=float)
-    start, end, top = LEFT, 338, 10
+    start = LEFT
+    end = 338
+    top = 10
     span = end - start
     where = [start + span * int(np.searchsorted(grid, b)) / len(grid) for b in boundaries]
     parts = [
@@ -209,7 +217,8 @@ def heat_map(matrix: Sequence[Sequence[float]], grid: Sequence[float], boundarie
 
 def ramp_colours(values: np.ndarray) -> np.ndarray:
     """uint8 RGB (n, n, 3) of values (n, n), their least to their largest over the ramp."""
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     shares = (values - low) / ((high - low) or 1.0)
     stops = np.linspace(0, 1, len(RAMP))
     return np.stack([np.interp(shares, stops, RAMP[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
@@ -224,7 +233,8 @@ def image_grid(images: np.ndarray, columns: int) -> str:
     rows = -(-count // columns)
     sheet = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
     for index, image in enumerate(images):
-        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        top = index // columns * (height + GAP)
+        left = index % columns * (width + GAP)
         sheet[top : top + height, left : left + width, :3] = image if channels == 3 else image[..., :1]
         sheet[top : top + height, left : left + width, 3] = 255
     return png(sheet)

@@ -102,15 +102,17 @@ def page_template() -> jinja2.Template:
 
 def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> None:
     """Raise ValueError unless an architecture was made from these clusters and searches."""
-    found = {name: search["weights_sha256"] for name, search in searches.items()}
-    if architecture["clustered"] != clusters["boundaries"] or architecture["supernets"] != found:
+    hashes = {name: search["weights_sha256"] for name, search in searches.items()}
+    if architecture["clustered"] != clusters["boundaries"] or architecture["supernets"] != hashes:
         remedy = "run assemble again (snakemake --forcerun assemble)"
         raise ValueError(f"architecture.json: made from other clusters.json or search results; {remedy}")
 
 
 def verdict(metrics: dict[str, Any]) -> str:
     """The result in two sentences."""
-    ratio, teacher, student = metrics["ratio"], metrics["teacher"], metrics["student"]
+    ratio = metrics["ratio"]
+    teacher = metrics["teacher"]
+    student = metrics["student"]
     difference = ratio["fid_difference"]
     quality = "no worse than" if difference <= 0 else f"{difference:.4g} worse than"
     return (
@@ -123,7 +125,9 @@ def verdict(metrics: dict[str, Any]) -> str:
 
 def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The headline figures: (name, value, note)."""
-    ratio, teacher, student = metrics["ratio"], metrics["teacher"], metrics["student"]
+    ratio = metrics["ratio"]
+    teacher = metrics["teacher"]
+    student = metrics["student"]
 
     def against(key: str) -> str:
         return f"{charts.number(student[key])} against {charts.number(teacher[key])}"
@@ -156,7 +160,8 @@ def stage_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[d
     """One row per stage: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
     # None in the file is a boundary at the noise level infinity.
     sigmas = [None, *(math.inf if sigma is None else sigma for sigma in architecture["boundaries_sigma"]), None]
-    stages, shares = architecture["stages"], metrics["protocol"]["training_shares"]
+    stages = architecture["stages"]
+    shares = metrics["protocol"]["training_shares"]
     total = stages[-1][1] - stages[0][0]
     return [
         {
@@ -184,7 +189,8 @@ def time_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def sampler_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """MACs per sample in training, and per step of every sampler of the process: (what, teacher, student, ratio)."""
-    teacher, student = metrics["teacher"], metrics["student"]
+    teacher = metrics["teacher"]
+    student = metrics["student"]
     pairs = {"training, one forward pass": (teacher["macs_training"], student["macs_training"])}
     pairs |= {name: (macs, student["macs_of_samplers"][name]) for name, macs in teacher["macs_of_samplers"].items()}
     return [(what, f"{a:,.0f}", f"{b:,.0f}", f"x {b / a:.3f}") for what, (a, b) in pairs.items()]
@@ -208,7 +214,7 @@ def reasons(missing: dict[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in missing.items():
         names.setdefault(reason, []).append(name)
-    return [f"Not computed: {', '.join(some)} ({reason})." for reason, some in names.items()]
+    return [f"Not computed: {', '.join(same)} ({reason})." for reason, same in names.items()]
 
 
 def sigma_range(low: float | None, high: float | None) -> str:
@@ -220,17 +226,19 @@ def sigma_range(low: float | None, high: float | None) -> str:
 def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
     """Heat map, silhouette and S0/S1 curves; None for what the method did not compute."""
     cuts = ", ".join(f"{b:g}" for b in clusters["boundaries"]) or "none"
-    matrix, silhouette, curves = clusters.get("similarity"), clusters.get("silhouette"), clusters.get("curves")
-    found: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
-    found["spread"] = spread_text(clusters["spread"])
-    found["missing"] = reasons(clusters.get("missing", {}))
+    matrix = clusters.get("similarity")
+    silhouette = clusters.get("silhouette")
+    curves = clusters.get("curves")
+    shown: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
+    shown["spread"] = spread_text(clusters["spread"])
+    shown["missing"] = reasons(clusters.get("missing", {}))
     if matrix:
         alt = f"Similarity of the optimal denoisers between timesteps; stage boundaries at {cuts}"
-        found["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
-        found["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
+        shown["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
+        shown["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
     points = sorted((float(k), value) for k, value in (silhouette or {}).items() if value is not None)
     if points:
-        found["silhouette"] = charts.line_chart(
+        shown["silhouette"] = charts.line_chart(
             {"silhouette": points},
             x_label="number of stages K",
             y_label="silhouette",
@@ -239,25 +247,25 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
         )
     if curves:
         series = {name: list(zip(curves["t"], curves[name.lower()], strict=True)) for name in ("S0", "S1")}
-        found["curves"] = charts.line_chart(
+        shown["curves"] = charts.line_chart(
             series,
             x_label="timestep t",
             y_label="share of coordinates",
             alt=f"S0 and S1 over timesteps; stage boundaries at {cuts}",
             marks=clusters["boundaries"],
         )
-        found["curves_key"] = charts.key(list(series))
-    return found
+        shown["curves_key"] = charts.key(list(series))
+    return shown
 
 
 def shared_text(architecture: Architecture) -> str:
     """Which stages share which up blocks, in a sentence; empty where there is one stage."""
     ranges = {name: [entry["range"] for entry in entries] for name, entries in architecture["blocks"].items()}
-    decoder = {name: found for name, found in ranges.items() if name.startswith("up_blocks")}
-    if all(len(part) == 1 for found in decoder.values() for part in found):
-        several = any(len(found) > 1 for found in decoder.values())
+    decoder = {name: parts for name, parts in ranges.items() if name.startswith("up_blocks")}
+    if all(len(part) == 1 for parts in decoder.values() for part in parts):
+        several = any(len(parts) > 1 for parts in decoder.values())
         return "Every stage has up blocks of its own." if several else ""
-    shared = [(part, name) for name, found in decoder.items() for part in found if len(part) > 1]
+    shared = [(part, name) for name, parts in decoder.items() for part in parts if len(part) > 1]
     text = ", ".join(f"stages {' and '.join(map(str, part))} share {name}" for part, name in shared)
     return f"{text.capitalize()}."
 
@@ -325,13 +333,17 @@ def candidate_charts(
     architecture: dict[str, Any], searches: dict[str, dict[str, Any]]
 ) -> list[tuple[str, str, Markup]]:
     """NMSE over MACs for every searched block: (name, note, chart)."""
-    found = []
+    shown = []
     for name, search in sorted(searches.items()):
-        chosen, whole, candidates = architecture["chosen"].get(name), search["teacher_macs"], search["candidates"]
+        chosen = architecture["chosen"].get(name)
+        whole = search["teacher_macs"]
+        candidates = search["candidates"]
         points = [(candidate["macs"] / whole, candidate["nmse"]) for candidate in candidates]
-        note, picked = f"{len(points)} candidates; none chosen", None
+        note = f"{len(points)} candidates; none chosen"
+        picked = None
         if chosen is not None:
-            share, error = chosen["macs"] / whole, chosen.get("nmse")
+            share = chosen["macs"] / whole
+            error = chosen.get("nmse")
             picked = None if error is None else (share, error)
             measured = "" if error is None else f", NMSE {error:.3g}"
             note = f"{len(points)} candidates; chosen: × {share:.2f} MACs{measured}"
@@ -341,8 +353,8 @@ def candidate_charts(
             [spec_text(candidate["spec"], search["identity"]) for candidate in candidates],
             f"{name}: {note}",
         )
-        found.append((name, note, chart))
-    return found
+        shown.append((name, note, chart))
+    return shown
 
 
 def costs(
@@ -375,12 +387,11 @@ def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[
 
 def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str, float]:
     """MACs of the parts of a student's retraining, whose results/logs/retrain.json is `log`."""
-    student, teacher, settings = (
-        metrics["student"],
-        metrics["teacher"],
-        Retrain.model_construct(**log["params"]["retrain"]),
-    )
-    images, (own, taught) = settings.steps * settings.batch_size, passes_per_step(settings)
+    student = metrics["student"]
+    teacher = metrics["teacher"]
+    settings = Retrain.model_construct(**log["params"]["retrain"])
+    images = settings.steps * settings.batch_size
+    (own, taught) = passes_per_step(settings)
     return {
         "retraining the student": 3 * own * images * student["macs_training"],
         "the teacher's predictions for it": taught * images * teacher["macs_training"],
@@ -433,10 +444,10 @@ def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def versions() -> list[tuple[str, str]]:
     """Python and the main packages that are installed."""
-    found = [("Python", python_version())]
+    installed = [("Python", python_version())]
     for package in PACKAGES:
         try:
-            found.append((package, version(package)))
+            installed.append((package, version(package)))
         except PackageNotFoundError:
             continue
-    return found
+    return installed

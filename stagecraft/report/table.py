@@ -56,7 +56,8 @@ def compared(key: str, ratio: dict[str, float]) -> str:
 
 def measured_with(protocol: dict[str, Any]) -> str:
     """One line that says what the figures were measured with."""
-    extractor, reference = protocol["extractor"], protocol["reference"]
+    extractor = protocol["extractor"]
+    reference = protocol["reference"]
     kind = "" if extractor["name"] == extractor["kind"] else f" ({extractor['kind']})"
     return (
         f"FID, KID, precision and recall: {protocol['samples']:,} samples each, {protocol['sampler']}, "

@@ -35,7 +35,8 @@ def run_command(body: Callable[..., None]) -> None:
     arguments = vars(build_parser(body).parse_args())
     end_with_parent()
     started_alone = processes.FAILURES not in os.environ
-    count, device = arguments.pop("processes", 1), arguments["params"].get("device", "cpu")
+    count = arguments.pop("processes", 1)
+    device = arguments["params"].get("device", "cpu")
     arguments["params"] = typed_params(body, arguments["params"])
     arguments["threads"] = threads_of_process(arguments["threads"])
     try:

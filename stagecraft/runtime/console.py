@@ -128,8 +128,8 @@ def explain_end(job: Job, state: str, code: int | None) -> str:
 
 def exit_code(job: Job, text: str) -> int | None:
     """The exit code of the job's command, from the message of the exception that Snakemake raised for it."""
-    found = re.search(rf"tee {re.escape(shlex.quote(str(job.log)))}' returned non-zero exit status (\d+)", text)
-    return int(found[1]) if found else None
+    match = re.search(rf"tee {re.escape(shlex.quote(str(job.log)))}' returned non-zero exit status (\d+)", text)
+    return int(match[1]) if match else None
 
 
 def last_line(path: Path) -> str:
@@ -186,7 +186,7 @@ def draw(jobs: Jobs) -> Any:
     from rich.text import Text
 
     lines = [(job, job.last_line()) for job in list(jobs.running.values())]
-    left = max((float(found[1]) for _, line in lines if (found := re.search(r"([\d.]+) s left$", line))), default=0)
+    left = max((float(match[1]) for _, line in lines if (match := re.search(r"([\d.]+) s left$", line))), default=0)
     head = f"{jobs.done} of {jobs.total} jobs done, {clock(time.time() - jobs.begun)} elapsed"
     head += f", at least {clock(left)} left" if left else ""
     body = [

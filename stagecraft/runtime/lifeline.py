@@ -45,8 +45,8 @@ def end_with_parent() -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise a ValueError when a folder is not there and cannot be made, or cannot be written."""
-    found = next(path for path in (folder, folder.parent) if path.is_dir())
-    if not os.access(found, os.W_OK):
+    existing = next(path for path in (folder, folder.parent) if path.is_dir())
+    if not os.access(existing, os.W_OK):
         here = Path.cwd()
         raise ValueError(f"{here}: cannot be written, so no run can keep {folder} there; name another with --directory")
 

@@ -215,15 +215,15 @@ class OutputScore:
     @torch.no_grad()
     def __call__(self, supernet: ElasticBlock, spec: Spec) -> list[float]:
         """One number for each stage."""
-        found = []
+        errors = []
         for seen in self.batches:
             inputs = [kept_part(name, seen[name], self.kept) for name in self.site.reads]
             given = zip(self.site.writes, supernet(spec, inputs), strict=True)
             outputs = [with_part(name, seen.get(name, output), output, self.kept) for name, output in given]
             predicted = family_of(self.teacher).tail(self.teacher, self.site, outputs, seen)
             error = predicted.float() - seen["output"]
-            found.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
-        return found
+            errors.append(float((error * seen["image_factor"][:, None, None, None]).square().mean()))
+        return errors
 
 
 def score_outputs(

@@ -17,8 +17,12 @@ class ReconstructionLoss:
     def __init__(
         self, vae: Any, data: TrainingSet, settings: Autoencoder, device: torch.device, precision: str
     ) -> None:
-        self.vae, self.data, self.device, self.precision = vae, data, device, precision
-        self.batch_size, self.kl_weight = settings.batch_size, settings.kl_weight
+        self.vae = vae
+        self.data = data
+        self.device = device
+        self.precision = precision
+        self.batch_size = settings.batch_size
+        self.kl_weight = settings.kl_weight
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         rows = torch.randint(len(self.data), (self.batch_size,), generator=generator)

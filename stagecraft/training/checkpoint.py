@@ -52,7 +52,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
 
 def ends_in_own_hash(path: Path) -> bool:
     """Whether the last bytes of a file are the hash of all before; torch.load does not check what it reads."""
-    digest, left = hashlib.sha256(), max(path.stat().st_size - DIGEST_BYTES, 0)
+    digest = hashlib.sha256()
+    left = max(path.stat().st_size - DIGEST_BYTES, 0)
     with open(path, "rb") as file:
         while piece := file.read(min(left, PIECE)):
             digest.update(piece)

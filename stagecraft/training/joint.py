@@ -48,15 +48,19 @@ class JointLoss:
         settings: Retrain,
         precision: str,
     ) -> None:
-        self.student, self.teacher, self.batches = student, teacher.requires_grad_(False), batches
-        self.settings, self.precision = settings, precision
+        self.student = student
+        self.teacher = teacher.requires_grad_(False)
+        self.batches = batches
+        self.settings = settings
+        self.precision = precision
         self.family = family_of(teacher)
         self.sites = self.family.sites(teacher)
         self.kept = kept_channels(teacher, student.config.get("architecture", {}).get("stream"))
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         batch = self.batches(generator)
-        rows, total = own_rows(len(batch.t)), len(batch.t)
+        rows = own_rows(len(batch.t))
+        total = len(batch.t)
         own = batch.rows(rows)
         share = end_to_end_share(step, self.settings.steps, self.settings)
         with autocast(own.x_t.device, self.precision):

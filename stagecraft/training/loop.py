@@ -125,7 +125,9 @@ class _Run:
     """The state of a run between two steps."""
 
     def __init__(self, model: nn.Module, settings: TrainSettings, fingerprint: str) -> None:
-        self.model, self.settings, self.fingerprint = model, settings, fingerprint
+        self.model = model
+        self.settings = settings
+        self.fingerprint = fingerprint
         self.weights = [p for p in model.parameters() if p.requires_grad]
         fused = all(p.device.type in ("cpu", "cuda") for p in self.weights)
         self.optimizer = torch.optim.AdamW(
@@ -141,14 +143,14 @@ class _Run:
     def advance(self, losses: Losses) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(self.step, self.settings)
-        found = []
+        named = []
         # Dropout draws from the global generator, and differs between the processes.
         torch.manual_seed(generator_for(self.settings.seed, f"dropout/{rank()}", self.step).initial_seed())
         for name, loss in losses(self.step, generator_for(self.settings.seed, "train", self.step)):
             loss.backward()
-            found.append((name, loss.item()))
+            named.append((name, loss.item()))
         total = 0.0
-        for name, value in self._combine(found) if count() > 1 else found:
+        for name, value in self._combine(named) if count() > 1 else named:
             self._check(f"loss '{name}'", value)
             total += value
             self.stretch.setdefault(name, []).append(value)
@@ -178,17 +180,17 @@ class _Run:
         for name, p in self.model.state_dict().items():
             self._check(f"a weight of {name}", 0.0 if p.isfinite().all() else math.nan)
 
-    def _combine(self, found: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    def _combine(self, named: list[tuple[str, float]]) -> list[tuple[str, float]]:
         """Add up losses and gradients over the processes; a weight without a gradient on any of them keeps none."""
         flags = [float(p.grad is not None) for p in self.weights]
-        numbers = torch.tensor([*flags, *(value for _, value in found)], dtype=torch.float64)
+        numbers = torch.tensor([*flags, *(value for _, value in named)], dtype=torch.float64)
         sums = add_up(numbers.to(self.weights[0].device)).tolist()
         reached = [p for p, flag in zip(self.weights, sums, strict=False) if flag]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in reached]
         flat = add_up(torch.cat([gradient.flatten() for gradient in gradients]))
         for p, piece in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
             p.grad = piece.view_as(p)
-        return [(name, value) for (name, _), value in zip(found, sums[len(flags) :], strict=True)]
+        return [(name, value) for (name, _), value in zip(named, sums[len(flags) :], strict=True)]
 
     def _average(self) -> None:
         """EMA with the warm-up of Karras et al. 2022: early on, average over a tenth of the steps so far."""
@@ -225,4 +227,6 @@ class _Run:
         if self.ema is not None:
             for name, value in state["ema"].items():
                 self.ema[name].copy_(value)
-        self.step, self.history, self.stretch = state["step"], state["history"], state["stretch"]
+        self.step = state["step"]
+        self.history = state["history"]
+        self.stretch = state["stretch"]

@@ -44,7 +44,9 @@ class DenoisingLoss:
     """Mean square error to the process's target (Ho et al. 2020, eq. 14), for the training loop."""
 
     def __init__(self, model: torch.nn.Module, batches: NoisyBatches, precision: str) -> None:
-        self.model, self.batches, self.precision = model, batches, precision
+        self.model = model
+        self.batches = batches
+        self.precision = precision
 
     def __call__(self, step: int, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
         batch = self.batches(generator)

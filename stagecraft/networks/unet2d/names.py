@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-DOWN, MID, UP = "down_blocks", "mid_block", "up_blocks"
+DOWN = "down_blocks"
+MID = "mid_block"
+UP = "up_blocks"
 
 
 def encoder_names(levels: int, has_mid: bool) -> list[str]:
