@@ -28,3 +28,9 @@ def describe_choice(name: str, choice: Choice, identity: Choice) -> Description:
     """A choice for the layer of this name beside the teacher's."""
     kinds = {kind.kind: kind for kind in KINDS.values()}
     return kinds[name.partition(".")[0]].describe_choice(choice, identity)
+
+
+def place_of_layer(name: str) -> tuple[int, int]:
+    """What sorts names of a spec as the layers run: ResNet layer 0, its attention, ResNet layer 1, ..."""
+    kind, _, index = name.partition(".")
+    return int(index), [known.kind for known in KINDS.values()].index(kind)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from stagecraft.config.sections import Retrain
 from stagecraft.config.stages import Report
-from stagecraft.elastic.kinds import describe_choice
+from stagecraft.elastic.kinds import describe_choice, place_of_layer
 from stagecraft.networks.family import Architecture, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
@@ -321,9 +321,7 @@ def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, st
 def draw_layers(spec: Spec, identity: Spec) -> list[dict[str, Any]]:
     """The layers of a block for the drawing, as they run: width as a share of the teacher's, and the choice in words."""
     layers = []
-    for name in sorted(
-        spec, key=lambda name: int(name.rpartition(".")[2])
-    ):  # ResNet layer 0, its attention, layer 1, ...
+    for name in sorted(spec, key=place_of_layer):
         layer = describe_choice(name, spec[name], identity[name])
         layers.append({"share": layer.share, "text": layer.text, "kind": name.partition(".")[0]})
     return layers
