@@ -2,7 +2,7 @@
 
 import ast
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from helpers import ROOT, space_of, supernet_of, tiny_unet
 from torch import nn
 
+from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
+from stagecraft.config.stages import SearchBlock
+from stagecraft.data.condition import Condition
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.batches import NoisyBatches
+from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic import kinds
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import student_state
 from stagecraft.elastic.searchable import Choice, Choices, Description, Order, Searchable, Settings
-from stagecraft.networks.families import family_of, sites_of
+from stagecraft.networks.costs import count_parameters
+from stagecraft.networks.families import FAMILIES, family_of, sites_of
+from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
 from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.runtime.files import write_checked_json
+from stagecraft.search.architecture import assemble_architecture
+from stagecraft.search.features import FeatureWriter
+from stagecraft.search.job import SearchJob
 from stagecraft.search.latency import layers_of
-from stagecraft.training.student import build_student, warm_start
+from stagecraft.training.joint import JointLoss
+from stagecraft.training.loop import TrainSettings, train
+from stagecraft.training.student import build_student, start_student, warm_start
 
 PACKAGE = ROOT / "stagecraft"
 # Every room may import those before it.
@@ -166,3 +182,142 @@ def test_a_student_with_the_new_kind_is_built_and_timed() -> None:
     supernet = supernet_of(unet, site, [3])
     state = student_state(supernet.state_dict(), unet.get_submodule(site.name), family_of(unet), site, entry["spec"])
     assert not any(name.startswith("downsamplers") for name in state)
+
+
+# --- A family that is not in the library: a chain of blocks, with one decoder block for every range of noise levels ---
+
+
+class Block(nn.Module):
+    """Two ResNet layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock2D(in_channels=16, temb_channels=8, groups=4) for _ in range(2))
+
+    def forward(self, hidden: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        for resnet in self.resnets:
+            hidden = resnet(hidden, emb)
+        return hidden
+
+
+class Chain(nn.Module):
+    """An input layer, a block, and for each interval a block and an output layer."""
+
+    def __init__(self, boundaries: list[float] | None = None) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"sample_size": 8, "num_class_embeds": None, "boundaries": boundaries or []}
+        self.conv_in = nn.Conv2d(1, 16, 3, padding=1)
+        self.time = nn.Linear(1, 8)
+        self.first = Block()
+        self.last = nn.ModuleList(Block() for _ in range(1 + len(self.config["boundaries"])))
+        self.conv_out = nn.Conv2d(16, 1, 3, padding=1)
+
+    def stage_of(self, t: torch.Tensor) -> torch.Tensor:
+        return multi_decoder_unet.stage_of(t, self.config["boundaries"])
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        return self.time(t.float()[:, None] / 1000)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> UNet2DOutput:
+        emb = self.embed(t)
+        hidden = self.first(self.conv_in(x_t), emb)
+        parts = zip(hidden.split(1), emb.split(1), self.stage_of(t).tolist(), strict=True)
+        return UNet2DOutput(sample=self.conv_out(torch.cat([self.last[stage](h, e) for h, e, stage in parts])))
+
+
+class ChainFamily:
+    """What the library is told of a Chain."""
+
+    def sites(self, net: Module) -> list[Site]:
+        return [
+            Site("first", ("emb", "in"), ("middle",), False, 8),
+            Site("last.0", ("emb", "middle"), ("out",), True, 8),
+        ]
+
+    def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        emb, hidden = tensors
+        return (block(hidden, emb),)
+
+    def trace(self, net: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> dict[str, torch.Tensor]:
+        seen = {"emb": net.embed(t), "in": net.conv_in(x_t)}
+        seen["middle"] = net.first(seen["in"], seen["emb"])
+        seen["out"] = net.last[0](seen["middle"], seen["emb"])
+        return seen | {"output": net.conv_out(seen["out"])}
+
+    def tail_reads(self, net: Module, site: Site) -> tuple[str, ...]:
+        return () if site.per_range else ("emb",)
+
+    def tail(self, net: Module, site: Site, outputs: Sequence[torch.Tensor], seen: dict[str, Any]) -> torch.Tensor:
+        (hidden,) = outputs
+        return net.conv_out(hidden if site.per_range else net.last[0](hidden, seen["emb"]))
+
+    def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
+        entries = student.config["architecture"]["blocks"][site.name]
+        modules = [student.last[entry["range"][0]] if site.per_range else student.first for entry in entries]
+        return [
+            StudentBlock(block, entry["spec"], entry["range"]) for block, entry in zip(modules, entries, strict=True)
+        ]
+
+    def rebuild(self, block: Module, spec: Spec) -> Module:
+        for name, choice in spec.items():
+            index = int(name.partition(".")[2])
+            block.resnets[index] = multi_decoder_unet.build_resnet(block.resnets[index], choice)
+        return block
+
+    def block_macs(self, block: Module, site: Site) -> int:
+        return sum(m.weight.numel() * site.side**2 for m in block.modules() if isinstance(m, nn.Conv2d))
+
+    def fixed_costs(self, net: Module) -> FixedCosts:
+        return FixedCosts(9 * 16 * 64, 9 * 16 * 64, count_parameters(net.conv_in), count_parameters(net.conv_out))
+
+    def build_student(self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> Module:
+        student = Chain(list(boundaries))
+        student.config["architecture"] = architecture
+        for site in self.sites(teacher):
+            for entry, block in zip(architecture["blocks"][site.name], self.blocks(student, site), strict=True):
+                self.rebuild(block.module, entry["spec"])
+        return student
+
+    def copy_fixed(self, student: Module, teacher: Module) -> None:
+        for name in ("conv_in", "time", "conv_out"):
+            getattr(student, name).load_state_dict(getattr(teacher, name).state_dict())
+
+    def copy_all(self, student: Module, teacher: Module) -> None:
+        raise NotImplementedError
+
+
+SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
+SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
+SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
+CACHED = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+CPU = torch.device("cpu")
+
+
+def test_a_new_family_goes_from_features_to_a_trained_student(digits, diffusion_settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "Chain", ChainFamily())
+    torch.manual_seed(0)
+    teacher, process, data = Chain().eval(), VPProcess(diffusion_settings), TrainingSet.of_images(digits)
+    sizes = CacheFeatures.model_construct(**CACHED)
+    stages = process.edges([400])
+    FeatureWriter(teacher, process, data, stages, sizes, 0, CPU).write(tmp_path / "features", {})
+    importance = tmp_path / "importance.json"
+    write_checked_json(importance, {"stream_importance": None, "stream_triples": 0})
+    params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": SETTINGS})
+    results, states = {}, {}
+    for name in ("first", "last.0.stage_0", "last.0.stage_1"):
+        job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", importance)
+        results[name] = job.report() | {"weights_sha256": ""}
+        states[name] = job.supernet.state_dict()
+    budget = {"rule": "budget", "score": "combined", "macs": 0.8, "time": None, "params": None, "params_active": None}
+    plan = assemble_architecture(teacher, results, [10, 15], Assemble.model_construct(**budget), 0)
+    assert plan["unet"]["blocks"].keys() == {"first", "last.0"} and 0.5 < plan["expected"]["macs_ratio"] <= 0.8
+    chosen = plan | {"boundaries": [400]}
+    student = start_student(teacher, chosen, "inherit", 0, states.__getitem__)
+    assert count_parameters(student.first) == plan["chosen"]["first"]["params"]
+    retraining = Retrain.model_construct(
+        steps=4, joint_loss="constant", ramp=1.0, output_weight=9.0, jacobian_weight=0.0
+    )
+    batches = NoisyBatches(data, process, 8, CPU)
+    loss = JointLoss(student, teacher, batches, retraining, "fp32")
+    history = train(student, loss, TrainSettings(steps=4, learning_rate=1e-3)).history
+    assert {"blocks", "end_to_end"} <= {name for entry in history for name in entry}

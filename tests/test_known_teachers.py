@@ -149,7 +149,9 @@ def test_a_teacher_with_the_layout_of_ddpm_cifar10_gives_a_student(cifar):
     pipeline = DiffusionPipeline.from_pretrained(cifar / "results" / "student", trust_remote_code=True)
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 32, 32, 3)
     architecture = json.loads((cifar / "results" / "architecture.json").read_text())
-    assert len(architecture["unet"]["down_blocks"]) == 4 and len(architecture["unet"]["decoders"]) == 2
+    blocks = architecture["unet"]["blocks"]
+    assert len([name for name in blocks if name.startswith("down_blocks")]) == 4
+    assert [interval for entry in blocks["up_blocks.0"] for interval in entry["range"]] == [0, 1]
 
 
 def test_a_teacher_with_the_layout_of_ldm_celebahq_gives_a_student_in_latents(celebahq):

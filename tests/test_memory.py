@@ -9,7 +9,7 @@ from helpers import ROOT
 PROGRAM = """
 import resource
 import torch
-from stagecraft.runtime.command import keep_freed_memory
+from stagecraft.runtime.threads import keep_freed_memory
 {tell}
 def round():
     a, b = torch.ones(12, 2**20), torch.ones(10, 2**20)

@@ -43,6 +43,8 @@ def choose_stream(
     Raises:
         ValueError: not one share for each level, or two for levels that have their channels in common.
     """
+    if share == 1:
+        return None
     groups = teacher.config["norm_num_groups"]
     same = stream_levels(teacher)
     shares = [share] * len(same) if isinstance(share, int | float) else share
