@@ -17,8 +17,8 @@ def encode_latents(params: EncodeLatents, *, threads: int, data: Path, autoencod
     """Write latents.npy, float32 (N,c,h,w) in the order of the training split, and index.json."""
     prepared = PreparedData.load(data)
     index = {"data": prepared.meta["sha256"], "sha256": None, "params": params.as_given()}
-    index = read_checked_json(autoencoder / "index.json", "train_autoencoder")
-    if index["source"] != "none":
+    made = read_checked_json(autoencoder / "index.json", "train_autoencoder")
+    if made["source"] != "none":
         device = pick_device(params.device, threads)
         vae = open_autoencoder(autoencoder)
         assert vae is not None
