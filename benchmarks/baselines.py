@@ -130,7 +130,7 @@ def accumulate_by_time(teacher: UNet2DModel, process: Process, data: TrainingSet
     largest = 0.0
     for step in range(INTERVALS):
         edges = [process.at_share(step / INTERVALS), process.at_share((step + 1) / INTERVALS)]
-        batches = NoisyBatches(data, process, BATCH, teacher.device, stages=[edges], probabilities=[1.0])
+        batches = NoisyBatches(data, process, BATCH, teacher.device, intervals=[edges], probabilities=[1.0])
         loss = noise_loss(teacher, process, batches(generator_for(seed, "diff-pruning", step)))
         largest = max(largest, loss.item())
         if loss.item() < THRESHOLD * largest:

@@ -205,7 +205,7 @@ class Choosing:
         from stagecraft.search.selection import value_of
 
         run = self.run
-        folder, costs = run.shared.search(run.params), costs_of(run.teacher, plan["steps_per_stage"])
+        folder, costs = run.shared.search(run.params), costs_of(run.teacher, plan["steps_per_interval"])
         results = run.shared.results(run.params)
         params = SearchBlock.of(stage_params(run.params, "search_block"))
         total = dict.fromkeys(SCORES, 0.0)

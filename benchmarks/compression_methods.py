@@ -30,10 +30,10 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "joint-linear": {"retrain": {"joint_loss": "linear"}},
     "joint-constant": {"retrain": {"joint_loss": "constant"}},
     "joint-none": {"retrain": {"joint_loss": "none"}},
-    "one-stage": {"cluster_timesteps": {"stages": 1}},
+    "one-interval": {"cluster_timesteps": {"intervals": 1}},
 }
-ONE_INTERVAL = {"retrain": {"stage_probabilities": "density"}}  # what is right for a net without intervals
-NO_BLOCKS = {"retrain": {"joint_loss": "none", "stage_probabilities": "density"}}
+ONE_INTERVAL = {"retrain": {"interval_probabilities": "density"}}  # what is right for a net without intervals
+NO_BLOCKS = {"retrain": {"joint_loss": "none", "interval_probabilities": "density"}}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "jacobian_weight": 0.0}}
 OWN_STREAM = ("uniform", "random", "random-scored", "largest")
 SEARCH_STREAM = frozenset(SEARCHED) - frozenset(OWN_STREAM)

@@ -124,9 +124,9 @@ class Run:
 
     def steps_in(self, boundaries: Sequence[float], steps: int | None = None) -> list[int]:
         """How many of the sampler's evaluations fall into each interval; `steps` in all, else the params'."""
-        from stagecraft.diffusion.sampling import steps_per_stage
+        from stagecraft.diffusion.sampling import steps_per_interval
 
-        return steps_per_stage(self.process, self.params["sampling"]["scheduler"], steps or self.steps, boundaries)
+        return steps_per_interval(self.process, self.params["sampling"]["scheduler"], steps or self.steps, boundaries)
 
     def cost(self, net: Any, boundaries: list[float]) -> dict[str, Any]:
         """MACs and parameters as shares of the teacher's."""
@@ -136,7 +136,7 @@ class Run:
         small = model_cost(net, self.data.shape, boundaries, steps)
         whole = model_cost(self.teacher, self.data.shape, [], [1])
         ratios = {f"{key}_ratio": small[key] / whole[key] for key in ("macs", "params", "params_active")}
-        return ratios | {"boundaries": boundaries, "steps_per_stage": steps}
+        return ratios | {"boundaries": boundaries, "steps_per_interval": steps}
 
     def matched(self, maker: Maker) -> dict[str, Any]:
         """The setting at which a maker's net takes the budget, with the share that it was measured to take.
@@ -180,7 +180,7 @@ class Run:
             self.keep_student(net)
         cost, time = self.cost(net, boundaries), found["share"]
         if self.options.budget_of != "time":
-            time = share_of(self.clock, net, boundaries, cost["steps_per_stage"])
+            time = share_of(self.clock, net, boundaries, cost["steps_per_interval"])
         about = {"steps": self.params["retrain"]["steps"], "matched": is_within(found["share"], self.budget)}
         about |= {"setting": found["setting"], "scores": scores, "error": self.output_error(net)}
         return about | cost | timed(time) | self.score(self.draw(net))
@@ -211,7 +211,7 @@ class Run:
         steps = min(range(1, self.steps + 1), key=lambda steps: abs(total(key, steps) - self.budget))
         about |= {"sampling_steps": steps, "matched": is_within(total(key, steps), self.budget)}
         cost = self.cost(net, boundaries) | {"macs_ratio": total("macs", steps)}
-        cost["steps_per_stage"] = self.steps_in(boundaries, steps)
+        cost["steps_per_interval"] = self.steps_in(boundaries, steps)
         return about | cost | timed(total("time", steps)) | self.score(self.draw(net, steps=steps))
 
     def with_reused_features(self) -> dict[str, Any]:
@@ -277,14 +277,14 @@ class Run:
         from stagecraft.evaluation.cost import model_cost
         from stagecraft.report.page import macs_of_retraining, macs_of_search
         from stagecraft.search.results import read_results
-        from stagecraft.training.student import build_student, stage_probabilities
+        from stagecraft.training.student import build_student, interval_probabilities
 
         choosing = Choosing(self)
         plan = choosing.plan(self.matched(choosing)["setting"])
-        drawn = self.params["retrain"]["stage_probabilities"]
-        shares = stage_probabilities(drawn, plan["stages"]) or plan["density"]
+        drawn = self.params["retrain"]["interval_probabilities"]
+        shares = interval_probabilities(drawn, plan["intervals"]) or plan["density"]
         student = build_student(self.teacher, plan["unet"], plan["boundaries"], 0)
-        macs = model_cost(student, self.data.shape, plan["boundaries"], plan["steps_per_stage"], shares)
+        macs = model_cost(student, self.data.shape, plan["boundaries"], plan["steps_per_interval"], shares)
         teacher_macs = self.counter.whole
         metrics = {"student": macs, "teacher": {"macs_training": teacher_macs}}
         log = {"params": self.params}

@@ -16,8 +16,8 @@ from matching import Evaluation, Meter
 from torch import Tensor, nn
 
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.evaluation.cost import stage_timesteps
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, stage_of
+from stagecraft.evaluation.cost import interval_timesteps
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, interval_of
 from stagecraft.training.student import build_student, warm_start
 
 ENCODER = "encoder"
@@ -81,7 +81,7 @@ class FeatureReuse(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> UNet2DOutput:
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
         emb = self.net.embed(timesteps.expand(len(sample)), class_labels)
-        number = self.net.paths[int(self.net.stage_of(timesteps)[0])]
+        number = self.net.paths[int(self.net.interval_of(timesteps)[0])]
         if self.schedule.is_whole(float(timesteps[0]), number) or self.kept is None:
             output, self.kept = run_whole(self.net, sample, emb, number, self.branch)
         else:
@@ -101,7 +101,7 @@ class BranchAlone(nn.Module):
     def __init__(self, net: MultiDecoderUNet2DModel, branch: Branch, x: Tensor, timestep: float) -> None:
         super().__init__()
         self.net, self.branch, self.config = net, branch, net.config
-        self.number = net.paths[int(net.stage_of(torch.tensor([timestep]))[0])]
+        self.number = net.paths[int(net.interval_of(torch.tensor([timestep]))[0])]
         with torch.no_grad():
             self.kept = run_whole(net, x, self.embed(x, timestep), self.number, branch)[1]
 
@@ -211,8 +211,8 @@ class ReuseCosts:
         self, net: MultiDecoderUNet2DModel, branches: Sequence[Branch], meter: Meter, nodes: Sequence[float]
     ) -> None:
         self.nodes, boundaries = nodes, list(net.config["boundaries"])
-        stages = stage_of(torch.tensor(nodes), boundaries).tolist()
-        self.stages, self.paths, times = stages, net.paths, stage_timesteps(boundaries)
+        intervals = interval_of(torch.tensor(nodes), boundaries).tolist()
+        self.intervals, self.paths, times = intervals, net.paths, interval_timesteps(boundaries)
         self.whole = meter.shares([Evaluation(FeatureReuse(net, 1, branches[0]), t) for t in times])
         self.between = {
             branch: meter.shares([Evaluation(BranchAlone(net, branch, meter.x, t), t) for t in times])
@@ -224,6 +224,6 @@ class ReuseCosts:
         schedule = Schedule(every, branch)
         taken = [
             self.whole[s] if schedule.is_whole(t, self.paths[s]) else self.between[branch][s]
-            for t, s in zip(self.nodes, self.stages, strict=True)
+            for t, s in zip(self.nodes, self.intervals, strict=True)
         ]
         return sum(taken) / len(taken)

@@ -23,7 +23,7 @@ from shared_inputs import cpu_params, preset_file, write
 from stagecraft.config.sections import SearchSpace
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import natural_orders
-from stagecraft.evaluation.cost import stage_timesteps
+from stagecraft.evaluation.cost import interval_timesteps
 from stagecraft.evaluation.speed import time_evaluation
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.networks.unet2d.multi_decoder_unet import Module
@@ -50,10 +50,12 @@ def teacher_of(preset: str, params: dict[str, Any]) -> Module:
     ).eval()
 
 
-def draw_architecture(unet: Module, settings: dict[str, Any], stages: int, rng: np.random.Generator) -> dict[str, Any]:
-    """A random spec for every block, and for each stage in the decoder."""
+def draw_architecture(
+    unet: Module, settings: dict[str, Any], intervals: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """A random spec for every block, and for each interval in the decoder."""
 
-    architecture = identity_architecture(unet, stages)
+    architecture = identity_architecture(unet, intervals)
     for name, entries in architecture["blocks"].items():
         block = unet.get_submodule(name)
         space = BlockSpace(block, SearchSpace.model_construct(**settings), natural_orders(block))
@@ -62,13 +64,13 @@ def draw_architecture(unet: Module, settings: dict[str, Any], stages: int, rng: 
     return architecture
 
 
-def blocks_of(architecture: dict[str, Any], stage: int) -> list[tuple[str, Any]]:
-    """Name and spec of the blocks that run in one stage."""
+def blocks_of(architecture: dict[str, Any], interval: int) -> list[tuple[str, Any]]:
+    """Name and spec of the blocks that run in one interval."""
     return [
         (name, entry["spec"])
         for name, entries in architecture["blocks"].items()
         for entry in entries
-        if stage in entry["range"]
+        if interval in entry["range"]
     ]
 
 
@@ -86,16 +88,16 @@ def measure_whole(models: list[Module], shape: tuple[int, ...], times: list[floa
 
 
 def compare(preset: str, count: int, threads: int, batch: int, repeats: int, seed: int) -> dict[str, Any]:
-    """Predicted and measured times of random architectures of a preset, every stage alike."""
+    """Predicted and measured times of random architectures of a preset, every interval alike."""
     params = cpu_params(preset_file(preset))
     device = pick_device("cpu", threads)
     unet = teacher_of(preset, params)
     rng = np.random.default_rng(seed)
-    stages = params["cluster_timesteps"]["stages"]
-    boundaries = [round(1000 * (i + 1) / stages) for i in range(stages - 1)]
-    drawn = [draw_architecture(unet, params["search_block"], stages, rng) for _ in range(count)]
+    intervals = params["cluster_timesteps"]["intervals"]
+    boundaries = [round(1000 * (i + 1) / intervals) for i in range(intervals - 1)]
+    drawn = [draw_architecture(unet, params["search_block"], intervals, rng) for _ in range(count)]
     layers = layers_of(unet)
-    specs = [pair for one in drawn for stage in range(stages) for pair in blocks_of(one, stage)]
+    specs = [pair for one in drawn for interval in range(intervals) for pair in blocks_of(one, interval)]
     stopwatch = Stopwatch(device, batch, repeats, "fp32")
     begun = time.monotonic()
     measured_layers = stopwatch.measure(pairs_to_measure(layers, layers, specs))
@@ -108,10 +110,10 @@ def compare(preset: str, count: int, threads: int, batch: int, repeats: int, see
     found = []
     for architecture in drawn:
         student = build_student(unet, architecture, boundaries, 0).eval()
-        measured = measure_whole([unet, student], shape, stage_timesteps(boundaries), repeats)
-        teacher, ours = (sum(times) / stages for times in measured)
-        blocks = [layers.block(*pair) for stage in range(stages) for pair in blocks_of(architecture, stage)]
-        predicted = fixed + sum(map(table.milliseconds, blocks)) / stages
+        measured = measure_whole([unet, student], shape, interval_timesteps(boundaries), repeats)
+        teacher, ours = (sum(times) / intervals for times in measured)
+        blocks = [layers.block(*pair) for interval in range(intervals) for pair in blocks_of(architecture, interval)]
+        predicted = fixed + sum(map(table.milliseconds, blocks)) / intervals
         found.append({"predicted": predicted / whole, "measured": ours / teacher, "milliseconds": [predicted, ours]})
     errors = [abs(one["predicted"] / one["measured"] - 1) for one in found]
     return {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from filelock import FileLock
 
-from stagecraft.evaluation.cost import count_macs, stage_timesteps, weighted_mean
+from stagecraft.evaluation.cost import count_macs, interval_timesteps, weighted_mean
 from stagecraft.evaluation.speed import time_evaluation
 
 TOLERANCE = 0.03  # how far from the budget a net may be, as a share of it
@@ -97,7 +97,7 @@ class Counter:
 
 def evaluations_of(net: Any, boundaries: Sequence[float]) -> list[Evaluation]:
     """An evaluation of a net in each of its intervals."""
-    return [Evaluation(net, timestep) for timestep in stage_timesteps(boundaries)]
+    return [Evaluation(net, timestep) for timestep in interval_timesteps(boundaries)]
 
 
 def share_of(meter: Meter, net: Any, boundaries: Sequence[float], steps: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""FID against training compute: one net for all noise levels against a decoder per stage, from the same seeds.
+"""FID against training compute: one net for all noise levels against a decoder per interval, from the same seeds.
 
 python benchmarks/multistage.py --processes vp edm --arms unified multistage --seeds 3 --jobs 2
 
@@ -9,7 +9,7 @@ Each run is a process of its own with one thread, resumes from its checkpoint, a
 --output; runs that are there are not repeated. After them summary.json and curves.svg are written. Everything is trained from
 scratch on the digits (presets/multistage.yaml; its noise process exchanged for that of presets/edm.yaml, or its pixels for the
 latents of presets/latent.yaml), with a constant learning rate and an average of the weights, so every point of a curve is a
-finished model. Training MACs are 3 x batch x steps x the mean MACs of a forward pass, stages weighted by how often training
+finished model. Training MACs are 3 x batch x steps x the mean MACs of a forward pass, intervals weighted by how often training
 draws them.
 
 Arms: unified (one decoder), multistage (decoders of the preset's widths), equal (all as wide as unified's), separate (nothing
@@ -105,11 +105,11 @@ class Run:
         self.unified = build_teacher(validate_params(self.params, "multistage").train_teacher, side, channels, seed)
 
     def boundaries(self) -> list[float]:
-        """The stages' boundaries of the arm."""
+        """The interval boundaries of the arm."""
         from functools import partial
 
+        from stagecraft.clustering.cluster import cluster
         from stagecraft.clustering.gradients import loss_gradients
-        from stagecraft.clustering.stages import cluster
 
         settings = ClusterTimesteps(**self.params["cluster_timesteps"] | {"seeds": 1})
         if self.arm == "unified":
@@ -132,9 +132,9 @@ class Run:
         from stagecraft.search.architecture import given_architecture
         from stagecraft.training.student import build_student, warm_start
 
-        stages = len(boundaries) + 1
-        widths = self.params["assemble"]["decoder_widths"] if self.arm == "multistage" else [1.0] * stages
-        specs = given_architecture(self.unified, [1] * stages, widths)["unet"]
+        intervals = len(boundaries) + 1
+        widths = self.params["assemble"]["decoder_widths"] if self.arm == "multistage" else [1.0] * intervals
+        specs = given_architecture(self.unified, [1] * intervals, widths)["unet"]
         if self.arm == "separate":
             return build_separate(self.unified, specs, boundaries, self.seed)
         net = build_student(self.unified, specs, boundaries, self.seed)
@@ -194,13 +194,13 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Curve of FID over training MACs, with what the arm costs."""
-        from stagecraft.diffusion.sampling import steps_per_stage
+        from stagecraft.diffusion.sampling import steps_per_interval
         from stagecraft.evaluation.cost import model_cost
 
         boundaries = self.boundaries()
         net, batches = self.build(boundaries), self.batches()
         sampling = self.params["sampling"]
-        steps = steps_per_stage(self.process, sampling["scheduler"], sampling["steps"], boundaries)
+        steps = steps_per_interval(self.process, sampling["scheduler"], sampling["steps"], boundaries)
         shares = [self.process.share(*edges) for edges in self.process.edges(boundaries)]
         cost = model_cost(net, self.data.shape, boundaries, steps, shares)
         whole = model_cost(self.unified, self.data.shape, [], [1], [1.0])["macs_training"]
@@ -217,7 +217,7 @@ class Run:
             "arm": self.arm,
             "seed": self.seed,
             "boundaries": boundaries,
-            "steps_per_stage": steps,
+            "steps_per_interval": steps,
             "shares": shares,
             "macs_training_ratio": cost["macs_training"] / whole,
             "macs_sampling_ratio": cost["macs"] / whole,

@@ -10,7 +10,7 @@ from torch import nn
 
 from stagecraft.networks.family import Architecture
 from stagecraft.networks.unet2d.family import student_config
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, entry_of, stage_of
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, entry_of, interval_of
 
 
 def architecture_at(architecture: dict[str, Any], interval: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class SeparateUNet2DModel(ModelMixin, ConfigMixin):
         )
 
     @property
-    def num_stages(self) -> int:
+    def num_intervals(self) -> int:
         """Number of stages K."""
         return len(self.nets)
 
@@ -52,9 +52,9 @@ class SeparateUNet2DModel(ModelMixin, ConfigMixin):
         """What one stage has for itself: everything."""
         return self.nets
 
-    def stage_of(self, timesteps: torch.Tensor) -> torch.Tensor:
+    def interval_of(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Stage index of each timestep, same shape, int64."""
-        return stage_of(timesteps, self.config.boundaries)
+        return interval_of(timesteps, self.config.boundaries)
 
     def forward(
         self,
@@ -65,7 +65,7 @@ class SeparateUNet2DModel(ModelMixin, ConfigMixin):
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,)."""
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
-        stage = self.stage_of(timesteps)
+        stage = self.interval_of(timesteps)
         output = None
         for index in stage.unique().tolist():
             rows = (stage == index).nonzero().flatten()

@@ -58,7 +58,7 @@ def searched_params(preset: Path, seed: int, steps: int | None, without: str, ta
     latency = {"source": "measure"} if table is None else {"source": "path", "path": str(table)}
     space = SPACE | KINDS.get(without, {}) | ({} if steps is None else {"steps": steps})
     sections = {
-        "cluster_timesteps": {"stages": 1},
+        "cluster_timesteps": {"intervals": 1},
         "search_block": space,
         "measure_latency": latency,
         "assemble": {"rule": "budget", "macs": None, "time": 1.0, "params": None, "params_active": None},

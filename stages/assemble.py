@@ -1,10 +1,10 @@
-"""Assemble the architecture: one sub-block per block and stage, by the local rule or under budgets."""
+"""Assemble the architecture: one sub-block per block and interval, by the local rule or under budgets."""
 
 from pathlib import Path
 
 from stagecraft.config.stages import Assemble
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import snap, steps_per_stage
+from stagecraft.diffusion.sampling import snap, steps_per_interval
 from stagecraft.networks.pipelines import load_teacher, read_stated
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, write_checked_json
@@ -30,27 +30,27 @@ def assemble(
     boundaries = plan["boundaries"]
     unet = load_teacher(teacher)
     process = make_process(params.diffusion.as_dict(), read_stated(teacher))
-    process.check_stages(plan, clusters)
+    process.check_intervals(plan, clusters)
     process.check_steps(sampling.as_dict())
     sampler = (process, sampling.scheduler, sampling.steps)
     if settings.snap_boundaries:
         boundaries = snap(*sampler, boundaries)
-    steps = steps_per_stage(*sampler, boundaries)
+    steps = steps_per_interval(*sampler, boundaries)
     if params.architecture == "given":
         architecture = given_architecture(unet, steps, settings.decoder_widths or [])
     else:
         results = read_results(search)
         table = LatencyTable.of_stage(latency)
         architecture = assemble_architecture(unet, results, steps, settings, params.seed, table)
-    stages = process.edges(boundaries)
+    intervals = process.edges(boundaries)
     how = {
         "boundaries": boundaries,
         "boundaries_sigma": process.noise_levels(boundaries),
         "clustered": plan["boundaries"],
         "snapped": settings.snap_boundaries,
-        "stages": stages,
-        "density": [process.share(*edges) for edges in stages],
-        "steps_per_stage": steps,
+        "intervals": intervals,
+        "density": [process.share(*edges) for edges in intervals],
+        "steps_per_interval": steps,
         "sampler": sampling.as_dict(),
     }
     write_checked_json(output, architecture | how | {"params": params.as_given()})

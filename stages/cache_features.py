@@ -18,14 +18,14 @@ def cache_features(
 ) -> None:
     """Write the feature shards and their index, after predicting their size; the index alone when nothing is searched."""
     if params.architecture == "given":
-        write_checked_json(output / "index.json", {"stages": [], "sha256": {}, "params": params.as_given()})
+        write_checked_json(output / "index.json", {"intervals": [], "sha256": {}, "params": params.as_given()})
         return
 
     device = pick_device(params.device, threads)
     images = TrainingSet.load(data, latents)
     process = make_process(params.diffusion.as_dict())
     plan = read_checked_json(clusters, "cluster_timesteps")
-    process.check_stages(plan, clusters)
+    process.check_intervals(plan, clusters)
     unet = load_teacher(teacher).to(device)
     writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features, params.seed, device)
     pieces = writer.write(

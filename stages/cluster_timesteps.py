@@ -1,11 +1,11 @@
-"""Cluster the timesteps into stages by how alike the optimal denoisers are: data and noise process to clusters.json."""
+"""Cluster the timesteps into intervals by how alike the optimal denoisers are: data and noise process to clusters.json."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stagecraft.clustering.cluster import cluster
 from stagecraft.clustering.gradients import bounded_gradients
-from stagecraft.clustering.stages import cluster
 from stagecraft.config.stages import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
@@ -20,7 +20,7 @@ from stagecraft.runtime.journal import Pieces
 def cluster_timesteps(
     params: ClusterTimesteps, *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
 ) -> None:
-    """Write the stage boundaries, their spread, the similarity matrix, the silhouettes and the curves.
+    """Write the interval boundaries, their spread, the similarity matrix, the silhouettes and the curves.
 
     The teacher is looked at by the method `gradient` only.
     """

@@ -16,7 +16,7 @@ from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
 from stagecraft.runtime.journal import Pieces
 from stagecraft.runtime.processes import is_main
-from stagecraft.training.student import stage_probabilities
+from stagecraft.training.student import interval_probabilities
 
 
 def evaluate(
@@ -44,8 +44,8 @@ def evaluate(
     fingerprint = {"params": params.as_given(), "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     vae = open_autoencoder(autoencoder)
-    drawn = read_json(student / "params.json")["retrain"]["stage_probabilities"]
-    shares = stage_probabilities(drawn, plan["stages"]) or plan["density"]
+    drawn = read_json(student / "params.json")["retrain"]["interval_probabilities"]
+    shares = interval_probabilities(drawn, plan["intervals"]) or plan["density"]
     large = load_teacher(teacher)
     stated = read_stated(teacher)
     evaluation = Evaluation(

@@ -1,4 +1,4 @@
-"""Search one block (and, for a decoder block, one stage): train its supernet on teacher features, score its sub-blocks."""
+"""Search one block (and, for a decoder block, one interval): train its supernet on teacher features, score its sub-blocks."""
 
 from pathlib import Path
 

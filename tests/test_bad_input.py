@@ -73,10 +73,10 @@ def test_too_few_images_for_the_figures_are_refused_before_any_job(folder):
     assert not (folder / "logs").exists()
 
 
-def test_more_stages_than_noise_levels_are_refused_before_any_job(folder):
-    edit(folder, "  stages: 2", "  stages: 3")
+def test_more_intervals_than_noise_levels_are_refused_before_any_job(folder):
+    edit(folder, "  intervals: 2", "  intervals: 3")
     edit(folder, "  grid: 20", "  grid: 2")
-    refused(folder, r"cluster_timesteps\.stages: 3 is more than the grid of 2 noise levels")
+    refused(folder, r"cluster_timesteps\.intervals: 3 is more than the grid of 2 noise levels")
     assert not (folder / "logs").exists()
 
 

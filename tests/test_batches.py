@@ -1,4 +1,4 @@
-"""Training batches: how often each stage is drawn, and that labels reach the networks."""
+"""Training batches: how often each interval is drawn, and that labels reach the networks."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of
-from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
+from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.search.features import FeatureWriter
 from stagecraft.training.joint import JointLoss
-from stagecraft.training.student import build_student, stage_probabilities, warm_start
+from stagecraft.training.student import build_student, interval_probabilities, warm_start
 from stagecraft.training.teacher import DenoisingLoss
 
 CPU = torch.device("cpu")
@@ -28,35 +28,35 @@ def labelled():
     return TrainingSet.of_images(np.full((40, 8, 8, 1), 50 * labels[:, None, None, None], dtype=np.uint8), labels)
 
 
-def drawn_stages(process, data, boundaries, probabilities):
-    stages = process.edges(boundaries)
-    batches = NoisyBatches(data, process, 500, CPU, stages=stages, probabilities=probabilities)
+def drawn_intervals(process, data, boundaries, probabilities):
+    intervals = process.edges(boundaries)
+    batches = NoisyBatches(data, process, 500, CPU, intervals=intervals, probabilities=probabilities)
     t = torch.cat([batches(generator_for(0, "train", i)).t for i in range(20)])
-    return (stage_of(t, boundaries).bincount(minlength=len(stages)) / len(t)).tolist()
+    return (interval_of(t, boundaries).bincount(minlength=len(intervals)) / len(t)).tolist()
 
 
 @pytest.mark.parametrize("probabilities", [[0.7, 0.1, 0.2], [1 / 3] * 3, [0.0, 1.0, 0.0], None])
-def test_stages_are_drawn_as_often_as_said(process, labelled, probabilities):
+def test_intervals_are_drawn_as_often_as_said(process, labelled, probabilities):
     boundaries = [process.at_share(0.4), process.at_share(0.6)]
     wanted = probabilities or [process.share(*edges) for edges in process.edges(boundaries)]
-    assert drawn_stages(process, labelled, boundaries, probabilities) == pytest.approx(wanted, abs=0.02)
+    assert drawn_intervals(process, labelled, boundaries, probabilities) == pytest.approx(wanted, abs=0.02)
 
 
 def test_probabilities_are_read_from_params(process):
-    stages = process.edges([process.at_share(0.5)])
-    assert stage_probabilities("density", stages) is None
-    assert stage_probabilities("uniform", stages) == [0.5, 0.5]
-    assert stage_probabilities([1, 3], stages) == [0.25, 0.75]
-    with pytest.raises(ValueError, match=r"retrain\.stage_probabilities: \[1, 2, 3\] for 2 stages"):
-        stage_probabilities([1, 2, 3], stages)
+    intervals = process.edges([process.at_share(0.5)])
+    assert interval_probabilities("density", intervals) is None
+    assert interval_probabilities("uniform", intervals) == [0.5, 0.5]
+    assert interval_probabilities([1, 3], intervals) == [0.25, 0.75]
+    with pytest.raises(ValueError, match=r"retrain\.interval_probabilities: \[1, 2, 3\] for 2 intervals"):
+        interval_probabilities([1, 2, 3], intervals)
 
 
-def test_batches_of_drawn_stages_depend_on_the_generator_alone(process, labelled):
-    stages = process.edges([process.at_share(0.5)])
-    batches = NoisyBatches(labelled, process, 16, CPU, stages=stages, probabilities=[0.5, 0.5])
+def test_batches_of_drawn_intervals_depend_on_the_generator_alone(process, labelled):
+    intervals = process.edges([process.at_share(0.5)])
+    batches = NoisyBatches(labelled, process, 16, CPU, intervals=intervals, probabilities=[0.5, 0.5])
     one, two, other = (batches(generator_for(0, "train", i)) for i in (3, 3, 4))
     assert torch.equal(one.x_t, two.x_t) and torch.equal(one.t, two.t) and not torch.equal(one.t, other.t)
-    # Images do not go with stages, as they would if both were in order.
+    # Images do not go with intervals, as they would if both were in order.
     assert len({*zip(one.t.tolist(), one.x_t[:, 0, 0, 0].tolist(), strict=True)}) > 8
 
 
@@ -113,7 +113,7 @@ def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled
 
 def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path):
     unet = tiny_unet(num_class_embeds=5)
-    sizes = {"triples_per_stage": 6, "held_out": 0.5, "batch_size": 6, "shard_size": 6, "max_gib": 1.0}
+    sizes = {"triples_per_interval": 6, "held_out": 0.5, "batch_size": 6, "shard_size": 6, "max_gib": 1.0}
     writer = FeatureWriter(unet, process, labelled, process.edges([]), CacheFeatures.model_construct(**sizes), 0, CPU)
     found = writer._triples(0, 0, 6)
     rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import section_with, tiny_unet
 
-from stagecraft.clustering import stages as clustering
+from stagecraft.clustering import cluster as clustering
 from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.clustering.gradients import Sketch, loss_gradients
 from stagecraft.clustering.partition import (
@@ -100,13 +100,13 @@ def test_threshold_finds_the_last_and_first_timestep_that_is_alike_enough():
 
 
 @pytest.mark.parametrize(("s0", "s1", "word"), [(0.0, 1.0, "lower alpha"), (1.0, 1.0, "raise alpha")])
-def test_threshold_without_three_stages_says_what_to_change(s0, s1, word):
+def test_threshold_without_three_intervals_says_what_to_change(s0, s1, word):
     t = np.arange(100)
     with pytest.raises(ValueError, match=word):
         threshold_boundaries(t, np.full(100, s0), np.full(100, s1), alpha=0.9)
 
 
-def test_agglomerative_finds_planted_contiguous_stages(diffusion_settings):
+def test_agglomerative_finds_planted_contiguous_intervals(diffusion_settings):
     planted = np.repeat([0, 1, 2], [20, 50, 30])
     distance = (
         np.abs(planted[:, None] - planted[None]) / 2 * 0.8 + np.abs(np.subtract.outer(range(100), range(100))) / 1000
@@ -120,21 +120,21 @@ def test_agglomerative_finds_planted_contiguous_stages(diffusion_settings):
     assert (agglomerative_labels(similarity, 1) == 0).all()
 
 
-def test_agglomerative_refuses_stages_that_are_not_contiguous():
+def test_agglomerative_refuses_intervals_that_are_not_contiguous():
     planted = np.tile([0, 1], 10)
     with pytest.raises(ValueError, match=r"raise cluster_timesteps\.draws"):
         agglomerative_labels(1 - np.abs(planted[:, None] - planted[None]) * 0.9, 2)
 
 
-def test_uniform_stages_are_equally_long(diffusion_settings):
+def test_uniform_intervals_are_equally_long(diffusion_settings):
     process = VPProcess(diffusion_settings)
     assert uniform_boundaries(process, 4) == [250, 500, 750]
     assert uniform_boundaries(process, 1) == []
 
 
-def partitions(size, stages):
-    """Every division of 0 .. size-1 into contiguous stages, as slices."""
-    for cuts in itertools.combinations(range(1, size), stages - 1):
+def partitions(size, intervals):
+    """Every division of 0 .. size-1 into contiguous intervals, as slices."""
+    for cuts in itertools.combinations(range(1, size), intervals - 1):
         yield [slice(*pair) for pair in itertools.pairwise([0, *cuts, size])]
 
 
@@ -143,36 +143,36 @@ def slices_of(labels):
     return [slice(*np.flatnonzero(labels == k)[[0, -1]] + [0, 1]) for k in range(labels.max() + 1)]
 
 
-@pytest.mark.parametrize("stages", range(1, 9))
+@pytest.mark.parametrize("intervals", range(1, 9))
 @pytest.mark.parametrize("seed", range(3))
-def test_dynamic_programming_finds_the_best_of_all_partitions(seed, stages):
+def test_dynamic_programming_finds_the_best_of_all_partitions(seed, intervals):
     half = np.random.default_rng(seed).random((9, 9))
     similarity = (half + half.T) / 2
 
     def score(parts):
         return sum(similarity[part, part].mean() for part in parts)
 
-    found = slices_of(dynamic_programming_labels(similarity, stages))
-    assert len(found) == stages
-    assert score(found) == pytest.approx(max(map(score, partitions(9, stages))), rel=1e-12)
+    found = slices_of(dynamic_programming_labels(similarity, intervals))
+    assert len(found) == intervals
+    assert score(found) == pytest.approx(max(map(score, partitions(9, intervals))), rel=1e-12)
 
 
-@pytest.mark.parametrize("stages", range(1, 9))
+@pytest.mark.parametrize("intervals", range(1, 9))
 @pytest.mark.parametrize("seed", range(3))
-def test_interval_clustering_finds_the_best_of_all_partitions(seed, stages):
+def test_interval_clustering_finds_the_best_of_all_partitions(seed, intervals):
     distance = np.random.default_rng(seed).random((9, 9))
 
     def cost(parts):
         return sum(min(distance[c, part].sum() for c in range(part.start, part.stop)) for part in parts)
 
-    found = slices_of(interval_labels(distance, stages))
-    assert len(found) == stages
-    assert cost(found) == pytest.approx(min(map(cost, partitions(9, stages))), rel=1e-12)
+    found = slices_of(interval_labels(distance, intervals))
+    assert len(found) == intervals
+    assert cost(found) == pytest.approx(min(map(cost, partitions(9, intervals))), rel=1e-12)
 
 
 SETTINGS = {
     "method": "agglomerative",
-    "stages": 3,
+    "intervals": 3,
     "boundaries": None,
     "boundaries_in": "t",
     "seeds": 1,
@@ -195,18 +195,18 @@ def planted_gradients(t, seed):
     "method", ["agglomerative", "dynamic_programming", "threshold", "uniform", "snr", "gradient", "given"]
 )
 def test_every_method_divides_all_noise_levels_for_every_k(y, process, method):
-    for stages in [3] if method == "threshold" else range(1, 9):
-        settings = SETTINGS | {"method": method, "stages": stages}
+    for intervals in [3] if method == "threshold" else range(1, 9):
+        settings = SETTINGS | {"method": method, "intervals": intervals}
         if method == "given":
-            settings["boundaries"] = [process.at_share(k / stages) for k in range(1, stages)]
+            settings["boundaries"] = [process.at_share(k / intervals) for k in range(1, intervals)]
         clusters = cluster(y, process, settings, 1, planted_gradients)
         boundaries = clusters["boundaries"]
-        assert len(clusters["stages"]) == stages and len(boundaries) == stages - 1
+        assert len(clusters["stages"]) == intervals and len(boundaries) == intervals - 1
         edges = [process.low, *boundaries, process.high]
         assert edges == sorted(set(edges)) and clusters["stages"] == [list(p) for p in itertools.pairwise(edges)]
         assert clusters["boundaries_sigma"] == process.noise_level(torch.tensor(boundaries)).tolist()
         assert clusters == json.loads(json.dumps(clusters, allow_nan=False))
-        process.check_stages(clusters, Path())
+        process.check_intervals(clusters, Path())
         s0, s1 = (np.array(clusters["curves"][name]) for name in ("s0", "s1"))
         assert clusters["curves"]["t"] == clusters["grid"] and len(s0) == len(s1) == len(clusters["grid"]) == 16
         assert min(s0.min(), s1.min()) >= 0 and max(s0.max(), s1.max()) <= 1
@@ -234,21 +234,21 @@ def test_what_is_only_to_be_looked_at_ends_no_run(y, diffusion_settings, method,
     y = degenerate(images, y)
     for timesteps in (2, 3, 5, 10, 1000):
         process = VPProcess(diffusion_settings | {"num_train_timesteps": timesteps})
-        for grid, stages in itertools.product(range(2, min(8, timesteps) + 1), (2, 3)):
-            if stages > grid or (method == "threshold" and stages != 3):
+        for grid, intervals in itertools.product(range(2, min(8, timesteps) + 1), (2, 3)):
+            if intervals > grid or (method == "threshold" and intervals != 3):
                 continue
-            settings = SETTINGS | {"method": method, "stages": stages, "grid": grid, "draws": 4}
+            settings = SETTINGS | {"method": method, "intervals": intervals, "grid": grid, "draws": 4}
             if method == "given":
-                settings["boundaries"] = list(range(1, stages))
+                settings["boundaries"] = list(range(1, intervals))
             try:
                 clusters = cluster(y, process, settings, 0, planted_gradients)
             except ValueError as error:
-                # Only where the method itself finds no such stages.
+                # Only where the method itself finds no such intervals.
                 assert (method == "threshold" and "alpha" in str(error)) or "not contiguous" in str(error)
                 assert method in ("threshold", "agglomerative")
                 continue
-            process.check_stages(clusters, Path())
-            assert len(clusters["stages"]) == stages and json.dumps(clusters, allow_nan=False)
+            process.check_intervals(clusters, Path())
+            assert len(clusters["stages"]) == intervals and json.dumps(clusters, allow_nan=False)
             for k, score in clusters["silhouette"].items():
                 assert (score is None) == (f"silhouette {k}" in clusters.get("missing", {}))
                 assert score is None or -1 <= score <= 1
@@ -326,13 +326,13 @@ def test_further_seeds_and_other_numbers_of_stages_that_fail_are_left_out(y, pro
 
 def test_a_middle_stage_without_a_timestep_is_refused(y, diffusion_settings, monkeypatch):
     monkeypatch.setattr(clustering, "threshold_boundaries", lambda *_: (5, 6))
-    with pytest.raises(ValueError, match="boundaries 5 and 6 leave no middle stage"):
+    with pytest.raises(ValueError, match="boundaries 5 and 6 leave no middle interval"):
         cluster(y, VPProcess(diffusion_settings), SETTINGS | {"method": "threshold"}, 0)
 
 
 def test_given_boundaries_are_taken_in_t_and_in_sigma(y, settings_of_processes):
     def boundaries(process, values, of="sigma"):
-        settings = SETTINGS | {"method": "given", "stages": 3, "boundaries": values, "boundaries_in": of}
+        settings = SETTINGS | {"method": "given", "intervals": 3, "boundaries": values, "boundaries_in": of}
         return cluster(y, process, settings, 0)["boundaries"]
 
     vp, edm, flow = (make_process(settings_of_processes[name]) for name in ("vp", "edm", "flow"))
@@ -406,7 +406,7 @@ def test_gradients_that_part_at_a_timestep_are_divided_there(unet, digits, diffu
     student = build_student(unet, identity_architecture(unet, 2), [640], seed=0)
     data, process = TrainingSet.of_images(digits), VPProcess(diffusion_settings)
     gradients = partial(loss_gradients, student, process, data, 6)
-    settings = SETTINGS | {"method": "gradient", "stages": 2, "grid": 12, "draws": 6}
+    settings = SETTINGS | {"method": "gradient", "intervals": 2, "grid": 12, "draws": 6}
     clusters = cluster(data.flat((0, 1)), process, settings, 0, gradients)
     assert abs(clusters["boundaries"][0] - 640) <= 999 / 11 / 2
     assert all(p.grad is None for p in student.parameters())

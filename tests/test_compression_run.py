@@ -75,7 +75,7 @@ def test_a_kept_student_is_sampled_in_fewer_steps_for_a_budget_of_both(run_of):
     low, high = (count_macs(student, SHAPE, t) / count_macs(run.teacher, SHAPE, 0) for t in (0, 999))
     shares = [(sum(run.steps_in([500], n)), *run.steps_in([500], n)) for n in range(1, 11)]
     best = min(shares, key=lambda share: abs((share[1] * low + share[2] * high) / 10 - 0.5))
-    assert how["steps"] == found["sampling_steps"] == best[0] and found["steps_per_stage"] == [*best[1:]]
+    assert how["steps"] == found["sampling_steps"] == best[0] and found["steps_per_interval"] == [*best[1:]]
     assert found["time_ratio"] == pytest.approx((best[1] * low + best[2] * high) / 10)
     assert found["student_budget"] == 0.8 and found["steps"] == run.params["retrain"]["steps"]
 

@@ -24,9 +24,9 @@ def blocks(unet):
     for site in sites_of(unet):
         spec = identity_spec(unet.get_submodule(site.name))
         identity = {"spec": spec, "macs": 0, "params": count_parameters(unet.get_submodule(site.name)), "nmse": 0.0}
-        for stage in range(len(STEPS)) if site.per_range else [None]:
-            name = site.name if stage is None else f"{site.name}.stage_{stage}"
-            found.append(Block(name, None if stage is None else (stage,), identity, (identity,)))
+        for interval in range(len(STEPS)) if site.per_range else [None]:
+            name = site.name if interval is None else f"{site.name}.interval_{interval}"
+            found.append(Block(name, None if interval is None else (interval,), identity, (identity,)))
     return found
 
 
@@ -39,7 +39,7 @@ def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, 
     sizes = {b: unet.get_submodule(b.name).resnets[0].norm2 for b in sites_of(unet)}
     groups = set()
     for site, norm in sizes.items():
-        job = site.name if not site.per_range else f"{site.name}.stage_1"
+        job = site.name if not site.per_range else f"{site.name}.interval_1"
         spec = chosen[job]["spec"]
         assert None not in spec.values() and spec.keys() == identity_spec(unet.get_submodule(site.name)).keys()
         for layer in resnets(spec):
@@ -53,7 +53,7 @@ def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, 
 
 def groups_of(unet, chosen, site):
     """GroupNorm groups inside the layers of a block."""
-    job = site.name if not site.per_range else f"{site.name}.stage_1"
+    job = site.name if not site.per_range else f"{site.name}.interval_1"
     norm = unet.get_submodule(site.name).resnets[0].norm2
     return [layer["width"] // (norm.num_channels // norm.num_groups) for layer in resnets(chosen[job]["spec"])]
 
@@ -63,15 +63,15 @@ def resnets(spec):
     return [choice for name, choice in spec.items() if name.startswith("resnets")]
 
 
-def test_all_stages_get_the_same_uniform_decoder(unet, blocks):
+def test_all_intervals_get_the_same_uniform_decoder(unet, blocks):
     chosen = select_uniform(unet, blocks, costs_of(unet, STEPS), Budget(0.7, 10.0, 10.0))
     for site in (b for b in sites_of(unet) if b.per_range):
-        assert chosen[f"{site.name}.stage_0"]["spec"] == chosen[f"{site.name}.stage_2"]["spec"]
+        assert chosen[f"{site.name}.interval_0"]["spec"] == chosen[f"{site.name}.interval_2"]["spec"]
 
 
 def test_costs_of_narrowed_blocks_are_those_of_the_built_net(unet, blocks):
     groups = {f"{b.name}.resnets.{i}": 1 for b in sites_of(unet) for i in range(2)}
-    jobs = {block.name.removesuffix(".stage_0"): block for block in map(with_parts, blocks)}
+    jobs = {block.name.removesuffix(".interval_0"): block for block in map(with_parts, blocks)}
     specs = {site.name: narrowed(unet, jobs[site.name], groups) for site in sites_of(unet)}
     student = build_student(
         unet,
@@ -102,12 +102,12 @@ def test_uniform_layers_read_and_write_as_much_as_they_hold_where_the_space_has_
     chosen = select_uniform(unet, [*map(with_parts, blocks)], costs, budget)
     assert totals(blocks, chosen, costs)["macs_ratio"] > 0.45
     for site in sites_of(unet):
-        job = site.name if not site.per_range else f"{site.name}.stage_1"
+        job = site.name if not site.per_range else f"{site.name}.interval_1"
         for layer, resnet in zip(resnets(chosen[job]["spec"]), unet.get_submodule(site.name).resnets, strict=True):
             count = layer["width"] * 4 // resnet.conv1.out_channels
             whole = {"reads": [0, 1, 2, 3], "writes": [0, 1, 2, 3]}
             assert {key: layer.get(key, whole[key]) for key in whole} == dict.fromkeys(whole, [0, 1, 2, 3][4 - count :])
-    assert min(layer["width"] // 8 for layer in resnets(chosen["up_blocks.0.stage_1"]["spec"])) < 4
+    assert min(layer["width"] // 8 for layer in resnets(chosen["up_blocks.0.interval_1"]["spec"])) < 4
 
 
 def test_a_budget_below_one_group_everywhere_is_refused(unet, blocks):

@@ -42,7 +42,7 @@ class TinyNet(nn.Module):
         return UNet2DOutput(sample=self.linear(self.conv(x).mean(dim=(2, 3))))
 
 
-class StagedNet(nn.Module):
+class IntervalNet(nn.Module):
     """One decoder below t = 10, a larger one from there on."""
 
     def __init__(self) -> None:
@@ -76,23 +76,23 @@ def test_counting_leaves_the_model_alone() -> None:
     assert not any("total_ops" in name for name, _ in unet.named_buffers())
 
 
-def test_macs_are_weighted_by_the_steps_of_each_stage() -> None:
-    found = cost.model_cost(StagedNet(), SHAPE, [10.0], [30, 10])
+def test_macs_are_weighted_by_the_steps_of_each_interval() -> None:
+    found = cost.model_cost(IntervalNet(), SHAPE, [10.0], [30, 10])
     cheap, dear = 64 * (4 + 4), 64 * (4 + 36)
-    assert found["macs_per_stage"] == [cheap, dear]
+    assert found["macs_per_interval"] == [cheap, dear]
     assert found["macs"] == (30 * cheap + 10 * dear) / 40
     assert (found["params"], found["params_active"]) == (4 + 4 + 36, 4 + 36)
 
 
-def test_a_model_without_decoders_has_one_stage_and_all_parameters_active() -> None:
+def test_a_model_without_decoders_has_one_interval_and_all_parameters_active() -> None:
     found = cost.model_cost(TinyNet(), SHAPE, [10.0], [30, 10])
-    assert found["macs_per_stage"][0] == found["macs_per_stage"][1] == found["macs"]
+    assert found["macs_per_interval"][0] == found["macs_per_interval"][1] == found["macs"]
     assert found["params"] == found["params_active"] == 9 * 5 + 5 + 5 * 7 + 7
 
 
-def test_one_timestep_lies_in_each_stage() -> None:
-    assert cost.stage_timesteps([]) == [0]
-    assert cost.stage_timesteps([100.0, 400.0]) == [99.0, 100.0, 400.0]
+def test_one_timestep_lies_in_each_interval() -> None:
+    assert cost.interval_timesteps([]) == [0]
+    assert cost.interval_timesteps([100.0, 400.0]) == [99.0, 100.0, 400.0]
 
 
 def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(speed, "time_evaluation", lambda model, x, t: seconds["first" if t < 10 else "second"])
     monkeypatch.setattr(speed, "time_by_operation", lambda *_: {"convolution": 1.0})
     found = speed.measure_speed(
-        {"student": StagedNet()},
+        {"student": IntervalNet()},
         SHAPE,
         [10.0],
         [4, 8],

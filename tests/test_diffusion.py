@@ -9,7 +9,7 @@ from stagecraft.data.pixels import to_network, to_uint8
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.losses import nmse
-from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
+from stagecraft.diffusion.sampling import Sampler, sample, steps_per_interval
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.runtime.seeds import generator_for
 
@@ -33,7 +33,7 @@ def test_alpha_sigma_and_noise_levels_say_the_same_as_abar(diffusion_settings):
     assert (sigma.diff() > 0).all()
 
 
-def test_timesteps_are_drawn_inside_their_stage(diffusion_settings):
+def test_timesteps_are_drawn_inside_their_interval(diffusion_settings):
     t = VPProcess(diffusion_settings).draw(5000, generator_for(0, "test", 0), 100, 103)
     assert t.unique().tolist() == [100, 101, 102]
 
@@ -79,14 +79,14 @@ def test_a_sample_depends_on_its_index_and_not_on_its_batch(unet, diffusion_sett
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpm_solver"])
-def test_steps_per_stage_are_the_samplers_own(diffusion_settings, scheduler):
+def test_steps_per_interval_are_the_samplers_own(diffusion_settings, scheduler):
     process = VPProcess(diffusion_settings)
-    steps = steps_per_stage(process, scheduler, 50, [300, 700])
+    steps = steps_per_interval(process, scheduler, 50, [300, 700])
     assert sum(steps) == 50 and all(12 <= count <= 22 for count in steps)
-    assert steps_per_stage(process, scheduler, 10, []) == [10]
+    assert steps_per_interval(process, scheduler, 10, []) == [10]
     timetable = process.scheduler("ddim")
     timetable.set_timesteps(50)
-    assert steps_per_stage(process, "ddim", 50, [300]) == [
+    assert steps_per_interval(process, "ddim", 50, [300]) == [
         int((timetable.timesteps < 300).sum()),
         int((timetable.timesteps >= 300).sum()),
     ]

@@ -166,11 +166,11 @@ def test_channels_come_in_the_multiples_that_the_processor_wants(net):
 
 
 def test_jobs_name_sites_and_intervals(net):
-    assert Job.parse("up_blocks.1.stage_2") == Job("up_blocks.1", (2,))
-    assert Job.parse("up_blocks.1.stage_1-3") == Job("up_blocks.1", (1, 2, 3))
+    assert Job.parse("up_blocks.1.interval_2") == Job("up_blocks.1", (2,))
+    assert Job.parse("up_blocks.1.interval_1-3") == Job("up_blocks.1", (1, 2, 3))
     assert Job.parse("mid_block") == Job("mid_block")
     assert site_named(net, "mid_block").writes == ("mid",)
-    for name in ("up_blocks.1.stage_2", "up_blocks.0.stage_0-2", "down_blocks.0"):
+    for name in ("up_blocks.1.interval_2", "up_blocks.0.interval_0-2", "down_blocks.0"):
         assert Job.parse(name).name == name
     with pytest.raises(ValueError, match=r"block 'down_blocks\.9': the teacher has down_blocks\.0"):
         site_named(net, "down_blocks.9")

@@ -11,7 +11,7 @@ from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.families import family_of, sites_of
 from stagecraft.search.features import Features, FeatureWriter
 
-SETTINGS = {"triples_per_stage": 20, "held_out": 0.25, "batch_size": 4, "shard_size": 8, "max_gib": 1.0}
+SETTINGS = {"triples_per_interval": 20, "held_out": 0.25, "batch_size": 4, "shard_size": 8, "max_gib": 1.0}
 STAGES = [[0, 300], [300, 1000]]
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def writer(unet, digits, diffusion_settings):
 def test_cached_borders_are_the_teachers_own(writer, unet, tmp_path):
     writer.write(tmp_path, {})
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
-        f"stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in range(3)
+        f"interval_{s}-shard_{i}.safetensors" for s in (0, 1) for i in range(3)
     ]
     for site in sites_of(unet):
         cache = Features(tmp_path, ["x_t", "t", *site.reads, *site.writes])
@@ -46,7 +46,7 @@ def test_cached_borders_are_the_teachers_own(writer, unet, tmp_path):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
-def test_a_stage_job_reads_its_own_stage_and_held_out_triples_are_apart(writer, tmp_path):
+def test_a_interval_job_reads_its_own_interval_and_held_out_triples_are_apart(writer, tmp_path):
     writer.write(tmp_path, {})
     both, second = Features(tmp_path, ["t"]), Features(tmp_path, ["t"], [1])
     assert len(both.rows(held_out=False)) == 30 and len(both.rows(held_out=True)) == 10
@@ -68,17 +68,17 @@ def test_predicted_bytes_are_those_on_disk_and_too_many_are_refused(writer, tmp_
     writer.settings = CacheFeatures.model_construct(**SETTINGS | {"max_gib": 1e-6})
     with pytest.raises(ValueError, match=r"the features take 0\.0\d+ GiB and cache_features.max_gib allows"):
         writer.check_room(tmp_path)
-    writer.settings = CacheFeatures.model_construct(**SETTINGS | {"max_gib": 1e9, "triples_per_stage": 10**9})
+    writer.settings = CacheFeatures.model_construct(**SETTINGS | {"max_gib": 1e9, "triples_per_interval": 10**9})
     with pytest.raises(ValueError, match="the disk of"):
         writer.check_room(tmp_path)
 
 
 def test_a_truncated_shard_is_named(writer, tmp_path):
     writer.write(tmp_path, {})
-    shard = tmp_path / "stage_1-shard_2.safetensors"
+    shard = tmp_path / "interval_1-shard_2.safetensors"
     shard.write_bytes(shard.read_bytes()[:-10])
     Features(tmp_path, ["t"], [0])
-    with pytest.raises(ValueError, match="stage_1-shard_2"):
+    with pytest.raises(ValueError, match="interval_1-shard_2"):
         Features(tmp_path, ["t"])
 
 
@@ -93,10 +93,10 @@ def flip(shard, name):
 
 def test_a_flipped_bit_is_found_by_the_jobs_that_read_it_and_by_no_other(writer, tmp_path):
     writer.write(tmp_path, {})
-    flip(tmp_path / "stage_1-shard_2.safetensors", "mid")
+    flip(tmp_path / "interval_1-shard_2.safetensors", "mid")
     Features(tmp_path, ["mid"], [0])
     Features(tmp_path, ["emb", "skip.0"])
     with pytest.raises(
-        ValueError, match=r"stage_1-shard_2\.safetensors: sha256 .*index\.json for mid says .*--forcerun"
+        ValueError, match=r"interval_1-shard_2\.safetensors: sha256 .*index\.json for mid says .*--forcerun"
     ):
         Features(tmp_path, ["emb", "mid"])

@@ -1,4 +1,4 @@
-"""Few timesteps, stages of one of them, and a last timestep of noise alone: nothing is out of range, and all is finite."""
+"""Few timesteps, intervals of one of them, and a last timestep of noise alone: nothing is out of range, and all is finite."""
 
 import json
 import math
@@ -6,23 +6,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import preset_params, run_stages, section_with
+from helpers import preset_params, run_intervals, section_with
 
+from stagecraft.clustering.cluster import cluster
 from stagecraft.clustering.denoiser import OptimalDenoiser
-from stagecraft.clustering.stages import cluster
 from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.pipelines import load_student
 from stagecraft.preflight.params import validate_params
-from stagecraft.report.page import stage_table
+from stagecraft.report.page import interval_table
 
 # What makes a run short, by section of the params.
 SHORT = {
     "train_teacher": {"steps": 2, "warmup_steps": 1, "batch_size": 8},
     "train_extractor": {"steps": 4, "batch_size": 8},
     "cluster_timesteps": {"grid": 10, "draws": 32},
-    "cache_features": {"triples_per_stage": 16, "shard_size": 16, "batch_size": 8},
+    "cache_features": {"triples_per_interval": 16, "shard_size": 16, "batch_size": 8},
     "search_block": {
         "steps": 2,
         "warmup_steps": 1,
@@ -123,7 +123,7 @@ def test_the_optimal_denoiser_of_noise_alone_is_the_mean():
 @pytest.mark.parametrize("timesteps", [5, 16])
 def test_few_timesteps_of_which_the_last_is_noise_alone_are_clustered(digits, zero_snr, method, timesteps):
     process = make_process(zero_snr["sample"] | {"num_train_timesteps": timesteps})
-    how = {"method": method, "stages": 2, "boundaries": [timesteps - 1] if method == "given" else None, "seeds": 1}
+    how = {"method": method, "intervals": 2, "boundaries": [timesteps - 1] if method == "given" else None, "seeds": 1}
     how |= {"boundaries_in": "t", "grid": timesteps, "draws": 16, "eta": 0.008, "literal": False}
     y = digits.reshape(64, -1).astype(np.float32) / 255
     found = cluster(y, process, section_with(ClusterTimesteps, **how), 0)
@@ -133,11 +133,11 @@ def test_few_timesteps_of_which_the_last_is_noise_alone_are_clustered(digits, ze
     assert method != "snr" or boundary < timesteps - 1
 
 
-def test_neighbours_leave_no_middle_stage(digits, diffusion_settings, monkeypatch):
-    monkeypatch.setattr("stagecraft.clustering.stages.threshold_boundaries", lambda *_: (7, 8))
-    how = {"method": "threshold", "stages": 3, "boundaries": None, "seeds": 1, "boundaries_in": "t", "grid": 3}
+def test_neighbours_leave_no_middle_interval(digits, diffusion_settings, monkeypatch):
+    monkeypatch.setattr("stagecraft.clustering.cluster.threshold_boundaries", lambda *_: (7, 8))
+    how = {"method": "threshold", "intervals": 3, "boundaries": None, "seeds": 1, "boundaries_in": "t", "grid": 3}
     how |= {"draws": 30, "eta": 0.4, "alpha": 0.9, "literal": False}
-    with pytest.raises(ValueError, match=r"7 and 8 leave no middle stage; raise alpha or lower eta"):
+    with pytest.raises(ValueError, match=r"7 and 8 leave no middle interval; raise alpha or lower eta"):
         cluster(
             digits.reshape(64, -1).astype(np.float32) / 255,
             make_process(diffusion_settings),
@@ -147,8 +147,8 @@ def test_neighbours_leave_no_middle_stage(digits, diffusion_settings, monkeypatc
 
 
 def test_the_report_says_that_a_boundary_is_at_noise_alone():
-    architecture = {"boundaries_sigma": [None], "stages": [[0, 999], [999, 1000]], "steps_per_stage": [4, 1]}
-    rows = stage_table(architecture, {"protocol": {"training_shares": [0.999, 0.001]}})
+    architecture = {"boundaries_sigma": [None], "intervals": [[0, 999], [999, 1000]], "steps_per_interval": [4, 1]}
+    rows = interval_table(architecture, {"protocol": {"training_shares": [0.999, 0.001]}})
     assert [row["sigma"] for row in rows] == ["σ < inf", "inf ≤ σ"]
 
 
@@ -158,7 +158,11 @@ def test_the_report_says_that_a_boundary_is_at_noise_alone():
 @pytest.mark.parametrize(
     ("diffusion", "clustering", "sampling"),
     [
-        ({"num_train_timesteps": 16}, {"stages": 3, "boundaries": [14, 15]}, {"scheduler": "dpm_solver", "steps": 15}),
+        (
+            {"num_train_timesteps": 16},
+            {"intervals": 3, "boundaries": [14, 15]},
+            {"scheduler": "dpm_solver", "steps": 15},
+        ),
         (
             {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
             {"boundaries": [999]},
@@ -167,17 +171,17 @@ def test_the_report_says_that_a_boundary_is_at_noise_alone():
     ],
     ids=["16-timesteps", "zero-snr"],
 )
-def test_a_run_with_a_last_stage_of_one_timestep_ends(tmp_path, diffusion, clustering, sampling):
+def test_a_run_with_a_last_interval_of_one_timestep_ends(tmp_path, diffusion, clustering, sampling):
     params = preset_params("smoke") | {"device": "cpu"}
     changes = {"diffusion": diffusion, "cluster_timesteps": {"method": "given"} | clustering, "sampling": sampling}
     for part in (SHORT, changes):
         for section, values in part.items():
             params[section] |= values
     validate_params(params, "params.yaml")
-    run_stages(tmp_path, params)
+    run_intervals(tmp_path, params)
     results = tmp_path / "results"
     architecture = json.loads((results / "architecture.json").read_text())
-    assert architecture["steps_per_stage"][-1] == 1 and sum(architecture["steps_per_stage"]) == sampling["steps"]
+    assert architecture["steps_per_interval"][-1] == 1 and sum(architecture["steps_per_interval"]) == sampling["steps"]
     student, process = load_student(results / "student"), make_process(params["diffusion"])
     t = torch.tensor([0, process.high - 2, process.high - 1])
     x = process.noise(torch.zeros(3, 1, 8, 8), torch.randn(3, 1, 8, 8), t)

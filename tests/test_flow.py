@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from helpers import FLOW, ROOT, run_stages, tiny_unet
+from helpers import FLOW, ROOT, run_intervals, tiny_unet
 from scipy.stats import kstest, uniform
 from test_few_timesteps import SHORT
 
@@ -19,7 +19,7 @@ from stagecraft.diffusion.sampling import Sampler, nodes_of, sample
 from stagecraft.diffusion.stated import FLOW_SCHEDULERS, check_stated, check_steps
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_student, save_student, save_teacher
-from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
+from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
 from stagecraft.preflight.params import load_over, validate_params
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.student import build_student, warm_start
@@ -85,12 +85,12 @@ def test_draws_are_uniform_before_the_shift(shift):
     assert shifted(shifted(0.3, shift), 1 / shift) == pytest.approx(0.3)
 
 
-def test_the_first_stage_has_what_no_sampler_reaches_and_the_last_the_noise(flow):
+def test_the_first_interval_has_what_no_sampler_reaches_and_the_last_the_noise(flow):
     edges = flow.edges([flow.as_t(300.0), flow.as_t(700.0)])
     first, middle, last = (flow.draw(20_000, generator_for(0, "test", i), *pair) for i, pair in enumerate(edges))
     assert 0 < first.min() < flow.low and first.max() < 300
     assert middle.min() >= 300 and middle.max() < 700 <= last.min() and last.max() <= 1000
-    assert stage_of(torch.tensor([flow.high]), [300.0, 700.0]) == 2
+    assert interval_of(torch.tensor([flow.high]), [300.0, 700.0]) == 2
     below = (flow.draw(20_000, generator_for(0, "test", 4)) < 300).float().mean()
     assert flow.share(*edges[0]) == pytest.approx(float(below), abs=0.01)
     assert sum(flow.share(*pair) for pair in edges) == pytest.approx(1)
@@ -242,13 +242,13 @@ def test_the_preset_runs_to_its_report(tmp_path):
     params["cache_features"]["held_out"] = 0.25
     params["train_extractor"]["features"] = 16
     validate_params(params, "params.yaml")
-    run_stages(tmp_path, params)
+    run_intervals(tmp_path, params)
     results = tmp_path / "results"
     clusters, metrics = (json.loads((results / f"{name}.json").read_text()) for name in ("clusters", "metrics"))
     assert clusters["process"] == "flow" and len(clusters["boundaries"]) == 2
     assert all(0 < low < high <= 1000 for low, high in itertools.pairwise([*clusters["boundaries"], 1000]))
     levels = np.array(clusters["boundaries"]) / (1000 - np.array(clusters["boundaries"]))
     assert clusters["boundaries_sigma"] == pytest.approx(levels)
-    assert sum(metrics["protocol"]["steps_per_stage"]) == 5 and np.isfinite(metrics["student"]["fid"])
+    assert sum(metrics["protocol"]["steps_per_interval"]) == 5 and np.isfinite(metrics["student"]["fid"])
     assert images_of(results / "student").shape == (4, 8, 8, 1)
     assert "flow_euler" in (results / "report.html").read_text()

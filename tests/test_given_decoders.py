@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from helpers import tiny_unet
 
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import steps_per_stage
+from stagecraft.diffusion.sampling import steps_per_interval
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.kinds import identity_spec
@@ -53,7 +53,7 @@ def test_wider_and_narrower_decoders_cost_what_is_expected(changes):
     found = model_cost(student, (1, 8, 8), BOUNDARIES, STEPS)
     for key in ("macs", "params", "params_active"):
         assert plan["expected"][key] == pytest.approx(found[key], rel=1e-12), key
-    wide, narrow, same = found["macs_per_stage"]
+    wide, narrow, same = found["macs_per_interval"]
     assert narrow < same < wide
     whole = model_cost(unet, (1, 8, 8), [], [1])
     assert same == whole["macs"] == plan["teacher"]["macs"]
@@ -74,7 +74,7 @@ def test_channels_are_shares_of_the_teachers_in_whole_groups_and_heads(unet):
 
 
 def test_one_width_per_stage_is_demanded(unet):
-    with pytest.raises(ValueError, match=r"assemble\.decoder_widths: \[1\.0, 0\.5\] for 3 stages"):
+    with pytest.raises(ValueError, match=r"assemble\.decoder_widths: \[1\.0, 0\.5\] for 3 intervals"):
         given_architecture(unet, STEPS, [1.0, 0.5])
 
 
@@ -158,9 +158,9 @@ def test_saved_students_are_loaded_and_draw_with_diffusers_alone(tmp_path, setti
 def test_costs_weigh_stages_by_the_samplers_steps(unet, diffusion_settings):
     process = VPProcess(diffusion_settings)
     student = student_of(unet, [1.5, 0.5, 1.0])
-    samplers = {name: steps_per_stage(process, name, 20, BOUNDARIES) for name in ("ddim", "dpm_solver")}
+    samplers = {name: steps_per_interval(process, name, 20, BOUNDARIES) for name in ("ddim", "dpm_solver")}
     found = model_cost(student, (1, 8, 8), BOUNDARIES, samplers["ddim"], [0.2, 0.3, 0.5], samplers)
-    wide, narrow, same = found["macs_per_stage"]
+    wide, narrow, same = found["macs_per_interval"]
     assert found["macs_training"] == pytest.approx(0.2 * wide + 0.3 * narrow + 0.5 * same)
     for name, steps in samplers.items():
         mean = (steps[0] * wide + steps[1] * narrow + steps[2] * same) / 20

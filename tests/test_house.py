@@ -212,8 +212,8 @@ class Chain(nn.Module):
         self.last = nn.ModuleList(Block() for _ in range(1 + len(self.config["boundaries"])))
         self.conv_out = nn.Conv2d(16, 1, 3, padding=1)
 
-    def stage_of(self, t: torch.Tensor) -> torch.Tensor:
-        return multi_decoder_unet.stage_of(t, self.config["boundaries"])
+    def interval_of(self, t: torch.Tensor) -> torch.Tensor:
+        return multi_decoder_unet.interval_of(t, self.config["boundaries"])
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         return self.time(t.float()[:, None] / 1000)
@@ -221,8 +221,8 @@ class Chain(nn.Module):
     def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> UNet2DOutput:
         emb = self.embed(t)
         hidden = self.first(self.conv_in(x_t), emb)
-        parts = zip(hidden.split(1), emb.split(1), self.stage_of(t).tolist(), strict=True)
-        return UNet2DOutput(sample=self.conv_out(torch.cat([self.last[stage](h, e) for h, e, stage in parts])))
+        parts = zip(hidden.split(1), emb.split(1), self.interval_of(t).tolist(), strict=True)
+        return UNet2DOutput(sample=self.conv_out(torch.cat([self.last[interval](h, e) for h, e, interval in parts])))
 
 
 class ChainFamily:
@@ -289,7 +289,7 @@ class ChainFamily:
 SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
 SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
 SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
-CACHED = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+CACHED = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 CPU = torch.device("cpu")
 
 
@@ -298,13 +298,13 @@ def test_a_new_family_goes_from_features_to_a_trained_student(digits, diffusion_
     torch.manual_seed(0)
     teacher, process, data = Chain().eval(), VPProcess(diffusion_settings), TrainingSet.of_images(digits)
     sizes = CacheFeatures.model_construct(**CACHED)
-    stages = process.edges([400])
-    FeatureWriter(teacher, process, data, stages, sizes, 0, CPU).write(tmp_path / "features", {})
+    intervals = process.edges([400])
+    FeatureWriter(teacher, process, data, intervals, sizes, 0, CPU).write(tmp_path / "features", {})
     importance = tmp_path / "importance.json"
     write_checked_json(importance, {"stream_importance": None, "stream_triples": 0})
     params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": SETTINGS})
     results, states = {}, {}
-    for name in ("first", "last.0.stage_0", "last.0.stage_1"):
+    for name in ("first", "last.0.interval_0", "last.0.interval_1"):
         job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", importance)
         results[name] = job.report() | {"weights_sha256": ""}
         states[name] = job.supernet.state_dict()

@@ -97,7 +97,7 @@ def test_gradients_of_the_block_loss_stay_inside_the_block(parts, unet):
         student.zero_grad()
         for p in student.parameters():
             p.data.add_(0.01)
-        loss.block_loss(site, seen, student.stage_of(t)).backward()
+        loss.block_loss(site, seen, student.interval_of(t)).backward()
         own = {id(p) for block in family_of(unet).blocks(student, site) for p in block.module.parameters()}
         touched = {id(p) for p in student.parameters() if p.grad is not None}
         assert touched and touched <= own

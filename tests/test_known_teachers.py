@@ -105,10 +105,10 @@ def shrunk(name: str, **changes: dict) -> dict:
     small = ("train_extractor", "cache_features", "search_block", "retrain", "evaluate", "report")
     params |= {section: smoke[section] for section in small} | {"precision": "fp32"}
     params["sampling"]["steps"] = 3
-    params["cluster_timesteps"] |= {"stages": 2, "seeds": 1, "grid": 10, "draws": 32}
+    params["cluster_timesteps"] |= {"intervals": 2, "seeds": 1, "grid": 10, "draws": 32}
     params["search_block"] |= {"steps": 2, "warmup_steps": 1, "candidates": 4, "batch_size": 4}
     params["search_block"] |= {"local_triples": 4, "output_triples": 2, "channels": 0.75}
-    params["cache_features"] |= {"triples_per_stage": 16, "shard_size": 16, "max_gib": 4.0}
+    params["cache_features"] |= {"triples_per_interval": 16, "shard_size": 16, "max_gib": 4.0}
     params["retrain"] |= {"steps": 2, "warmup_steps": 1, "batch_size": 4}
     params["assemble"] |= {"macs": 1.0, "params": 3.0, "params_active": 1.0}
     for section, keys in changes.items():

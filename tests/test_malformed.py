@@ -33,7 +33,12 @@ from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 
 SMOKE = smoke_text()
-BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block", *(f"up_blocks.{i}.stage_{s}" for s in (0, 1) for i in (0, 1))]
+BLOCKS = [
+    "down_blocks.0",
+    "down_blocks.1",
+    "mid_block",
+    *(f"up_blocks.{i}.interval_{s}" for s in (0, 1) for i in (0, 1)),
+]
 FLAGS = {
     "prepare_data": "--output data/prepared",
     "train_autoencoder": "--data data/prepared --output results/autoencoder --log results/logs/train_autoencoder.json",
@@ -149,7 +154,7 @@ PIPELINE = ["model_index.json", "params.json", "sha256.json", "scheduler/schedul
 PIPELINE += ["unet/diffusion_pytorch_model.safetensors"]
 TEACHER = [f"results/teacher/{name}" for name in PIPELINE]
 STUDENT = [f"results/student/{name}" for name in [*PIPELINE, "unet/multi_decoder_unet.py", "multi_stage_pipeline.py"]]
-SHARDS = [f"results/features/stage_{s}-shard_{i}.safetensors" for s in (0, 1) for i in (0, 1)]
+SHARDS = [f"results/features/interval_{s}-shard_{i}.safetensors" for s in (0, 1) for i in (0, 1)]
 REPORTS = [f"results/search/{block}.json" for block in BLOCKS]
 CLUSTERS, ARCHITECTURE = "results/clusters.json", "results/architecture.json"
 LATENCY = "results/latency.json"
@@ -215,7 +220,7 @@ def test_exchanged_shards_are_named(folder, monkeypatch):
 
 
 def test_exchanged_supernets_are_named(folder, monkeypatch):
-    first, second = (Path(f"results/search/up_blocks.0.stage_{s}.safetensors") for s in (0, 1))
+    first, second = (Path(f"results/search/up_blocks.0.interval_{s}.safetensors") for s in (0, 1))
     first.write_bytes(second.read_bytes())
     refused(monkeypatch, "retrain", str(first))
 
@@ -647,8 +652,8 @@ INTEGERS = {
         "checkpoint_every",
     ),
     "train_extractor": ("features", "width"),
-    "cluster_timesteps": ("stages", "grid", "draws"),
-    "cache_features": ("triples_per_stage", "shard_size"),
+    "cluster_timesteps": ("intervals", "grid", "draws"),
+    "cache_features": ("triples_per_interval", "shard_size"),
     "search_block": ("candidates",),
     "retrain": ("warmup_steps",),
     "evaluate": ("samples", "kid_subset_size", "neighbours", "speed_batch", "speed_repeats"),
@@ -701,11 +706,11 @@ BAD_PARAMS: dict[str, tuple[str | bytes, str]] = {
     "path with an escape": (put("evaluate.extractor", '"\\e[2J"'), "evaluate.extractor"),
     "wildcard in an extractor": (put("evaluate.extractor", '"{wildcards}"'), "evaluate.extractor"),
     "too many shards": (
-        put("cache_features.triples_per_stage", "900000000").replace("shard_size: 64", "shard_size: 1"),
+        put("cache_features.triples_per_interval", "900000000").replace("shard_size: 64", "shard_size: 1"),
         "cache_features.shard_size",
     ),
 }
-SNAKEMAKE_SAMPLE = ("key twice", "anchor bomb", "yte", "deep lists", "huge cache_features.triples_per_stage")
+SNAKEMAKE_SAMPLE = ("key twice", "anchor bomb", "yte", "deep lists", "huge cache_features.triples_per_interval")
 
 
 @pytest.mark.parametrize("case", BAD_PARAMS)

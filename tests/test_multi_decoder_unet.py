@@ -26,7 +26,7 @@ def student_of(unet, boundaries, architecture=None):
     own = student.state_dict()
     for name, value in unet.state_dict().items():
         decoder = name.startswith(("up_blocks", "conv_norm_out", "conv_out"))
-        names = [f"decoders.{k}.{name}" for k in range(student.num_stages)] if decoder else [name]
+        names = [f"decoders.{k}.{name}" for k in range(student.num_intervals)] if decoder else [name]
         own |= {key: value for key in names if key in own and own[key].shape == value.shape}
     student.load_state_dict(own)
     return student
@@ -70,7 +70,7 @@ def test_every_sample_of_a_mixed_batch_gets_the_decoder_of_its_own_timestep(unet
         x, t = torch.randn(7, 1, 8, 8), torch.tensor([999, 0, 300, 299, 700, 699, 5])
         together = student(x, t).sample
         alone = torch.cat([student(x[i : i + 1], t[i]).sample for i in range(len(t))])
-    assert student.stage_of(t).tolist() == [2, 0, 1, 0, 2, 1, 0]
+    assert student.interval_of(t).tolist() == [2, 0, 1, 0, 2, 1, 0]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     assert (together - student_of(unet, [300, 700])(x, t).sample).abs().max() > 0.9
 

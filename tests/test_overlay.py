@@ -89,7 +89,7 @@ def test_merged_params_are_printed_with_the_comments(capsys, monkeypatch, tmp_pa
     text = capsys.readouterr().out
     assert Path("params.yaml").read_text() == before
     assert yaml.safe_load(text) == load_over(PRESETS["edm"], PRESETS["smoke"])
-    assert "device: auto # auto | cpu | cuda\n" in text and "  stages: 2\n" in text
+    assert "device: auto # auto | cpu | cuda\n" in text and "  intervals: 2\n" in text
     assert "  rho: 7.0\n  p_mean: -1.2\n  p_std: 1.2\n\nsampling:\n" in text
     monkeypatch.setattr(sys, "argv", [*command, "--output", "params.yaml"])
     main()
@@ -174,8 +174,8 @@ def test_parts_are_laid_over_and_belongings_go(
         ({}, {"diffusion": {"rho": 7.0}}, "diffusion.rho: unused by process vp; remove it"),
         (FOLDER, {"prepare_data": {"source": "npz"}}, "prepare_data.path: null, but source npz needs one"),
         ({}, {"prepare_data": {"path": "x"}}, 'prepare_data.path: "x" is unused by source digits'),
-        ({}, {"architecture": "given"}, "assemble.decoder_widths: null for 3 stages"),
-        (BY_HAND, {"diffusion": EDM, "sampling": EDM_SAMPLING}, "cluster_timesteps.boundaries: null for 3 stages"),
+        ({}, {"architecture": "given"}, "assemble.decoder_widths: null for 3 intervals"),
+        (BY_HAND, {"diffusion": EDM, "sampling": EDM_SAMPLING}, "cluster_timesteps.boundaries: null for 3 intervals"),
         (BY_HAND, {"cluster_timesteps": {"boundaries_in": "sigma"}}, "cluster_timesteps.boundaries: null for 3"),
         ({}, {"diffusion": None}, "diffusion: null is not a section of keys"),
         ({}, {"diffusion": 3, "sampling": []}, "diffusion: 3 is not a section of keys"),

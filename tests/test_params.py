@@ -142,8 +142,8 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("train_teacher.attention_head_dim", 7, "block_out_channels[1]: 64 is no multiple of attention_head_dim 7"),
         ("diffusion.beta_end", 0.0001, "diffusion.beta_start: 0.0001 is not below beta_end 0.0001"),
         ("sampling.steps", 2000, "sampling.steps: 2000 is more than the 1000 timesteps"),
-        ("cluster_timesteps.stages", 9, "cluster_timesteps.stages: 9 is too large, the most is 8"),
-        ("cluster_timesteps.grid", 2, "cluster_timesteps.stages: 3 is more than the grid of 2 noise levels"),
+        ("cluster_timesteps.intervals", 9, "cluster_timesteps.intervals: 9 is too large, the most is 8"),
+        ("cluster_timesteps.grid", 2, "cluster_timesteps.intervals: 3 is more than the grid of 2 noise levels"),
         ("cluster_timesteps.grid", 1001, "cluster_timesteps.grid: 1001 is more than the 1000 timesteps"),
         ("cluster_timesteps.image_range", [1, 0], "cluster_timesteps.image_range: [1, 0] is no range"),
         (
@@ -151,15 +151,19 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
             [0],
             "cluster_timesteps.image_range: [0] is too short, the least length is 2",
         ),
-        ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_stage leaves none"),
-        ("search_block.local_triples", 257, "search_block.local_triples: 257 of the 256 held-out triples per stage"),
-        ("search_block.output_triples", 257, "search_block.output_triples: 257 of the 256 held-out triples per stage"),
+        ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_interval leaves none"),
+        ("search_block.local_triples", 257, "search_block.local_triples: 257 of the 256 held-out triples per interval"),
+        (
+            "search_block.output_triples",
+            257,
+            "search_block.output_triples: 257 of the 256 held-out triples per interval",
+        ),
         ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3"),
         ("search_block.widths", [0.5, 0.5], "search_block.widths: [0.5, 0.5] holds a value twice"),
         ("assemble.tau", "much", 'assemble.tau: "much" is not allowed: Error allowed'),
         ("evaluate.samples", 64, "evaluate.samples: 64 are too few for the extractor's 64 features; the least is 65"),
         ("evaluate.extractor", "inception-v3-compat", "evaluate.samples: 2000 are too few for the extractor's 2048"),
-        ("cluster_timesteps.method", "given", "cluster_timesteps.boundaries: null for 3 stages; give 2 ascending"),
+        ("cluster_timesteps.method", "given", "cluster_timesteps.boundaries: null for 3 intervals; give 2 ascending"),
         (
             "cluster_timesteps.boundaries",
             [1, 2],
@@ -178,10 +182,14 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
             [1, 1, 1],
             "assemble.decoder_widths: [1, 1, 1] is unused by a searched architecture",
         ),
-        ("architecture", "given", "assemble.decoder_widths: null for 3 stages; give one share"),
-        ("retrain.stage_probabilities", [0.5, 0.5], "retrain.stage_probabilities: [0.5, 0.5] for 3 stages; give one"),
-        ("retrain.stage_probabilities", "even", 'retrain.stage_probabilities: "even" is not allowed'),
-        ("retrain.stage_probabilities", [1, 1, 0], "retrain.stage_probabilities"),
+        ("architecture", "given", "assemble.decoder_widths: null for 3 intervals; give one share"),
+        (
+            "retrain.interval_probabilities",
+            [0.5, 0.5],
+            "retrain.interval_probabilities: [0.5, 0.5] for 3 intervals; give one",
+        ),
+        ("retrain.interval_probabilities", "even", 'retrain.interval_probabilities: "even" is not allowed'),
+        ("retrain.interval_probabilities", [1, 1, 0], "retrain.interval_probabilities"),
         ("train_extractor.features", 62, "train_extractor.features: 62 is not a multiple of 4; choose one"),
         ("evaluate.kid_subset_size", 2001, "evaluate.samples: 2000 are too few for kid_subset_size 2001"),
     ],
@@ -224,7 +232,7 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
         GIVEN | {"assemble.snap_boundaries": True, "retrain.init": "scratch"},
         LATENT,
         LATENT | EDM_PARAMS | GIVEN,
-        {"retrain.stage_probabilities": [1, 2, 3]},
+        {"retrain.interval_probabilities": [1, 2, 3]},
         {"search_block.channels": [0.75, 1]},
         {"train_extractor.features": 60, "assemble.snap_boundaries": True, "sampling.steps": 3},
         {
@@ -232,7 +240,7 @@ def put(params: dict[str, Any], changes: dict[str, Any]) -> None:
             "cluster_timesteps.boundaries": [0.3, 5],
             "cluster_timesteps.boundaries_in": "sigma",
         },
-        {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [], "cluster_timesteps.stages": 1},
+        {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [], "cluster_timesteps.intervals": 1},
     ],
 )
 def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -283,7 +291,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
             "train_autoencoder.warmup_steps: 9999 is more than the 2000",
         ),
         (LATENT | {"train_autoencoder.path": "x"}, 'train_autoencoder.path: "x" is unused by source train'),
-        (GIVEN | {"assemble.decoder_widths": [1.5]}, "assemble.decoder_widths: [1.5] for 3 stages; give one share"),
+        (GIVEN | {"assemble.decoder_widths": [1.5]}, "assemble.decoder_widths: [1.5] for 3 intervals; give one share"),
         (GIVEN | {"assemble.decoder_widths": [1, 0, 1]}, "assemble.decoder_widths[1]: 0 is too small"),
         (GIVEN | {"retrain.init": "inherit"}, "retrain.init: inherit, but a given architecture has no supernets"),
         (
@@ -292,7 +300,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ),
         (
             {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [300]},
-            "cluster_timesteps.boundaries: [300] for 3 stages; give 2 ascending noise levels",
+            "cluster_timesteps.boundaries: [300] for 3 intervals; give 2 ascending noise levels",
         ),
         *(
             (
@@ -316,7 +324,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ),
         (
             {"assemble.snap_boundaries": True, "sampling.steps": 2},
-            "assemble.snap_boundaries: true, but 2 sampling.steps give 3 stages no step each; set false or raise them",
+            "assemble.snap_boundaries: true, but 2 sampling.steps give 3 intervals no step each; set false or raise them",
         ),
         (
             {"search_block.channels": [0.75, 0.5, 0.5]},
@@ -328,7 +336,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ({"search_block.channels": True}, "search_block.channels: true is not a number or a list"),
         (
             {"cluster_timesteps.method": "gradient", "cluster_timesteps.grid": 2},
-            "cluster_timesteps.stages: 3 is more than the grid of 2 noise levels",
+            "cluster_timesteps.intervals: 3 is more than the grid of 2 noise levels",
         ),
     ],
 )
@@ -356,9 +364,9 @@ def test_a_given_autoencoders_files_must_exist(params: dict[str, Any], tmp_path:
     ]
 
 
-def test_threshold_makes_three_stages(params: dict[str, Any]) -> None:
-    params["cluster_timesteps"] |= {"method": "threshold", "stages": 2}
-    with pytest.raises(ValueError, match="stages: 2, but the method threshold makes 3"):
+def test_threshold_makes_three_intervals(params: dict[str, Any]) -> None:
+    params["cluster_timesteps"] |= {"method": "threshold", "intervals": 2}
+    with pytest.raises(ValueError, match="intervals: 2, but the method threshold makes 3"):
         validate_params(params, "params.yaml")
 
 
@@ -391,10 +399,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_params(tmp_path / "nowhere.yaml")
 
 
-def test_blocks_are_named_once_per_stage_in_the_up_path(params: dict[str, Any]) -> None:
-    params["cluster_timesteps"]["stages"] = 2
+def test_blocks_are_named_once_per_interval_in_the_up_path(params: dict[str, Any]) -> None:
+    params["cluster_timesteps"]["intervals"] = 2
     params["search_block"]["ranges"] = "own"
-    up = ["up_blocks.0.stage_0", "up_blocks.1.stage_0", "up_blocks.0.stage_1", "up_blocks.1.stage_1"]
+    up = ["up_blocks.0.interval_0", "up_blocks.1.interval_0", "up_blocks.0.interval_1", "up_blocks.1.interval_1"]
     found = block_names(validate_params(params, "params.yaml"))
     assert found == ["down_blocks.0", "down_blocks.1", "mid_block", *up]
 
@@ -407,20 +415,20 @@ def test_blocks_are_named_once_per_stage_in_the_up_path(params: dict[str, Any]) 
         ("all", ["0", "0-1", "0-2", "1", "1-2", "2"], "0-2"),
     ],
 )
-def test_up_blocks_are_searched_for_the_ranges_of_stages_asked_for(
+def test_up_blocks_are_searched_for_the_ranges_of_intervals_asked_for(
     params: dict[str, Any], ranges, names, start
 ) -> None:
     params["search_block"]["ranges"] = ranges
-    up = [f"up_blocks.{i}.stage_{name}" for name in names for i in range(2)]
+    up = [f"up_blocks.{i}.interval_{name}" for name in names for i in range(2)]
     checked = validate_params(params, "params.yaml")
     assert block_names(checked)[3:] == up
     refined = refined_from(checked)
     assert sorted(refined) == sorted(name for name in up if start and not name.endswith(start))
-    assert {*refined.values()} == ({f"up_blocks.{i}.stage_{start}" for i in range(2)} if start else set())
+    assert {*refined.values()} == ({f"up_blocks.{i}.interval_{start}" for i in range(2)} if start else set())
 
 
 def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any], tmp_path: Path) -> None:
-    params["cluster_timesteps"]["stages"] = 1
+    params["cluster_timesteps"]["intervals"] = 1
     params["train_teacher"] |= {"source": "path", "path": str(tmp_path)}
     checked = validate_params(params, "params.yaml")
     (tmp_path / "unet").mkdir()
@@ -431,7 +439,7 @@ def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: not found"):
         block_names(checked)
     weights.touch()
-    assert block_names(checked) == ["down_blocks.0", "up_blocks.0.stage_0"]
+    assert block_names(checked) == ["down_blocks.0", "up_blocks.0.interval_0"]
     assert teacher_files(checked.train_teacher) == [str(config), str(weights)]
     config.write_text("[]")
     with pytest.raises(ValueError, match="not the config of a diffusers UNet2DModel"):

@@ -13,7 +13,7 @@ from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample
-from stagecraft.networks.unet2d.multi_decoder_unet import stage_of
+from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
 from stagecraft.runtime.seeds import generator_for
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
@@ -85,7 +85,7 @@ def test_edm_draws_are_lognormal(edm):
     assert kstest(ln_sigma, norm(-1.2, 1.2).cdf).pvalue > 0.01
 
 
-def test_draws_of_a_stage_follow_the_density_within_it(edm):
+def test_draws_of_a_interval_follow_the_density_within_it(edm):
     lo, hi = edm.as_t(-0.4), edm.as_t(-0.1)
     t = edm.draw(100_000, generator_for(0, "test", 1), lo, hi).double().numpy()
     assert lo <= t.min() and t.max() < hi
@@ -93,7 +93,7 @@ def test_draws_of_a_stage_follow_the_density_within_it(edm):
     assert kstest(4 * t, lambda x: (norm(-1.2, 1.2).cdf(x) - low) / (high - low)).pvalue > 0.01
 
 
-def test_the_first_and_the_last_stage_have_the_tails(edm_settings):
+def test_the_first_and_the_last_interval_have_the_tails(edm_settings):
     edm = EDMProcess(edm_settings | {"sigma_min": 0.1, "sigma_max": 1.0})
     edges = edm.edges([edm.as_t(-0.4), edm.as_t(-0.2)])
     first, middle, last = (edm.draw(2000, generator_for(0, "test", i), *pair) for i, pair in enumerate(edges))
@@ -103,19 +103,19 @@ def test_the_first_and_the_last_stage_have_the_tails(edm_settings):
     assert sum(edm.share(*pair) for pair in edges) == pytest.approx(1)
 
 
-def test_the_share_of_a_stage_is_how_often_draws_fall_into_it(process):
+def test_the_share_of_a_interval_is_how_often_draws_fall_into_it(process):
     boundaries = [process.at_share(share) for share in (0.2, 0.45, 0.6)]
     t = process.draw(200_000, generator_for(0, "test", 2))
-    found = stage_of(t, boundaries).bincount(minlength=4) / len(t)
+    found = interval_of(t, boundaries).bincount(minlength=4) / len(t)
     shares = [process.share(*edges) for edges in process.edges(boundaries)]
     assert found.tolist() == pytest.approx(shares, abs=0.005) and sum(shares) == pytest.approx(1)
 
 
-def test_draws_fall_into_their_own_stage_however_narrow_it_is(process):
+def test_draws_fall_into_their_own_interval_however_narrow_it_is(process):
     lo = process.at_share(0.5)
     hi = process.above(process.above(lo))
     t = process.draw(1000, generator_for(0, "test", 3), lo, hi)
-    assert set(stage_of(t, [lo, hi]).tolist()) == {1}
+    assert set(interval_of(t, [lo, hi]).tolist()) == {1}
     assert len(t.unique()) == 2 or process.name == "edm"
 
 
@@ -126,19 +126,19 @@ def test_boundaries_mean_the_same_in_files_and_on_devices(process):
         assert read == boundary == process.as_t(read)
         t = torch.tensor([boundary, process.above(boundary)], dtype=torch.float32)
         below = torch.nextafter(t, torch.tensor(-torch.inf))
-        assert stage_of(t, [read]).tolist() == [1, 1]
-        assert stage_of(below, [read]).tolist()[0] == 0
-        assert stage_of(t, [process.above(boundary)]).tolist() == [0, 1]
+        assert interval_of(t, [read]).tolist() == [1, 1]
+        assert interval_of(below, [read]).tolist()[0] == 0
+        assert interval_of(t, [process.above(boundary)]).tolist() == [0, 1]
 
 
-def test_stages_that_do_not_divide_the_noise_levels_are_refused(process, tmp_path):
+def test_intervals_that_do_not_divide_the_noise_levels_are_refused(process, tmp_path):
     middle = process.at_share(0.5)
-    process.check_stages({"boundaries": [middle], "stages": process.edges([middle])}, tmp_path)
+    process.check_intervals({"boundaries": [middle], "intervals": process.edges([middle])}, tmp_path)
     later = process.above(middle)
     for boundaries in ([later, middle], [middle, middle], [process.low], [process.high]):
-        clusters = {"boundaries": boundaries, "stages": process.edges(boundaries)}
+        clusters = {"boundaries": boundaries, "intervals": process.edges(boundaries)}
         with pytest.raises(ValueError, match="do not divide the timesteps"):
-            process.check_stages(clusters, tmp_path)
+            process.check_intervals(clusters, tmp_path)
 
 
 def test_a_teacher_of_another_edm_process_is_refused(edm):

@@ -61,28 +61,28 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "widths-attention": [{"train_teacher.attention": [True]}],
     "latents-flip": [LATENT | {"retrain.horizontal_flip": True}],
     "side-params": [LATENT | {"prepare_data.resolution": 9}, {"prepare_data.resolution": 9}],
-    "stages-count": [
+    "intervals-count": [
         {"cluster_timesteps.grid": 1001},
-        {"cluster_timesteps.grid": 2, "cluster_timesteps.stages": 3},
+        {"cluster_timesteps.grid": 2, "cluster_timesteps.intervals": 3},
         {"cluster_timesteps.method": "threshold"},
     ],
-    "stages-boundaries": [
+    "intervals-boundaries": [
         BY_HAND,
         BY_HAND | {"cluster_timesteps.boundaries": [1000]},
         {"cluster_timesteps.boundaries": [300]},
     ],
-    "stages-range": [{"cluster_timesteps.image_range": [1, 0]}],
-    "stages-steps": [{"assemble.snap_boundaries": True, "sampling.steps": 1}],
+    "intervals-range": [{"cluster_timesteps.image_range": [1, 0]}],
+    "intervals-steps": [{"assemble.snap_boundaries": True, "sampling.steps": 1}],
     "architecture-kind": [
         {"assemble.decoder_widths": [1.0, 1.0]},
         GIVEN | {"assemble.decoder_widths": [1.0]},
         GIVEN | {"retrain.init": "inherit"},
         GIVEN | {"retrain.joint_loss": "linear"},
     ],
-    "stage-shares": [{"retrain.stage_probabilities": [1, 2, 3]}],
+    "interval-shares": [{"retrain.interval_probabilities": [1, 2, 3]}],
     "training-warmup": [{"retrain.warmup_steps": 99}],
     "cache-sizes": [
-        {"cache_features.triples_per_stage": 20_000, "cache_features.shard_size": 1},
+        {"cache_features.triples_per_interval": 20_000, "cache_features.shard_size": 1},
         {"cache_features.held_out": 0.001},
     ],
     "search-levels": [{"search_block.channels": [1.0, 0.5, 0.5]}],
@@ -421,7 +421,7 @@ def test_every_row_of_the_page_is_provoked_at_its_moment():
 
 
 # Functions that return words of a refusal, beside those called `why_...`.
-TELLERS = {"no_middle_stage", "infeasible", "without_images", "what_there_is", "describe"}
+TELLERS = {"no_middle_interval", "infeasible", "without_images", "what_there_is", "describe"}
 # Modules whose ValueErrors tell of the program's own mistakes: what they check has been made, and hashed, by a stage.
 INVARIANTS = {"stagecraft/networks/unet2d/multi_decoder_unet.py", "stagecraft/networks/families.py"}
 # Messages that no user sees by themselves.

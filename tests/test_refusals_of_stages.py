@@ -14,8 +14,8 @@ from PIL import Image
 from refusals import ROWS, Scene, before_the_first_job, check_words, message_of, names
 from safetensors.torch import load_file, save_file
 
+from stagecraft.clustering import cluster as clustering
 from stagecraft.clustering import partition
-from stagecraft.clustering import stages as clustering
 from stagecraft.config.sections import CacheFeatures, Everything
 from stagecraft.config.stages import STAGE_SECTIONS, stage_model
 from stagecraft.data.sources import load_source
@@ -244,9 +244,9 @@ def many_features(scene: Scene) -> None:
 
 def damaged_features(scene: Scene) -> None:
     """A shard that is no safetensors file."""
-    index = {"held_out": 1, "triples_per_stage": 2, "shard_size": 2, "stages": [[0, 1000]], "sha256": {}}
+    index = {"held_out": 1, "triples_per_interval": 2, "shard_size": 2, "intervals": [[0, 1000]], "sha256": {}}
     files.write_checked_json(scene.folder / "index.json", index)
-    scene.write("stage_0-shard_0.safetensors", b"x")
+    scene.write("interval_0-shard_0.safetensors", b"x")
     Features(scene.folder, ["emb"])
 
 
@@ -258,7 +258,7 @@ def infeasible(scene: Scene) -> None:
         teacher_params=200,
         fixed_macs=50,
         fixed_params=50,
-        stage_weights=(1.0,),
+        interval_weights=(1.0,),
     )
     select_budget([Block("mid_block", None, candidate, (candidate,))], costs, Budget(0.1, 1.0, 1.0))
 
@@ -269,7 +269,7 @@ def results_of(unet: Any, **changes: Any) -> dict[str, Any]:
     from stagecraft.networks.families import sites_of
 
     found = {
-        f"{site.name}{'.stage_0' * site.per_range}": {
+        f"{site.name}{'.interval_0' * site.per_range}": {
             "identity": identity_spec(unet.get_submodule(site.name)),
             "stream": None,
         }
@@ -332,7 +332,7 @@ STAGES: dict[str, list[Provocation]] = {
     "clusters-finite": [plain(clustered)],
     "clusters-none": [threshold(0.0, 0.0), threshold(1.0, 1.0), plain(scattered)],
     "clusters-other": [
-        plain(lambda scene: vp(scene).check_stages({"boundaries": [2000], "stages": []}, Path("clusters.json")))
+        plain(lambda scene: vp(scene).check_intervals({"boundaries": [2000], "stages": []}, Path("clusters.json")))
     ],
     "features-room": [plain(many_features)],
     "features-damaged": [plain(damaged_features)],

@@ -24,7 +24,7 @@ TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}
 WHOLE = {"width": 32, "kernels": [3, 3]}
 IDENTITY = {"resnets.0": WHOLE, "resnets.1": WHOLE, "attentions.0": {}, "attentions.1": {}}
 SMALLER = {"resnets.0": {"width": 16, "kernels": [3, 1]}, "resnets.1": None, "attentions.0": {}, "attentions.1": None}
-BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.stage_0", "up_blocks.0.stage_1", "up_blocks.0.stage_2")
+BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.0.interval_0", "up_blocks.0.interval_1", "up_blocks.0.interval_2")
 
 
 def make_metrics(**changes: float) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def make_metrics(**changes: float) -> dict[str, Any]:
     student |= {"macs_training": 4.5e5, "macs_of_samplers": {"ddim": 4.8e5, "ddpm": 4.7e5}} | changes
     return {
         "teacher": TEACHER,
-        "student": student | {"macs_per_stage": [4e5, 5e5, 5.4e5]},
+        "student": student | {"macs_per_interval": [4e5, 5e5, 5.4e5]},
         "autoencoder": None,
         "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92},
         "ratio": compute_ratios(TEACHER, student),
@@ -72,13 +72,13 @@ def make_clusters() -> dict[str, Any]:
         "method": "agglomerative",
         "boundaries": [200, 500],
         "boundaries_sigma": [0.7, 3.2],
-        "stages": [[0, 200], [200, 500], [500, 1000]],
+        "intervals": [[0, 200], [200, 500], [500, 1000]],
         "spread": {"seeds": [0, 1], "boundaries": [[200, 500], [220, 500]], "std": [14.1, 0.0]},
         "grid": grid,
         "similarity": [[1 - abs(a - b) / 1000 for b in grid] for a in grid],
         "silhouette": {"2": 0.5, "3": 0.6, "4": 0.4},
         "curves": {"t": grid, "s0": [1 - t / 1000 for t in grid], "s1": [t / 1000 for t in grid]},
-        "params": {"seed": 0, "cluster_timesteps": {"stages": 3}},
+        "params": {"seed": 0, "cluster_timesteps": {"intervals": 3}},
     }
 
 
@@ -102,8 +102,8 @@ def make_architecture() -> dict[str, Any]:
         "boundaries": [200, 500],
         "boundaries_sigma": [0.7, 3.2],
         "clustered": [200, 500],
-        "stages": [[0, 200], [200, 500], [500, 1000]],
-        "steps_per_stage": [10, 15, 25],
+        "intervals": [[0, 200], [200, 500], [500, 1000]],
+        "steps_per_interval": [10, 15, 25],
         "unet": table_of([SMALLER], [SMALLER], [IDENTITY, SMALLER, SMALLER]),
         "identity": table_of([IDENTITY], [IDENTITY], [IDENTITY]),
         "chosen": dict.fromkeys(BLOCKS, chosen),
@@ -200,12 +200,12 @@ def test_predicted_time_stands_beside_measured_time() -> None:
     assert "predicted × 0.47" in make_page(metrics=metrics)
 
 
-def test_page_says_which_stages_share_blocks() -> None:
+def test_page_says_which_intervals_share_blocks() -> None:
     entries = {"up_blocks.0": [[0, 1, 2]], "up_blocks.1": [[0], [1, 2]], "mid_block": [[0, 1, 2]]}
     shared = {"blocks": {name: [{"range": part} for part in ranges] for name, ranges in entries.items()}}
-    said = "Stages 0 and 1 and 2 share up_blocks.0, stages 1 and 2 share up_blocks.1."
+    said = "Intervals 0 and 1 and 2 share up_blocks.0, intervals 1 and 2 share up_blocks.1."
     assert report.shared_text(shared) == said
-    assert report.shared_text(make_architecture()["unet"]) == "Every stage has up blocks of its own."
+    assert report.shared_text(make_architecture()["unet"]) == "Every interval has up blocks of its own."
     assert report.shared_text({"blocks": {"mid_block": [{"range": [0]}], "up_blocks.0": [{"range": [0]}]}}) == ""
 
 
@@ -222,16 +222,20 @@ def test_page_escapes_what_comes_from_files() -> None:
 
 def test_page_does_without_what_a_run_did_not_compute() -> None:
     clusters = make_clusters() | {"similarity": None, "silhouette": {}, "curves": None, "boundaries": []}
-    clusters |= {"boundaries_sigma": [], "stages": [[0, 1000]], "spread": {"seeds": [0], "boundaries": [[]], "std": []}}
+    clusters |= {
+        "boundaries_sigma": [],
+        "intervals": [[0, 1000]],
+        "spread": {"seeds": [0], "boundaries": [[]], "std": []},
+    }
     architecture = make_architecture()
     architecture |= {
         "boundaries": [],
         "boundaries_sigma": [],
         "clustered": [],
-        "stages": [[0, 1000]],
-        "steps_per_stage": [50],
+        "intervals": [[0, 1000]],
+        "steps_per_interval": [50],
         "unet": {"blocks": {name: [{"range": [0], "spec": SMALLER}] for name in ("down_blocks.0", "up_blocks.0")}},
-        "chosen": {name: architecture["chosen"][name] for name in ("down_blocks.0", "up_blocks.0.stage_0")},
+        "chosen": {name: architecture["chosen"][name] for name in ("down_blocks.0", "up_blocks.0.interval_0")},
     }
     page = make_page(clusters=clusters, architecture=architecture, logs=make_logs())
     assert "Silhouette" not in page

@@ -60,7 +60,7 @@ def results(folder: Path, *patterns: str) -> dict[str, object]:
     ("stage", "piece", "outputs"),
     [
         ("cluster_timesteps", "seed-0-level-0003.npy", ["clusters.json"]),
-        ("cache_features", "stage_0-shard_1.safetensors", ["features/*"]),
+        ("cache_features", "interval_0-shard_1.safetensors", ["features/*"]),
         ("rank_channels", "batch-003.npy", ["importance.json"]),
         ("evaluate", "teacher-00001.npy", ["metrics.json", "samples.npz"]),
     ],
@@ -72,7 +72,7 @@ def test_a_killed_job_continues_and_ends_with_the_same_bytes(finished, tmp_path,
     pieces = folder / "results" / "checkpoints" / stage
     kill_when(folder, command(folder, stage), f"results/checkpoints/{stage}/{piece}")
     assert not results(folder, *outputs)
-    shard = pieces / "stage_0-shard_0.safetensors"
+    shard = pieces / "interval_0-shard_0.safetensors"
     made_at = shard.stat().st_mtime_ns if shard.exists() else None
     result = run(folder, *command(folder, stage))
     assert result.returncode == 0, result.stderr

@@ -10,8 +10,8 @@ from helpers import tiny_unet
 from stagecraft.config.keys import SAMPLERS
 from stagecraft.data.condition import class_condition
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
-from stagecraft.diffusion.stepper import Stepper, stages_of
+from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_interval
+from stagecraft.diffusion.stepper import Stepper, intervals_of
 from stagecraft.diffusion.vp import VPProcess
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]
@@ -79,7 +79,7 @@ def test_a_scheduler_is_called_with_what_it_takes_and_forgets_at_boundaries(name
         return x / 2
 
     assert stepper.run(noise, predict, generators).isfinite().all()
-    first = int(stages_of(stepper.timesteps, [500.0]).sum())
+    first = int(intervals_of(stepper.timesteps, [500.0]).sum())
     assert 0 < first < 6
     assert known == (
         [None] * 6 if name != "DEISMultistepScheduler" else [min(i, 2) for i in [*range(first), *range(6 - first)]]
@@ -89,8 +89,8 @@ def test_a_scheduler_is_called_with_what_it_takes_and_forgets_at_boundaries(name
 def crossed(process, nodes, boundaries):
     """The steps with a boundary between the evaluation that they start from and the end of what they cover."""
     ends = [process.above(t.item()) for t in nodes[1:]] + [process.low]
-    start = stages_of(nodes, boundaries)
-    return [i for i, end in enumerate(ends) if start[i] != stages_of(torch.tensor(end), boundaries)]
+    start = intervals_of(nodes, boundaries)
+    return [i for i, end in enumerate(ends) if start[i] != intervals_of(torch.tensor(end), boundaries)]
 
 
 @pytest.mark.parametrize(("kind", "scheduler"), PAIRS)
@@ -103,7 +103,7 @@ def test_no_step_crosses_a_snapped_boundary(make, kind, scheduler, steps):
     assert snapped == sorted(snapped)
     for old, new in zip(boundaries, snapped, strict=True):
         assert abs(old - new) <= min(abs(old - nodes[1:].double())) + 1
-    moved = zip(*(steps_per_stage(process, scheduler, steps, b) for b in (boundaries, snapped)), strict=True)
+    moved = zip(*(steps_per_interval(process, scheduler, steps, b) for b in (boundaries, snapped)), strict=True)
     assert all(abs(before - after) <= 2 for before, after in moved)
 
 
@@ -126,7 +126,7 @@ def test_a_multistep_solver_mixes_decoders_unless_it_restarts(make, monkeypatch,
     at_work = []
 
     def model(x, t):
-        at_work.append(int(stages_of(t, boundaries)))
+        at_work.append(int(intervals_of(t, boundaries)))
         return SimpleNamespace(sample=torch.zeros_like(x))
 
     def tagged(self, *args, **kwargs):
@@ -144,6 +144,6 @@ def test_a_multistep_solver_mixes_decoders_unless_it_restarts(make, monkeypatch,
     restarts = boundaries if restart else ()
     sample(model, Sampler(process, scheduler, 18, 0, (1, 4, 4), CPU, 2, restarts=restarts), range(2))
     assert sorted(set(at_work)) == [0, 1, 2]
-    # The first step has nothing to look back on, the last must not; with restarts neither has the first of each later stage.
+    # The first step has nothing to look back on, the last must not; with restarts neither has the first of each later interval.
     assert len(mixtures) == (14 if restart else 16)
     assert (max(map(len, mixtures)) == 1) == restart

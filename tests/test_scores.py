@@ -27,7 +27,7 @@ from stagecraft.search.supernet import (
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, warm_start
 
-SETTINGS = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+SETTINGS = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
 SPACE |= {"stream": [0.5, 1.0], "channel_multiple": 1}
 STAGES = [[0, 400], [400, 1000]]
@@ -110,21 +110,21 @@ def test_a_sub_block_scores_what_a_student_with_it_alone_loses(unet, folder, dif
         assert min(wanted) > 0
 
 
-def test_a_decoder_block_of_one_stage_is_scored_on_its_stage_alone(unet, folder):
+def test_a_decoder_block_of_one_interval_is_scored_on_its_interval_alone(unet, folder):
     site = sites_of(unet)[-1]
     features = Features(folder, OutputScore.names(unet, site, {}), [1])
     assert len(OutputScore(unet, site, features, 4).batches) == 1
     assert min(Features(folder, ["t"], [1]).take(torch.arange(16), CPU)[0]) >= 400
 
 
-def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_stage(unet, folder):
+def test_the_local_score_is_that_of_the_first_held_out_triples_of_every_interval(unet, folder):
     site = sites_of(unet)[1]
     space, supernet = space_of(unet.down_blocks[1], SPACE), supernet_of(unet, site)
     features, inputs = Features(folder, [*site.reads, *site.writes]), len(site.reads)
     spec = space.smallest()
     (found,) = BlockScore(supernet, features, inputs, 3)([spec])
     errors = []
-    for rows in ([8, 9, 10], [24, 25, 26]):  # of 16 triples a stage the last 8 are held out
+    for rows in ([8, 9, 10], [24, 25, 26]):  # of 16 triples an interval the last 8 are held out
         tensors = features.take(torch.tensor(rows), CPU)
         with torch.no_grad():
             outputs = supernet(spec, tensors[:inputs])

@@ -55,9 +55,9 @@ SEARCH = SPACE | {
 }
 RICH = SPACE | {"kernels": [1, 3]}
 ASSEMBLE = {"rule": "budget", "score": "local", "macs": None, "time": 0.6, "params": None, "params_active": None}
-# One stage by itself, ranges of three, and blocks that all stages have in common.
-JOBS = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0.stage_0-1", "up_blocks.0.stage_2"]
-JOBS += ["up_blocks.1.stage_0-2"]
+# One interval by itself, ranges of three, and blocks that all intervals have in common.
+JOBS = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0.interval_0-1", "up_blocks.0.interval_2"]
+JOBS += ["up_blocks.1.interval_0-2"]
 
 
 def table_of(unet, stream=None, settings=SPACE):
@@ -107,9 +107,9 @@ def test_the_specs_to_measure_hold_every_option_of_a_space_once_or_more():
 
 
 @pytest.fixture
-def stage(tmp_path, monkeypatch):
+def interval(tmp_path, monkeypatch):
     """The stage measure_latency on a tiny teacher of which half of the residual stream is kept."""
-    monkeypatch.setattr("stages.measure_latency.load_teacher", lambda folder: tiny_unet())
+    monkeypatch.setattr("intervals.measure_latency.load_teacher", lambda folder: tiny_unet())
     ranked = {"stream_importance": [list(range(16)), list(range(32))], "stream_triples": 1}
     write_checked_json(tmp_path / "importance.json", ranked)
     space = {f"search_block.{key}": SPACE[key] for key in SPACE_KEYS} | {"search_block.channels": 0.5}
@@ -124,23 +124,23 @@ def stage(tmp_path, monkeypatch):
     return run
 
 
-def test_a_kept_table_has_to_hold_the_layers_of_the_whole_space(stage, tmp_path):
+def test_a_kept_table_has_to_hold_the_layers_of_the_whole_space(interval, tmp_path):
     least_important = [[4 * group + i for group in range(4) for i in (2, 3)]]
     least_important += [[8 * group + i for group in range(4) for i in (4, 5, 6, 7)]]
     layers = table_of(tiny_unet(), least_important)
     (tmp_path / "kept.json").write_text(json.dumps({"layers": layers | {"another": 1.0}, "device": "a"}))
-    found = stage("path", str(tmp_path / "kept.json"))
+    found = interval("path", str(tmp_path / "kept.json"))
     assert found["layers"] == layers and found["device"] == "a" and found["source"] == "path"
     narrowest = next(key for key in layers if key.startswith("PartialLayer"))
     del layers[narrowest]
     (tmp_path / "kept.json").write_text(json.dumps({"layers": layers}))
     with pytest.raises(ValueError, match=r"kept\.json: lacks the layer PartialLayer"):
-        stage("path", str(tmp_path / "kept.json"))
+        interval("path", str(tmp_path / "kept.json"))
 
 
 @pytest.mark.parametrize(("source", "architecture"), [("none", "searched"), ("measure", "given")])
-def test_nothing_is_measured_without_a_source_or_a_search(stage, tmp_path, source, architecture):
-    found = stage(source, architecture=architecture)
+def test_nothing_is_measured_without_a_source_or_a_search(interval, tmp_path, source, architecture):
+    found = interval(source, architecture=architecture)
     assert found["layers"] == {} and LatencyTable.of_stage(tmp_path / "output.json") is None
 
 
@@ -221,7 +221,7 @@ def test_those_kept_are_spread_evenly_over_time_or_else_macs():
 def searches(digits, diffusion_settings, tmp_path):
     """A function that makes the search job of the mid block with a table of latencies, None for none; the file of the table."""
     unet, path = tiny_unet(), tmp_path / "latency.json"
-    settings = {"triples_per_stage": 8, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+    settings = {"triples_per_interval": 8, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
     data = TrainingSet.of_images(digits)
     writer = FeatureWriter(
         unet, VPProcess(diffusion_settings), data, [[0, 1000]], CacheFeatures.model_construct(**settings), 0, CPU
@@ -281,7 +281,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bytes_with_the_same_table_
 # --- What is assembled ---
 
 
-def results_of(unet, table, stages=2):
+def results_of(unet, table, intervals=2):
     """Search results of every block, with times where there is a table."""
     rng, found = np.random.default_rng(0), {}
     for site in sites_of(unet):
@@ -296,8 +296,8 @@ def results_of(unet, table, stages=2):
             candidates.append({"spec": spec, "nmse": float(rng.random()), "output": None} | costs)
         shared = {"block": site.name, "identity": space.identity, "stream": None, "order": space.orders}
         shared |= {"candidates": candidates, "weights_sha256": ""}
-        jobs = {f"{site.name}.stage_{s}": [s] for s in range(stages)} if site.per_range else {site.name: None}
-        found |= {name: shared | {"stages": of_job} for name, of_job in jobs.items()}
+        jobs = {f"{site.name}.interval_{s}": [s] for s in range(intervals)} if site.per_range else {site.name: None}
+        found |= {name: shared | {"intervals": of_job} for name, of_job in jobs.items()}
     return found
 
 
@@ -308,8 +308,8 @@ def test_the_assembled_student_takes_the_time_that_its_layers_have_in_the_table(
     layers = layers_of(unet)
     time = table.milliseconds(layers.fixed())
     for name, chosen in plan["chosen"].items():
-        share = steps[int(name[-1])] / 4 if "stage" in name else 1.0
-        time += share * table.milliseconds(layers.block(name.partition(".stage_")[0], chosen["spec"]))
+        share = steps[int(name[-1])] / 4 if "interval" in name else 1.0
+        time += share * table.milliseconds(layers.block(name.partition(".interval_")[0], chosen["spec"]))
     assert plan["expected"]["time"] == pytest.approx(time)
     assert plan["expected"]["time_ratio"] == pytest.approx(time / 9.0) and plan["expected"]["time_ratio"] <= 0.6
 

@@ -26,21 +26,21 @@ COSTS = Costs(
     teacher_params=400,
     fixed_macs=50,
     fixed_params=12,
-    stage_weights=(0.2, 0.5, 0.3),
+    interval_weights=(0.2, 0.5, 0.3),
 )
 
 
 def random_blocks(seed, candidates=5):
     rng = np.random.default_rng(seed)
-    names = [("down", None), ("mid", None), ("up.stage_0", (0,)), ("up.stage_1", (1,)), ("up.stage_2", (2,))]
+    names = [("down", None), ("mid", None), ("up.interval_0", (0,)), ("up.interval_1", (1,)), ("up.interval_2", (2,))]
     blocks = []
-    for name, stage in names:
+    for name, interval in names:
         size = np.sort(rng.uniform(0.1, 1, candidates))[::-1]
         found = [
             {"spec": i, "nmse": float((1 - s) ** 2 + 0.01 * rng.random()), "macs": int(300 * s), "params": int(120 * s)}
             for i, s in enumerate([1.0, *size[1:]])
         ]
-        blocks.append(Block(name, stage, found[0], tuple(found)))
+        blocks.append(Block(name, interval, found[0], tuple(found)))
     return blocks
 
 
@@ -61,7 +61,7 @@ def test_the_integer_programme_finds_the_best_choice_there_is(seed):
     assert score(chosen) == pytest.approx(best, rel=1e-6)
 
 
-def test_totals_weight_macs_by_steps_and_count_the_largest_stage():
+def test_totals_weight_macs_by_steps_and_count_the_largest_interval():
     blocks = random_blocks(0)
     chosen = {block.name: block.candidates[0] for block in blocks}
     total = totals(blocks, chosen, COSTS)
@@ -115,7 +115,7 @@ def awkward_blocks(seed):
     """Blocks whose costs have nothing to do with each other or with the error, with values and errors that occur twice."""
     rng = np.random.default_rng(seed)
     blocks = []
-    for name, stage in [("down", None), ("mid", None), ("up.stage_0", (0,)), ("up.stage_2", (2,))]:
+    for name, interval in [("down", None), ("mid", None), ("up.interval_0", (0,)), ("up.interval_2", (2,))]:
         found = [
             {"spec": i, "nmse": float(n), "macs": int(m), "params": int(p)}
             for i, (n, m, p) in enumerate(
@@ -123,7 +123,7 @@ def awkward_blocks(seed):
             )
         ]
         identity = {"spec": "identity", "nmse": float(rng.integers(1, 15) / 97), "macs": 300, "params": 120}
-        blocks.append(Block(name, stage, identity, (*found, *[identity][: seed % 2])))
+        blocks.append(Block(name, interval, identity, (*found, *[identity][: seed % 2])))
     return blocks
 
 
@@ -192,7 +192,7 @@ def test_thousands_of_candidates_take_no_time():
             {"spec": i, "nmse": float(n), "macs": int(m), "params": int(m)}
             for i, (n, m) in enumerate(zip(nmse, size, strict=True))
         ]
-        blocks.append(Block(f"up.{number // 3}.stage_{number % 3}", (number % 3,), found[0], tuple(found)))
+        blocks.append(Block(f"up.{number // 3}.interval_{number % 3}", (number % 3,), found[0], tuple(found)))
     began = time.perf_counter()
     with pytest.raises(ValueError, match="cannot be met"):
         select_local(blocks, COSTS, Budget(0.01, 9, 9), "auto", 0.0)
@@ -212,10 +212,10 @@ def with_outputs(blocks, seed):
     rng = np.random.default_rng(seed)
     found = []
     for block in blocks:
-        stages = len(COSTS.stage_weights) if block.stages is None else 1
-        outputs = [rng.random(stages).tolist() for _ in block.candidates[:-1]] + [None]
+        intervals = len(COSTS.interval_weights) if block.intervals is None else 1
+        outputs = [rng.random(intervals).tolist() for _ in block.candidates[:-1]] + [None]
         candidates = [c | {"output": o} for c, o in zip(block.candidates, outputs, strict=True)]
-        found.append(Block(block.name, block.stages, candidates[0], tuple(candidates)))
+        found.append(Block(block.name, block.intervals, candidates[0], tuple(candidates)))
     return found
 
 
@@ -228,7 +228,11 @@ def test_the_effect_on_the_image_is_minimised_over_the_measured_candidates(seed,
     def score(choice):
         total = 0.0
         for block in blocks:
-            weights = COSTS.stage_weights if block.stages is None else [COSTS.stage_weights[s] for s in block.stages]
+            weights = (
+                COSTS.interval_weights
+                if block.intervals is None
+                else [COSTS.interval_weights[s] for s in block.intervals]
+            )
             power = 1 if measure == "output" else 0.5
             own = 1 if measure == "output" else choice[block.name]["nmse"] ** 0.5
             total += own * sum(w * o**power for w, o in zip(weights, choice[block.name]["output"], strict=True))
@@ -324,28 +328,28 @@ RANGES = [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)]
 
 
 def shared_blocks(seed, candidates=3):
-    """Blocks of which the one in the decoder was searched for every range of three stages."""
+    """Blocks of which the one in the decoder was searched for every range of three intervals."""
     rng = np.random.default_rng(seed)
-    names = [("mid", None), *((f"up.stage_{r[0]}-{r[-1]}", r) for r in RANGES)]
+    names = [("mid", None), *((f"up.interval_{r[0]}-{r[-1]}", r) for r in RANGES)]
     blocks = []
-    for name, stages in names:
+    for name, intervals in names:
         found = []
         for spec in range(candidates):
             size = float(rng.uniform(0.2, 1))
             cost = {"macs": int(300 * size), "params": int(120 * size), "time": 3 * size}
             found.append({"spec": spec, "nmse": float((1 - size) ** 2 + 0.02 * rng.random())} | cost)
-        blocks.append(Block(name, stages, found[0], tuple(found)))
+        blocks.append(Block(name, intervals, found[0], tuple(found)))
     return blocks
 
 
 def every_tiled_choice(blocks):
-    """Every choice of ranges that tile the stages, and of candidates."""
+    """Every choice of ranges that tile the intervals, and of candidates."""
     mid, up = blocks[0], blocks[1:]
     for cut in itertools.product([False, True], repeat=2):
         tiles = [[0]]
-        for stage, own in enumerate(cut, 1):
-            tiles = [*tiles, [stage]] if own else [*tiles[:-1], [*tiles[-1], stage]]
-        chosen = [mid, *(block for block in up if list(block.stages) in tiles)]
+        for interval, own in enumerate(cut, 1):
+            tiles = [*tiles, [interval]] if own else [*tiles[:-1], [*tiles[-1], interval]]
+        chosen = [mid, *(block for block in up if list(block.intervals) in tiles)]
         yield from every_choice(chosen)
 
 
@@ -354,7 +358,7 @@ def every_tiled_choice(blocks):
     "budget",
     [Budget(0.5), Budget(0.5, 0.6), Budget(params=0.5, params_active=0.4), Budget(time=0.4, params=0.7), Budget()],
 )
-def test_ranges_that_share_a_block_tile_the_stages_at_the_least_error(seed, budget):
+def test_ranges_that_share_a_block_tile_the_intervals_at_the_least_error(seed, budget):
     blocks, known = shared_blocks(seed), {block.name: block for block in shared_blocks(seed)}
 
     def score(choice):
@@ -374,7 +378,7 @@ def test_ranges_that_share_a_block_tile_the_stages_at_the_least_error(seed, budg
 def test_a_shared_block_counts_its_parameters_once_and_its_macs_by_its_steps():
     blocks = shared_blocks(0)
     shared, own = ({"mid": blocks[0].identity} for _ in range(2))
-    shared |= {"up.stage_0-2": blocks[6].identity}
+    shared |= {"up.interval_0-2": blocks[6].identity}
     own |= {b.name: b.identity | {"params": 50, "macs": 100} for b in blocks[1:4]}
     found = totals(blocks, shared, TIMED)
     assert found["params"] == TIMED.fixed_params + blocks[0].identity["params"] + blocks[6].identity["params"]

@@ -39,13 +39,13 @@ GIVEN_DECODERS = {
     "sampling.scheduler": "dpm_solver",
     "sampling.steps": 18,
     "cluster_timesteps.method": "threshold",
-    "cluster_timesteps.stages": 3,
+    "cluster_timesteps.intervals": 3,
     "cluster_timesteps.eta": 0.05,
     "assemble.decoder_widths": [1.5, 0.5, 1.0],
     "assemble.snap_boundaries": True,
     "retrain.init": "teacher",
     "retrain.joint_loss": "none",
-    "retrain.stage_probabilities": "uniform",
+    "retrain.interval_probabilities": "uniform",
 }
 
 
@@ -80,13 +80,13 @@ def check_costs(folder: Path) -> dict:
     assert plan["teacher"]["macs"] == metrics["teacher"]["macs"]
     for key in ("macs", "params", "params_active"):
         assert plan["expected"][key] == pytest.approx(metrics["student"][key], rel=1e-9), key
-    steps, per_stage = plan["steps_per_stage"], metrics["student"]["macs_per_stage"]
-    mean = np.average(per_stage, weights=steps)
+    steps, per_interval = plan["steps_per_interval"], metrics["student"]["macs_per_interval"]
+    mean = np.average(per_interval, weights=steps)
     sampler = metrics["protocol"]["sampler"]
     assert metrics["student"]["macs"] == metrics["student"]["macs_of_samplers"][sampler] == pytest.approx(mean)
     shares = metrics["protocol"]["training_shares"]
     assert sum(shares) == pytest.approx(1)
-    assert metrics["student"]["macs_training"] == pytest.approx(np.average(per_stage, weights=shares))
+    assert metrics["student"]["macs_training"] == pytest.approx(np.average(per_interval, weights=shares))
     return metrics
 
 
@@ -119,7 +119,7 @@ def test_gradients_of_the_teacher_cluster_the_noise_levels_of_edm(latent_edm):
         yaml.safe_load((latent_edm / "params.yaml").read_text()),
     )
     assert clusters["method"] == "gradient" and clusters["process"] == "edm" and len(clusters["stages"]) == 2
-    make_process(params["diffusion"]).check_stages(clusters, Path())
+    make_process(params["diffusion"]).check_intervals(clusters, Path())
     assert clusters["spread"]["seeds"] == [0, 1] and len(clusters["spread"]["boundaries"]) == 2
     (boundary,), (sigma,) = clusters["boundaries"], clusters["boundaries_sigma"]
     assert sigma == pytest.approx(np.exp(4 * boundary))
@@ -136,7 +136,7 @@ def test_a_run_with_given_decoders_searches_nothing_and_ends_with_what_was_asked
     assert plan["rule"] == "given" and plan["chosen"] == {} and metrics["autoencoder"] is None
     assert not list((given_decoders / "results" / "features").glob("*.safetensors"))
     assert read(given_decoders, "results/student/unet/config.json")["_class_name"] == "MultiDecoderUNet2DModel"
-    wide, narrow, same = metrics["student"]["macs_per_stage"]
+    wide, narrow, same = metrics["student"]["macs_per_interval"]
     assert narrow < same == metrics["teacher"]["macs"] < wide
     assert metrics["ratio"]["params"] > 1.5 and metrics["protocol"]["training_shares"] == pytest.approx([1 / 3] * 3)
     assert {"ddim", "ddpm", "dpm_solver"} == set(metrics["student"]["macs_of_samplers"])

@@ -26,7 +26,7 @@ def test_every_file_of_the_contract_is_there(finished):
         "results/student/model_index.json",
         "results/clusters.json",
         "results/search/mid_block.json",
-        "results/search/up_blocks.1.stage_1.json",
+        "results/search/up_blocks.1.interval_1.json",
         "results/architecture.json",
         "results/metrics.json",
         "results/report.html",
@@ -129,7 +129,7 @@ SAME_BYTES = (
     "results/features/index.json",
     "results/importance.json",
     "results/search/mid_block.json",
-    "results/search/up_blocks.1.stage_1.safetensors",
+    "results/search/up_blocks.1.interval_1.safetensors",
     "results/architecture.json",
     WEIGHTS,
 )

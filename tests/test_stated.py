@@ -20,7 +20,7 @@ from helpers import preset_params, tiny_unet
 from stagecraft.config.sections import Everything
 from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_stage
+from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_interval
 from stagecraft.diffusion.stated import (
     BETA_SCHEDULES,
     EDM_SCHEDULERS,
@@ -145,7 +145,7 @@ def test_steps_and_boundaries_follow_the_teachers_timesteps(diffusion_settings):
     reference = DDIMScheduler(timestep_spacing="trailing")
     reference.set_timesteps(4)
     assert nodes_of(process, "ddim", 4).tolist() == reference.timesteps.tolist() == [999, 749, 499, 249]
-    assert steps_per_stage(process, "ddim", 4, [300, 999]) == [1, 2, 1]
+    assert steps_per_interval(process, "ddim", 4, [300, 999]) == [1, 2, 1]
     assert snap(process, "ddim", 4, [510]) == [500]
     shifted = make_process(diffusion_settings, {"steps_offset": 1})
     assert nodes_of(shifted, "ddim", 4).tolist() == [751, 501, 251, 1]

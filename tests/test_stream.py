@@ -1,4 +1,4 @@
-"""A residual stream with some of the teacher's channels: exact where the others say nothing, and the same through all stages.
+"""A residual stream with some of the teacher's channels: exact where the others say nothing, and the same through all intervals.
 
 In the teachers of most tests the odd channels of the stream are copies of the even ones, and nothing reads them but GroupNorms,
 whose statistics copies do not change. Without them such a teacher computes what it did.
@@ -33,7 +33,7 @@ from stagecraft.training.student import start_student
 
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
 STAGES, STEPS = [[0, 400], [400, 1000]], [10, 15]
-FEATURES = {"triples_per_stage": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+FEATURES = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
 SEARCH = {
     "channels": 0.5,
     "widths": [0.5, 1.0],
@@ -218,7 +218,7 @@ def searched(digits, diffusion_settings, tmp_path):
     params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
     results, states = {}, {}
     for site in sites_of(unet):
-        for name in [f"{site.name}.stage_{s}" for s in (0, 1)] if site.per_range else [site.name]:
+        for name in [f"{site.name}.interval_{s}" for s in (0, 1)] if site.per_range else [site.name]:
             work = tmp_path / "work" / f"{name}.pt"
             job = SearchJob(SearchBlock.of(params), unet, name, tmp_path / "features", CPU, work, importance)
             results[name], states[name] = job.report() | {"weights_sha256": ""}, job.supernet.state_dict()

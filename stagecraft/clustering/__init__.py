@@ -1,1 +1,1 @@
-"""Optimal denoiser, similarity and partition of the timesteps into stages."""
+"""Optimal denoiser, similarity and partition of the timesteps into intervals."""

@@ -1,4 +1,4 @@
-"""From similarities to stages: boundaries are the first timestep of each later stage."""
+"""From similarities to intervals: boundaries are the first timestep of each later interval."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +11,9 @@ from stagecraft.diffusion.process import Process
 LARGEST_K = 8
 
 
-def uniform_boundaries(process: Process, stages: int) -> list[float]:
-    """Stages of equal length in t."""
-    return [process.as_t(process.low + (process.high - process.low) * k / stages) for k in range(1, stages)]
+def uniform_boundaries(process: Process, intervals: int) -> list[float]:
+    """Intervals of equal length in t."""
+    return [process.as_t(process.low + (process.high - process.low) * k / intervals) for k in range(1, intervals)]
 
 
 def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: float) -> tuple[float, float]:
@@ -22,10 +22,10 @@ def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: f
     t1 = max{tau: mean over t <= tau of S0 >= alpha}, t2 = min{tau: mean over t >= tau of S1 >= alpha}.
 
     Returns:
-        (the last t of the first stage, the first t of the third).
+        (the last t of the first interval, the first t of the third).
 
     Raises:
-        ValueError: no such tau, or t1 >= t2, so that there are no three stages.
+        ValueError: no such tau, or t1 >= t2, so that there are no three intervals.
     """
     order = np.argsort(t, kind="stable")
     t = t[order]
@@ -41,19 +41,19 @@ def threshold_boundaries(t: np.ndarray, s0: np.ndarray, s1: np.ndarray, alpha: f
     t1 = t[low[-1]].item()
     t2 = t[high[0]].item()
     if t1 >= t2:
-        raise ValueError(no_middle_stage(alpha, t1, t2))
+        raise ValueError(no_middle_interval(alpha, t1, t2))
     return t1, t2
 
 
-def no_middle_stage(alpha: float, t1: float, t2: float) -> str:
+def no_middle_interval(alpha: float, t1: float, t2: float) -> str:
     """The message for two boundaries of `threshold` between which nothing is left."""
     return (
-        f"cluster_timesteps.alpha {alpha}: boundaries {t1} and {t2} leave no middle stage; raise alpha or lower eta, "
+        f"cluster_timesteps.alpha {alpha}: boundaries {t1} and {t2} leave no middle interval; raise alpha or lower eta, "
         "or set method: dynamic_programming"
     )
 
 
-def agglomerative_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
+def agglomerative_labels(similarity: np.ndarray, intervals: int) -> np.ndarray:
     """Contiguous clusters of noise levels by average linkage on 1 - similarity; (T,) of 0 .. K-1 in the order of t.
 
     scikit-learn's chain connectivity is not used: with it, average linkage sees the distances between neighbours only, and the
@@ -65,25 +65,25 @@ def agglomerative_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
     """
     from sklearn.cluster import AgglomerativeClustering
 
-    if stages == 1:
+    if intervals == 1:
         return np.zeros(len(similarity), dtype=int)
-    clustering = AgglomerativeClustering(n_clusters=stages, metric="precomputed", linkage="average")
+    clustering = AgglomerativeClustering(n_clusters=intervals, metric="precomputed", linkage="average")
     labels = clustering.fit_predict(1 - similarity)
     ordered = np.cumsum(np.concatenate([[False], labels[1:] != labels[:-1]]))
-    if ordered[-1] != stages - 1:
+    if ordered[-1] != intervals - 1:
         raise ValueError(
-            f"cluster_timesteps.method agglomerative: its {stages} stages are not contiguous in t; "
+            f"cluster_timesteps.method agglomerative: its {intervals} intervals are not contiguous in t; "
             "raise cluster_timesteps.draws, or set method: dynamic_programming"
         )
     return ordered
 
 
-def dynamic_programming_labels(similarity: np.ndarray, stages: int) -> np.ndarray:
-    """The contiguous clusters with the greatest sum of mean within-stage similarities; (T,) of 0 .. K-1, O(K T^2)."""
-    return cheapest_segments(-mean_within(similarity), stages)
+def dynamic_programming_labels(similarity: np.ndarray, intervals: int) -> np.ndarray:
+    """The contiguous clusters with the greatest sum of mean within-interval similarities; (T,) of 0 .. K-1, O(K T^2)."""
+    return cheapest_segments(-mean_within(similarity), intervals)
 
 
-def interval_labels(distance: np.ndarray, stages: int) -> np.ndarray:
+def interval_labels(distance: np.ndarray, intervals: int) -> np.ndarray:
     """Interval clustering (Go et al. 2023, arXiv 2306.00354): least sum of distances to the best centre of each interval.
 
     Args:
@@ -92,7 +92,7 @@ def interval_labels(distance: np.ndarray, stages: int) -> np.ndarray:
     Returns:
         (T,) of 0 .. K-1.
     """
-    return cheapest_segments(centre_costs(distance), stages)
+    return cheapest_segments(centre_costs(distance), intervals)
 
 
 def mean_within(similarity: np.ndarray) -> np.ndarray:
@@ -116,14 +116,14 @@ def centre_costs(distance: np.ndarray) -> np.ndarray:
     return costs
 
 
-def cheapest_segments(costs: np.ndarray, stages: int) -> np.ndarray:
+def cheapest_segments(costs: np.ndarray, intervals: int) -> np.ndarray:
     """The division of 0 .. T-1 into K segments of least total cost; costs[i, j] is that of [i, j). Labels (T,)."""
     size = len(costs) - 1
     i, j = np.indices(costs.shape)
     steps = np.where(i < j, costs, np.inf)
     best = steps[0]
     chosen = []
-    for _ in range(stages - 1):
+    for _ in range(intervals - 1):
         totals = best[:, None] + steps
         chosen.append(totals.argmin(axis=0))
         best = totals.min(axis=0)
@@ -134,7 +134,7 @@ def cheapest_segments(costs: np.ndarray, stages: int) -> np.ndarray:
 
 
 def boundaries_of(labels: np.ndarray, grid: np.ndarray, process: Process) -> list[float]:
-    """Boundaries half way between the last grid point of a stage and the first of the next."""
+    """Boundaries half way between the last grid point of an interval and the first of the next."""
     last = np.flatnonzero(labels[1:] != labels[:-1])
     return [process.as_t((grid[i].item() + grid[i + 1].item()) / 2) for i in last]
 
@@ -142,7 +142,7 @@ def boundaries_of(labels: np.ndarray, grid: np.ndarray, process: Process) -> lis
 def silhouettes(
     distance: np.ndarray, label: Callable[[int], np.ndarray], missing: dict[str, str] | None = None
 ) -> dict[int, float | None]:
-    """Silhouette (Rousseeuw 1987) over `distance` of the clusterings `label(K)` into K = 2 .. 8 stages.
+    """Silhouette (Rousseeuw 1987) over `distance` of the clusterings `label(K)` into K = 2 .. 8 intervals.
 
     Where it cannot be computed it is None, and `missing` gets the reason.
     """
@@ -151,15 +151,15 @@ def silhouettes(
     return {k: attempt(f"silhouette {k}", score, reasons) for k, score in scores.items()}
 
 
-def silhouette(distance: np.ndarray, label: Callable[[int], np.ndarray], stages: int) -> float:
-    """The silhouette of a clustering; ValueError when its stages are not as many, or none has two noise levels."""
+def silhouette(distance: np.ndarray, label: Callable[[int], np.ndarray], intervals: int) -> float:
+    """The silhouette of a clustering; ValueError when its intervals are not as many, or none has two noise levels."""
     from sklearn.metrics import silhouette_score
 
-    if stages >= len(distance):
-        raise ValueError(f"{len(distance)} noise levels are too few for a silhouette of {stages} stages")
-    labels = label(stages)
-    if len(np.unique(labels)) != stages:
-        raise ValueError(f"the noise levels compared lie in {len(np.unique(labels))} of {stages} stages")
+    if intervals >= len(distance):
+        raise ValueError(f"{len(distance)} noise levels are too few for a silhouette of {intervals} intervals")
+    labels = label(intervals)
+    if len(np.unique(labels)) != intervals:
+        raise ValueError(f"the noise levels compared lie in {len(np.unique(labels))} of {intervals} intervals")
     return float(silhouette_score(distance, labels, metric="precomputed"))
 
 

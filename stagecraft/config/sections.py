@@ -315,15 +315,15 @@ class TrainExtractor(Optimised):
 
 
 class ClusterTimesteps(Section):
-    """Noise levels grouped into stages by how alike their optimal denoisers are."""
+    """Noise levels grouped into intervals by how alike their optimal denoisers are."""
 
     method: Literal["agglomerative", "dynamic_programming", "threshold", "uniform", "snr", "gradient", "given"]
-    """agglomerative or dynamic_programming over the similarity of optimal denoisers, threshold (Zhang et al. 2024, three stages),
+    """agglomerative or dynamic_programming over the similarity of optimal denoisers, threshold (Zhang et al. 2024, 3 intervals),
     uniform in t, snr or gradient (interval clustering, Go et al. 2023), or given by boundaries."""
-    stages: Annotated[int, Field(ge=1, le=8)]
-    """Number of stages K, each with its own decoder; 1 is plain DiffNAS."""
+    intervals: Annotated[int, Field(ge=1, le=8)]
+    """Number of intervals K, each with its own decoder; 1 is plain DiffNAS."""
     boundaries: list[Number] | None
-    """The first noise level of each stage but the first, ascending, for the method given; null for the others."""
+    """The first noise level of each interval but the first, ascending, for the method given; null for the others."""
     boundaries_in: Literal["t", "sigma"]
     """What boundaries are in, the network's time t or the noise level sigma."""
     seeds: Annotated[int, Field(ge=1, le=1000)]
@@ -335,7 +335,7 @@ class ClusterTimesteps(Section):
     eta: Positive
     """Threshold on a coordinate's difference between denoisers, in units of sigma."""
     alpha: Share
-    """Share of coordinates that must be within eta for a noise level to join the first or last stage."""
+    """Share of coordinates that must be within eta for a noise level to join the first or last interval."""
     literal: bool
     """Whether S1 is that of the printed equation 7 of Zhang et al. and not the one they ran."""
     image_range: Annotated[list[Number], Field(min_length=2, max_length=2)]
@@ -345,8 +345,8 @@ class ClusterTimesteps(Section):
 class CacheFeatures(Section):
     """The teacher's tensors at all block borders, which the block searches learn from."""
 
-    triples_per_stage: Annotated[int, Field(ge=2, le=10**9)]
-    """Triples (x0, t, eps) per stage."""
+    triples_per_interval: Annotated[int, Field(ge=2, le=10**9)]
+    """Triples (x0, t, eps) per interval."""
     held_out: Inside
     """Share of the triples kept from supernet training, for scoring."""
     batch_size: Million
@@ -388,21 +388,21 @@ class SearchSpace(Stream):
 
 
 class SearchBlock(SearchSpace, Warmed):
-    """One supernet per block, and per stage for decoder blocks."""
+    """One supernet per block, and per interval for decoder blocks."""
 
     candidates: Annotated[int, Field(ge=2, le=10**6)]
     """Most sub-blocks scored; a larger space is sampled."""
     ranges: Literal["all", "own", "shared"]
-    """Ranges of stages that a block of the decoder is searched for. all (every contiguous range; the rule budget then decides
-    which stages share a block), own (each stage by itself) or shared (all stages together, an ordinary UNet)."""
+    """Ranges of intervals that a block of the decoder is searched for. all (every contiguous range; the rule budget then decides
+    which intervals share a block), own (each interval by itself) or shared (all intervals together, an ordinary UNet)."""
     refine_steps: Count
-    """With ranges all, the supernet of all stages is trained for `steps` and fine-tuned for so many for each other range."""
+    """With ranges all, the supernet of all intervals is trained for `steps` and fine-tuned for so many for each other range."""
     local_triples: Count
-    """Held-out triples of each stage that the error of their own outputs, the score local, is measured on."""
+    """Held-out triples of each interval that the error of their own outputs, the score local, is measured on."""
     output_candidates: Annotated[int, Field(ge=0, le=10**6)]
     """The best of them whose effect on the teacher's denoised image is measured, for the scores output and combined; 0: none."""
     output_triples: Count
-    """Held-out triples of each stage that this is measured on."""
+    """Held-out triples of each interval that this is measured on."""
 
 
 # --- Latency and choice ---
@@ -451,7 +451,7 @@ class Assemble(Section):
     """What budget sums up, the error of each block's own outputs (local), or of the teacher's denoised image with it (output), or
     the geometric mean of both (combined); each counts by the share of the sampler's steps."""
     macs: Positive | None
-    """MACs as a share of the teacher's, weighted by the sampler's steps in each stage; null for no limit."""
+    """MACs as a share of the teacher's, weighted by the sampler's steps in each interval; null for no limit."""
     time: Positive | None
     """Time of a network evaluation as a share of the teacher's, likewise, by the table of measure_latency; null for no limit."""
     params: Positive | None
@@ -463,10 +463,10 @@ class Assemble(Section):
     tau_rel: NotNegative
     """The same, relative to the teacher-shaped block's own error."""
     decoder_widths: list[DecoderWidth] | None
-    """For a given architecture, the channels of each stage's decoder as a share of the teacher's; null for a searched one."""
+    """For a given architecture, the channels of each interval's decoder as a share of the teacher's; null for a searched one."""
     snap_boundaries: bool
-    """Move the stages' boundaries to the sampler's nearest steps, and start multistep solvers again there, so that no step mixes
-    two decoders."""
+    """Move the boundaries to the sampler's nearest steps, and restart multistep solvers there, so that no step mixes two
+    decoders."""
 
 
 class Retrain(Averaged):
@@ -483,8 +483,8 @@ class Retrain(Averaged):
     jacobian_weight: NotNegative
     """Weight mu of the difference of the student's and the teacher's Jacobian-vector products along random directions. Above 0
     both networks run twice in a step."""
-    stage_probabilities: Literal["density", "uniform"] | list[Positive]
-    """How often training draws each stage, by the density of t, all alike (uniform), or as given by a list."""
+    interval_probabilities: Literal["density", "uniform"] | list[Positive]
+    """How often training draws each interval, by the density of t, all alike (uniform), or as given by a list."""
     horizontal_flip: bool
     """Mirror images at random while training."""
 

@@ -31,8 +31,8 @@ class NoisyBatches:
         data: what to train on.
         flip: mirror each image left to right with probability one half.
         conditional: whether the network is class-conditional.
-        stages: [lo, hi) of t in every stage, for `probabilities`.
-        probabilities: how often a sample falls into each stage; None leaves that to the process's density of t.
+        intervals: [lo, hi) of t in every interval, for `probabilities`.
+        probabilities: how often a sample falls into each interval; None leaves that to the process's density of t.
 
     Raises:
         ValueError: a process would get no sample, or there are no labels.
@@ -47,7 +47,7 @@ class NoisyBatches:
         flip: bool = False,
         *,
         conditional: bool = False,
-        stages: Sequence[Sequence[float]] = (),
+        intervals: Sequence[Sequence[float]] = (),
         probabilities: Sequence[float] | None = None,
     ) -> None:
         if batch_size < count():
@@ -60,7 +60,7 @@ class NoisyBatches:
         self.batch_size = batch_size
         self.device = device
         self.flip = flip
-        self.stages = stages
+        self.intervals = intervals
         self.probabilities = probabilities
 
     def __call__(self, generator: torch.Generator) -> Batch:
@@ -79,12 +79,12 @@ class NoisyBatches:
         return Batch(self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t), condition)
 
     def draw_t(self, generator: torch.Generator) -> torch.Tensor:
-        """t of a batch, (batch_size,): by the process's density, or first the stages and then t within each."""
+        """t of a batch, (batch_size,): by the process's density, or first the intervals and then t within each."""
         if self.probabilities is None:
             return self.process.draw(self.batch_size, generator)
         weights = torch.tensor(self.probabilities, dtype=torch.float64)
-        stages = torch.multinomial(weights, self.batch_size, replacement=True, generator=generator)
-        counts = stages.bincount(minlength=len(weights)).tolist()
+        intervals = torch.multinomial(weights, self.batch_size, replacement=True, generator=generator)
+        counts = intervals.bincount(minlength=len(weights)).tolist()
         return torch.cat(
-            [self.process.draw(n, generator, *edges) for n, edges in zip(counts, self.stages, strict=True)]
+            [self.process.draw(n, generator, *edges) for n, edges in zip(counts, self.intervals, strict=True)]
         )

@@ -1,4 +1,4 @@
-"""The boundaries of stages that params give, checked against the noise process. Light: no torch, no NumPy."""
+"""The boundaries of intervals that params give, checked against the noise process. Light: no torch, no NumPy."""
 
 import itertools
 import math

@@ -15,7 +15,7 @@ class EDMProcess(Process):
     The network's input c_in (x0 + level eps) is x_t with alpha_t = c_in, its time input t is c_noise = ln(level) / 4, and its
     target (x0 - c_skip (x0 + level eps)) / c_out. The loss weight lambda(level) c_out^2 on it is 1 for all levels (their eq. 8).
     In training ln level ~ N(p_mean, p_std^2); sampling runs from sigma_max to sigma_min, so that is what [low, high) spans, and
-    draws beyond belong to the first and the last stage.
+    draws beyond belong to the first and the last interval.
     """
 
     name = "edm"
@@ -42,7 +42,7 @@ class EDMProcess(Process):
         return t.clamp(least, end)
 
     def _bounds(self, lo: float | None, hi: float | None) -> tuple[float, float]:
-        """The first stage has no lower end in training, the last no upper."""
+        """The first interval has no lower end in training, the last no upper."""
         return (
             -math.inf if lo is None or lo <= self.low else lo,
             math.inf if hi is None or hi >= self.high else hi,

@@ -16,7 +16,7 @@ class FlowProcess(Process):
     alpha = 1 - s, sigma = s for s in (0, 1]; the network's time input is t = s num_train_timesteps, its target the velocity
     eps - x0. In training s = shift u / (1 + (shift - 1) u) with u uniform (Esser et al., arXiv 2403.03206, eq. 23). diffusers'
     scheduler knows num_train_timesteps levels, the lowest of which is the end of [low, high); draws below belong to the first
-    stage. At s = 1, where sampling starts, x_t is noise alone; that is in the last stage.
+    interval. At s = 1, where sampling starts, x_t is noise alone; that is in the last interval.
     """
 
     name = "flow"
@@ -33,7 +33,7 @@ class FlowProcess(Process):
     def draw(
         self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
     ) -> torch.Tensor:
-        """n values of s num_train_timesteps, float32; high itself is in the last stage."""
+        """n values of s num_train_timesteps, float32; high itself is in the last interval."""
         least, most = self._bounds(lo, hi)
         below = self._below(least)
         share = self._below(most) - self._below(least)
@@ -43,7 +43,7 @@ class FlowProcess(Process):
         return t.clamp(least, end)
 
     def _bounds(self, lo: float | None, hi: float | None) -> tuple[float, float]:
-        """The first stage begins at 0 in training."""
+        """The first interval begins at 0 in training."""
         return (
             0.0 if lo is None or lo <= self.low else lo,
             self.high if hi is None else hi,

@@ -89,7 +89,7 @@ class Process(ABC):
         return np.unique([self.as_t(t) for t in np.linspace(self.low, self.at_share(1), n)])
 
     def edges(self, boundaries: list[float]) -> list[list[float]]:
-        """[lo, hi) of every stage."""
+        """[lo, hi) of every interval."""
         return [list(pair) for pair in itertools.pairwise([self.low, *boundaries, self.high])]
 
     def noise_level(self, t: torch.Tensor) -> torch.Tensor:
@@ -151,12 +151,12 @@ class Process(ABC):
         """Raise a ValueError when the `sampling` section asks for steps that are no different timesteps of this process."""
         check_steps(sampling, self.settings, self.kept)
 
-    def check_stages(self, clusters: dict[str, Any], path: Path) -> None:
-        """Raise a ValueError unless the stages of clusters.json, at `path`, divide the noise levels of this process."""
+    def check_intervals(self, clusters: dict[str, Any], path: Path) -> None:
+        """Raise a ValueError unless the intervals of clusters.json, at `path`, divide the noise levels of this process."""
         edges = [self.low, *clusters["boundaries"], self.high]
         if edges != sorted({*edges}) or clusters["stages"] != self.edges(clusters["boundaries"]):
             raise ValueError(
-                f"{path}: the stages {clusters['stages']} with boundaries {clusters['boundaries']} do not divide the "
+                f"{path}: the intervals {clusters['intervals']} with boundaries {clusters['boundaries']} do not divide the "
                 f"timesteps {self.low} to {self.high}; {run_again('cluster_timesteps', path)}"
             )
 

@@ -14,7 +14,7 @@ from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.stepper import Stepper, stages_of
+from stagecraft.diffusion.stepper import Stepper, intervals_of
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, find_array, keep_array
 from stagecraft.runtime.processes import count, from_main, is_main, rank, to_main
@@ -153,17 +153,17 @@ def nodes_of(process: Process, scheduler: str, steps: int) -> torch.Tensor:
     return Stepper(process.scheduler(scheduler), steps).timesteps
 
 
-def steps_per_stage(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:
-    """How many of the sampler's network evaluations fall into each stage."""
-    stages = stages_of(nodes_of(process, scheduler, steps), boundaries)
-    return torch.bincount(stages, minlength=len(boundaries) + 1).tolist()
+def steps_per_interval(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:
+    """How many of the sampler's network evaluations fall into each interval."""
+    intervals = intervals_of(nodes_of(process, scheduler, steps), boundaries)
+    return torch.bincount(intervals, minlength=len(boundaries) + 1).tolist()
 
 
 def snap(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[float]:
     """Boundaries moved to just above the sampler's nearest evaluation, so that no step crosses one.
 
     A step goes from an evaluation to the next lower one. With a boundary just above an evaluation, the step from there on
-    belongs to the lower stage as a whole, and the step to there to the upper.
+    belongs to the lower interval as a whole, and the step to there to the upper.
 
     Raises:
         ValueError: two boundaries would be one.

@@ -31,7 +31,7 @@ class Stepper:
         self.scheduler = unclipped(scheduler) if latents else scheduler
         self.scheduler.set_timesteps(steps, device=device)
         self.takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        self.stages = stages_of(self.timesteps, restarts).tolist()
+        self.intervals = intervals_of(self.timesteps, restarts).tolist()
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -48,7 +48,7 @@ class Stepper:
         """
         x = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
         for i, t in enumerate(self.timesteps):
-            if i and self.stages[i] != self.stages[i - 1]:
+            if i and self.intervals[i] != self.intervals[i - 1]:
                 self.restart()
             prediction = predict(self.network_input(x, t), t)
             x = self.step(prediction.float(), t, x, generators)
@@ -84,6 +84,6 @@ def unclipped(scheduler: Any) -> Any:
     )
 
 
-def stages_of(t: torch.Tensor, boundaries: Sequence[float]) -> torch.Tensor:
-    """The stage of each t, the number of boundaries <= t; of the shape of t."""
+def intervals_of(t: torch.Tensor, boundaries: Sequence[float]) -> torch.Tensor:
+    """The interval of each t, the number of boundaries <= t; of the shape of t."""
     return torch.bucketize(t.float(), torch.tensor(boundaries, dtype=torch.float32, device=t.device), right=True)

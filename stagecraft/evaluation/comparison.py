@@ -15,7 +15,7 @@ from stagecraft.data.condition import Condition, class_condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, sample, steps_per_stage
+from stagecraft.diffusion.sampling import Sampler, sample, steps_per_interval
 from stagecraft.evaluation.cost import decoder_cost, model_cost
 from stagecraft.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
 from stagecraft.evaluation.speed import measure_speed
@@ -36,8 +36,8 @@ class Evaluation:
         params: the params of the stage `evaluate`.
         data: images to compare with; its training split is the reference.
         extractor: features of FID, KID, precision and recall.
-        boundaries: K - 1 ascending timesteps between the student's stages.
-        shares: how often training draws each stage, K numbers that sum to 1.
+        boundaries: K - 1 ascending timesteps between the student's intervals.
+        shares: how often training draws each interval, K numbers that sum to 1.
         restart: whether multistep solvers start again at the student's boundaries.
         vae: the autoencoder of latent diffusion; None in pixels.
         pieces: samples and scores of a run that was killed, and where to keep those of this one.
@@ -86,7 +86,7 @@ class Evaluation:
         check_counts(settings.samples, len(reference), self.extractor, settings.kid_subset_size, settings.neighbours)
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
-        steps = self.steps_per_stage()
+        steps = self.steps_per_interval()
         speed = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
         images = {name: self.draw(name, model, shape) for name, model in models.items()}
         if not is_main():
@@ -107,15 +107,15 @@ class Evaluation:
         }
         return metrics, images | {"real": reference}
 
-    def steps_per_stage(self) -> list[int]:
-        """The sampler's network evaluations in each stage."""
+    def steps_per_interval(self) -> list[int]:
+        """The sampler's network evaluations in each interval."""
         return self.steps_of_samplers()[self.params.sampling.scheduler]
 
     def steps_of_samplers(self) -> dict[str, list[int]]:
         """The same for every sampler of the process, with as many steps in all."""
         process = self.process
         steps = self.params.sampling.steps
-        return {name: steps_per_stage(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
+        return {name: steps_per_interval(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
 
     def measure_speed(
         self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
@@ -180,7 +180,7 @@ class Evaluation:
             "samples": settings.samples,
             "sampler": sampling.scheduler,
             "steps": sampling.steps,
-            "steps_per_stage": steps,
+            "steps_per_interval": steps,
             "training_shares": self.shares,
             "restarts": self.restart,
             "seed": self.params.seed,

@@ -1,6 +1,6 @@
 """Multiply-accumulates (MACs) of one network evaluation, and parameters: the same count for teacher and student.
 
-MACs are those of one image. A student's are weighted by the steps that the sampler takes in each stage.
+MACs are those of one image. A student's are weighted by the steps that the sampler takes in each interval.
 """
 
 import copy
@@ -25,24 +25,24 @@ def model_cost(
     shares: Sequence[float] | None = None,
     samplers: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """What a sampler with `steps[s]` evaluations in stage s pays for `model`, and what training pays.
+    """What a sampler with `steps[s]` evaluations in interval s pays for `model`, and what training pays.
 
     Args:
-        model: a UNet called as model(x_NCHW, t); with `decoders` one per stage, without them the same at every t.
+        model: a UNet called as model(x_NCHW, t); with `decoders` one per interval, without them the same at every t.
         shape: C, H, W of one image.
-        boundaries: K - 1 ascending timesteps between the stages.
+        boundaries: K - 1 ascending timesteps between the intervals.
         steps: K numbers of network evaluations.
-        shares: how often training draws each stage, K numbers that sum to 1.
+        shares: how often training draws each interval, K numbers that sum to 1.
         samplers: `steps` of other samplers by name.
 
     Returns:
-        `macs` and `macs_with_attention`, means per evaluation weighted by `steps`; `macs_per_stage` and
-        `macs_with_attention_per_stage`; `params` in total and `params_active` at one evaluation, the largest of all stages;
+        `macs` and `macs_with_attention`, means per evaluation weighted by `steps`; `macs_per_interval` and
+        `macs_with_attention_per_interval`; `params` in total and `params_active` at one evaluation, the largest of all intervals;
         given `shares`, `macs_training`, the mean of a forward pass in training (a step's backward pass costs about two more);
         given `samplers`, `macs_of_samplers`, `macs` by name.
     """
-    assert len(steps) == len(boundaries) + 1, "one number of steps per stage"
-    times = stage_timesteps(boundaries)
+    assert len(steps) == len(boundaries) + 1, "one number of steps per interval"
+    times = interval_timesteps(boundaries)
     thop = [count_macs(model, shape, t) for t in times]
     attention = [count_macs_with_attention(model, shape, t) for t in times]
     extra: dict[str, Any] = {} if shares is None else {"macs_training": weighted_mean(thop, shares)}
@@ -51,15 +51,15 @@ def model_cost(
     return extra | {
         "macs": weighted_mean(thop, steps),
         "macs_with_attention": weighted_mean(attention, steps),
-        "macs_per_stage": thop,
-        "macs_with_attention_per_stage": attention,
+        "macs_per_interval": thop,
+        "macs_with_attention_per_interval": attention,
         "params": count_parameters(model),
         "params_active": count_active_parameters(model),
     }
 
 
-def stage_timesteps(boundaries: Sequence[float]) -> list[float]:
-    """One timestep inside each stage; the stage of t is the number of boundaries <= t."""
+def interval_timesteps(boundaries: Sequence[float]) -> list[float]:
+    """One timestep inside each interval; the interval of t is the number of boundaries <= t."""
     return [boundaries[0] - 1, *boundaries] if boundaries else [0]
 
 

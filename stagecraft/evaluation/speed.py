@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stagecraft.diffusion.losses import example_condition, predict
-from stagecraft.evaluation.cost import stage_timesteps
+from stagecraft.evaluation.cost import interval_timesteps
 from stagecraft.runtime.device import autocast
 
 WARM_UP = 2
@@ -39,8 +39,8 @@ def measure_speed(
 ) -> dict[str, dict[str, Any]]:
     """Time whole-sampler throughput from single network evaluations.
 
-    Every repeat evaluates each model once in each stage, one model after the other. The time of an evaluation is the median
-    over `repeats`, after warm-up; a batch needs the sum over stages of `steps[s]` such times. The scheduler's arithmetic,
+    Every repeat evaluates each model once in each interval, one model after the other. The time of an evaluation is the median
+    over `repeats`, after warm-up; a batch needs the sum over intervals of `steps[s]` such times. The scheduler's arithmetic,
     the same for both models, is left out.
 
     Args:
@@ -55,7 +55,7 @@ def measure_speed(
         sum to 1.
     """
     x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
-    times = stage_timesteps(boundaries)
+    times = interval_timesteps(boundaries)
     with torch.no_grad(), autocast(device, precision):
         seconds = time_in_turn(models, x_NCHW, times, repeats)
         memory = {name: peak_memory(model, x_NCHW, times) for name, model in models.items()}
@@ -78,8 +78,8 @@ def time_in_turn(
     """Median seconds of an evaluation by model and number of the time, all evaluated in turn `repeats` times after warm-up."""
     seconds: dict[tuple[str, int], list[float]] = {(name, s): [] for name in models for s in range(len(times))}
     for repeat in range(WARM_UP + repeats):
-        for (name, stage), taken in seconds.items():
-            elapsed = time_evaluation(models[name], x_NCHW, times[stage])
+        for (name, interval), taken in seconds.items():
+            elapsed = time_evaluation(models[name], x_NCHW, times[interval])
             taken += [elapsed] if repeat >= WARM_UP else []
     return {key: median(taken) for key, taken in seconds.items()}
 

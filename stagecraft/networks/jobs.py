@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-RANGE = ".stage_"  # before the range in a job's name
+RANGE = ".interval_"  # before the range in a job's name
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Job:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The job of a name: `down_blocks.0`, `up_blocks.0.stage_2`, `up_blocks.0.stage_0-1`."""
+        """The job of a name: `down_blocks.0`, `up_blocks.0.interval_2`, `up_blocks.0.interval_0-1`."""
         site, _, text = name.partition(RANGE)
         if not text:
             return cls(site)

@@ -16,7 +16,7 @@ Problem = tuple[str, str]  # key, what is wrong and what to do
 
 DIGITS_RESOLUTION = 8  # pixels
 INCEPTION_FEATURES = 2048
-MAX_SHARDS = 10_000  # per stage
+MAX_SHARDS = 10_000  # per interval
 
 
 def cross_problems(params: Everything) -> Iterator[Problem]:
@@ -26,7 +26,7 @@ def cross_problems(params: Everything) -> Iterator[Problem]:
     if params.train_teacher.source == "train":
         yield from teacher_problems(params.train_teacher)
         yield from resolution_problems(params)
-    yield from stage_problems(params)
+    yield from interval_problems(params)
     yield from architecture_problems(params)
     yield from training_problems(params)
     yield from feature_problems(params.cache_features)
@@ -56,7 +56,7 @@ def latent_problems(params: Everything) -> Iterator[Problem]:
 def architecture_problems(params: Everything) -> Iterator[Problem]:
     """What a given architecture needs, and what a searched one does not take."""
     settings = params.assemble
-    stages = params.cluster_timesteps.stages
+    intervals = params.cluster_timesteps.intervals
     widths = settings.decoder_widths
     if params.architecture == "searched":
         if widths is not None:
@@ -65,10 +65,10 @@ def architecture_problems(params: Everything) -> Iterator[Problem]:
                 f"{show(widths)} is unused by a searched architecture; set null, or architecture: given",
             )
     else:
-        if widths is None or len(widths) != stages:
+        if widths is None or len(widths) != intervals:
             yield (
                 "assemble.decoder_widths",
-                f"{show(widths)} for {stages} stages; give one share of the teacher's channels for each",
+                f"{show(widths)} for {intervals} intervals; give one share of the teacher's channels for each",
             )
         if params.retrain.init == "inherit":
             yield "retrain.init", "inherit, but a given architecture has no supernets; use teacher or scratch"
@@ -77,9 +77,9 @@ def architecture_problems(params: Everything) -> Iterator[Problem]:
                 "retrain.joint_loss",
                 f"{params.retrain.joint_loss}, but blocks of given widths imitate no teacher; use none",
             )
-    given = params.retrain.stage_probabilities
-    if isinstance(given, list) and len(given) != stages:
-        yield "retrain.stage_probabilities", f"{show(given)} for {stages} stages; give one number for each"
+    given = params.retrain.interval_probabilities
+    if isinstance(given, list) and len(given) != intervals:
+        yield "retrain.interval_probabilities", f"{show(given)} for {intervals} intervals; give one number for each"
 
 
 def diffusion_problems(params: Everything) -> Iterator[Problem]:
@@ -166,30 +166,30 @@ def resolution_problems(params: Everything) -> Iterator[Problem]:
         yield "prepare_data.resolution", problem
 
 
-def stage_problems(params: Everything) -> Iterator[Problem]:
-    """More stages than there is something to divide, boundaries that do not ascend."""
+def interval_problems(params: Everything) -> Iterator[Problem]:
+    """More intervals than there is something to divide, boundaries that do not ascend."""
     settings = params.cluster_timesteps
     diffusion = params.diffusion
     timesteps = diffusion.num_train_timesteps if diffusion.process == "vp" else math.inf
     method = settings.method
-    count = settings.stages
+    count = settings.intervals
     grid = settings.grid
     low, high = settings.image_range
     if grid > timesteps:
         yield "cluster_timesteps.grid", f"{grid} is more than the {timesteps} timesteps there are; lower it"
     if method == "threshold" and count != 3:
-        yield "cluster_timesteps.stages", f"{count}, but the method threshold makes 3; set 3 or take agglomerative"
+        yield "cluster_timesteps.intervals", f"{count}, but the method threshold makes 3; set 3 or take agglomerative"
     if method in ("agglomerative", "dynamic_programming", "snr", "gradient") and count > grid:
         yield (
-            "cluster_timesteps.stages",
+            "cluster_timesteps.intervals",
             f"{count} is more than the grid of {grid} noise levels; lower it or raise grid",
         )
     if count > timesteps:
-        yield "cluster_timesteps.stages", f"{count} is more than the {timesteps} timesteps there are; lower it"
+        yield "cluster_timesteps.intervals", f"{count} is more than the {timesteps} timesteps there are; lower it"
     if method == "given" and len(settings.boundaries or []) != count - 1:
         yield (
             "cluster_timesteps.boundaries",
-            f"{show(settings.boundaries)} for {count} stages; give {count - 1} ascending noise levels",
+            f"{show(settings.boundaries)} for {count} intervals; give {count - 1} ascending noise levels",
         )
     elif method == "given":
         yield from refusals(check_given, settings.as_dict(), params.diffusion.as_dict())
@@ -198,7 +198,7 @@ def stage_problems(params: Everything) -> Iterator[Problem]:
     if params.assemble.snap_boundaries and count > params.sampling.steps:
         yield (
             "assemble.snap_boundaries",
-            f"true, but {params.sampling.steps} sampling.steps give {count} stages no step each; set false or raise them",
+            f"true, but {params.sampling.steps} sampling.steps give {count} intervals no step each; set false or raise them",
         )
     if low >= high:
         yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
@@ -217,17 +217,17 @@ def training_problems(params: Everything) -> Iterator[Problem]:
 
 def feature_problems(settings: CacheFeatures) -> Iterator[Problem]:
     """A held-out share that leaves one side without triples, more files than a folder should hold."""
-    count = settings.triples_per_stage
+    count = settings.triples_per_interval
     share = settings.held_out
     if count > MAX_SHARDS * settings.shard_size:
         yield (
             "cache_features.shard_size",
-            f"{settings.shard_size} of {count} triples_per_stage gives more than {MAX_SHARDS} files a stage; raise it",
+            f"{settings.shard_size} of {count} triples_per_interval gives more than {MAX_SHARDS} files an interval; raise it",
         )
     if not 1 <= round(count * share) < count:
         yield (
             "cache_features.held_out",
-            f"{share} of {count} triples_per_stage leaves none on one side; raise triples_per_stage",
+            f"{share} of {count} triples_per_interval leaves none on one side; raise triples_per_interval",
         )
 
 
@@ -250,12 +250,12 @@ def search_problems(params: Everything) -> Iterator[Problem]:
             "search_block.output_candidates",
             f"{measured}, but assemble.score is {score}; set 2 or more, or score: local",
         )
-    held_out = round(cached.triples_per_stage * cached.held_out)
+    held_out = round(cached.triples_per_interval * cached.held_out)
     for key in ("local_triples", "output_triples") if measured else ("local_triples",):
         if getattr(search, key) > held_out:
             yield (
                 f"search_block.{key}",
-                f"{getattr(search, key)} of the {held_out} held-out triples per stage (cache_features); lower it",
+                f"{getattr(search, key)} of the {held_out} held-out triples per interval (cache_features); lower it",
             )
 
 

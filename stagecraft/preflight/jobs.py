@@ -14,7 +14,7 @@ from stagecraft.runtime.files import pipeline_file
 
 
 def search_jobs(params: Everything) -> list[Job]:
-    """The block searches in network order, those of the decoder once per range of stages; none for a given architecture.
+    """The block searches in network order, those of the decoder once per range of intervals; none for a given architecture.
 
     Raises ValueError when the teacher's folder (source `path`) is incomplete.
     """
@@ -31,20 +31,20 @@ def block_names(params: Everything) -> list[str]:
 
 
 def searched_ranges(params: Everything) -> list[tuple[int, ...]]:
-    """The ranges of contiguous stages that blocks of the decoder are searched for."""
-    count = params.cluster_timesteps.stages
+    """The ranges of contiguous intervals that blocks of the decoder are searched for."""
+    count = params.cluster_timesteps.intervals
     everywhere = tuple(range(count))
     match params.search_block.ranges:
         case "own":
-            return [(stage,) for stage in everywhere]
+            return [(interval,) for interval in everywhere]
         case "shared":
             return [everywhere]
     return [everywhere[first:last] for first in range(count) for last in range(first + 1, count + 1)]
 
 
 def refined_from(params: Everything) -> dict[str, str]:
-    """For each search that is fine-tuned from another's supernet, by name, that of all stages."""
-    everywhere = tuple(range(params.cluster_timesteps.stages))
+    """For each search that is fine-tuned from another's supernet, by name, that of all intervals."""
+    everywhere = tuple(range(params.cluster_timesteps.intervals))
     if params.search_block.ranges != "all":
         return {}
     ranged = [job for job in search_jobs(params) if job.intervals not in (None, everywhere)]

@@ -136,7 +136,7 @@ def line_chart(
     dots: bool = False,
     marks: Sequence[float] = (),
 ) -> Markup:
-    """Named lines of (x, y) points, y from `zero` unless `log`; `marks` are vertical lines, as the stage boundaries.
+    """Named lines of (x, y) points, y from `zero` unless `log`; `marks` are vertical lines, as the interval boundaries.
 
     A key follows by `key`.
     """
@@ -189,7 +189,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def heat_map(matrix: Sequence[Sequence[float]], grid: Sequence[float], boundaries: Sequence[float], alt: str) -> Markup:
-    """A similarity matrix over timesteps, square, with the stage boundaries as lines; both axes ascend from the top left."""
+    """A similarity matrix over timesteps, square, with the interval boundaries as lines; both axes ascend from the top left."""
     values = np.asarray(matrix, dtype=float)
     start = LEFT
     end = 338

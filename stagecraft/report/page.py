@@ -67,7 +67,7 @@ def render_report(
         measured_with=measured_with(metrics["protocol"]),
         held_out_reason=metrics["held_out"].get("reason"),
         pictures=pictures(samples, params.report.images),
-        stages=stage_table(architecture, metrics),
+        intervals=interval_table(architecture, metrics),
         samplers=sampler_table(metrics),
         autoencoder=metrics["autoencoder"],
         clusters=cluster_charts(clusters),
@@ -77,7 +77,7 @@ def render_report(
         stream=[len(level) for level in architecture["unet"].get("stream", [])],
         rule=architecture["rule"],
         score=architecture["score"],
-        stage_count=len(architecture["steps_per_stage"]),
+        interval_count=len(architecture["steps_per_interval"]),
         candidates=candidate_charts(architecture, searches),
         spent=costs(metrics, searches, logs),
         losses=loss_charts(logs, searches),
@@ -156,22 +156,22 @@ def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str,
     ]
 
 
-def stage_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per stage: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
+def interval_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per interval: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
     # None in the file is a boundary at the noise level infinity.
     sigmas = [None, *(math.inf if sigma is None else sigma for sigma in architecture["boundaries_sigma"]), None]
-    stages = architecture["stages"]
+    intervals = architecture["intervals"]
     shares = metrics["protocol"]["training_shares"]
-    total = stages[-1][1] - stages[0][0]
+    total = intervals[-1][1] - intervals[0][0]
     return [
         {
             "range": f"{low:g} ≤ t < {high:g}",
             "sigma": sigma_range(sigmas[s], sigmas[s + 1]),
-            "steps": architecture["steps_per_stage"][s],
+            "steps": architecture["steps_per_interval"][s],
             "training": f"{shares[s]:.3f}",
             "share": (high - low) / total,
         }
-        for s, (low, high) in enumerate(stages)
+        for s, (low, high) in enumerate(intervals)
     ]
 
 
@@ -233,14 +233,14 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
     shown["spread"] = spread_text(clusters["spread"])
     shown["missing"] = reasons(clusters.get("missing", {}))
     if matrix:
-        alt = f"Similarity of the optimal denoisers between timesteps; stage boundaries at {cuts}"
+        alt = f"Similarity of the optimal denoisers between timesteps; interval boundaries at {cuts}"
         shown["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
         shown["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
     points = sorted((float(k), value) for k, value in (silhouette or {}).items() if value is not None)
     if points:
         shown["silhouette"] = charts.line_chart(
             {"silhouette": points},
-            x_label="number of stages K",
+            x_label="number of intervals K",
             y_label="silhouette",
             alt="Silhouette over K: " + ", ".join(f"{k:g}: {value:.3f}" for k, value in points),
             dots=True,
@@ -251,7 +251,7 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
             series,
             x_label="timestep t",
             y_label="share of coordinates",
-            alt=f"S0 and S1 over timesteps; stage boundaries at {cuts}",
+            alt=f"S0 and S1 over timesteps; interval boundaries at {cuts}",
             marks=clusters["boundaries"],
         )
         shown["curves_key"] = charts.key(list(series))
@@ -259,14 +259,14 @@ def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
 
 
 def shared_text(architecture: Architecture) -> str:
-    """Which stages share which up blocks, in a sentence; empty where there is one stage."""
+    """Which intervals share which up blocks, in a sentence; empty where there is one interval."""
     ranges = {name: [entry["range"] for entry in entries] for name, entries in architecture["blocks"].items()}
     decoder = {name: parts for name, parts in ranges.items() if name.startswith("up_blocks")}
     if all(len(part) == 1 for parts in decoder.values() for part in parts):
         several = any(len(parts) > 1 for parts in decoder.values())
-        return "Every stage has up blocks of its own." if several else ""
+        return "Every interval has up blocks of its own." if several else ""
     shared = [(part, name) for name, parts in decoder.items() for part in parts if len(part) > 1]
-    text = ", ".join(f"stages {' and '.join(map(str, part))} share {name}" for part, name in shared)
+    text = ", ".join(f"intervals {' and '.join(map(str, part))} share {name}" for part, name in shared)
     return f"{text.capitalize()}."
 
 
@@ -286,7 +286,7 @@ def block_row(
     costs: dict[str, Any],
     searches: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The teacher's block and the chosen ones, with their costs when they were searched, and how many stages they span."""
+    """The teacher's block and the chosen ones, with their costs when they were searched, and how many intervals they span."""
     if not costs:
         drawn = [{"layers": draw_layers(entry["spec"], identity), "macs": None} for entry in entries]
         spans = [len(entry["range"]) if len(entries) > 1 else None for entry in entries]

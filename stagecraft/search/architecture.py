@@ -39,7 +39,7 @@ def costs_of(
     """The teacher's costs and the shared ones.
 
     Args:
-        steps: the sampler's steps in each stage.
+        steps: the sampler's steps in each interval.
         narrowed: the teacher with the student's residual stream, where that is another.
         latency: measured times of layers, where time is budgeted.
     """
@@ -56,10 +56,10 @@ def costs_of(
 def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
     """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
-    stages = None if result["stages"] is None else tuple(result["stages"])
+    intervals = None if result["intervals"] is None else tuple(result["intervals"])
     is_last = result["block"] == sites_of(unet)[-1].name
     head = family_of(unet).fixed_costs(unet).head_params if is_last else 0
-    return Block(name, stages, identity, tuple(result["candidates"]), result["order"], head)
+    return Block(name, intervals, identity, tuple(result["candidates"]), result["order"], head)
 
 
 def named_block(name: str) -> Block:
@@ -75,7 +75,7 @@ def assemble_architecture(
     seed: int,
     latency: LatencyTable | None = None,
 ) -> dict[str, Any]:
-    """Choose a spec per block and stage.
+    """Choose a spec per block and interval.
 
     Args:
         results: contents of results/search/*.json by job name.
@@ -88,7 +88,7 @@ def assemble_architecture(
         architecture.json.
 
     Raises:
-        ValueError: the budget cannot be met, the results are those of other blocks or stages, or they lack the times.
+        ValueError: the budget cannot be met, the results are those of other blocks or intervals, or they lack the times.
     """
     check_results(unet, results, len(steps))
     stream = stream_of(results)
@@ -123,7 +123,7 @@ def select(
         seed: of the rule `random`.
     """
     budget = Budget.of(settings)
-    few = fewest_blocks(blocks, len(costs.stage_weights))
+    few = fewest_blocks(blocks, len(costs.interval_weights))
     match settings.rule:
         case "local":
             return select_local(few, costs, budget, settings.tau, settings.tau_rel)
@@ -143,16 +143,16 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence
     `widths`, in whole GroupNorm groups and attention heads.
 
     Args:
-        widths: `assemble.decoder_widths`, one for each stage.
+        widths: `assemble.decoder_widths`, one for each interval.
 
     Returns:
         As `assemble_architecture`, with nothing chosen.
 
     Raises:
-        ValueError: not one width per stage.
+        ValueError: not one width per interval.
     """
     if len(widths) != len(steps):
-        raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} stages; give one share for each")
+        raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} intervals; give one share for each")
     architecture = widen_decoders(unet, identity_architecture(unet, len(steps)), widths)
     costs = costs_of(unet, steps)
     return {
@@ -177,7 +177,7 @@ def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs) -> 
     encoder_macs = fixed.entrance_macs + sum(family.block_macs(block, site) for site, block in encoder)
     encoder_params = fixed.entrance_params + sum(count_parameters(block) for _, block in encoder)
     decoders = decoder_costs(unet, architecture)
-    macs = encoder_macs + sum(w * own for w, (own, _) in zip(costs.stage_weights, decoders, strict=True))
+    macs = encoder_macs + sum(w * own for w, (own, _) in zip(costs.interval_weights, decoders, strict=True))
     params = [own for _, own in decoders]
     total = sum(params) + encoder_params
     active = max(params) + encoder_params
@@ -191,9 +191,9 @@ def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs) -> 
     }
 
 
-def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages: int) -> None:
-    """Raise ValueError unless there is one result per block of the teacher, and per stage in the decoder."""
-    missing = f"as the teacher and {stages} stage(s) go; {AGAIN}"
+def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], intervals: int) -> None:
+    """Raise ValueError unless there is one result per block of the teacher, and per interval in the decoder."""
+    missing = f"as the teacher and {intervals} interval(s) go; {AGAIN}"
     sites = {site.name: site for site in sites_of(unet)}
     identities = {name: identity_spec(unet.get_submodule(name)) for name in sites}
     places = by_place([named_block(name) for name in results])
@@ -202,8 +202,8 @@ def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], stages:
         problem = "missing" if place in identities else "names no block"
         raise ValueError(f"{place}: {problem}, {missing}")
     for place, blocks in places.items():
-        beyond = any(stage >= stages for block in blocks for stage in block.stages or ())
-        if sites[place].per_range == (blocks[0].stages is None) or beyond or not tilings(blocks, stages):
+        beyond = any(interval >= intervals for block in blocks for interval in block.intervals or ())
+        if sites[place].per_range == (blocks[0].intervals is None) or beyond or not tilings(blocks, intervals):
             raise ValueError(f"index.json: a search of {place} is missing or superfluous, {missing}")
     for name, result in results.items():
         if result["identity"] != identities[Job.parse(name).site]:

@@ -25,8 +25,8 @@ def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, bud
 
     Of a ResNet layer it is the share of the inner width in whole GroupNorm groups, with the teacher's kernels, and, where the
     space has that, of the channels that are read and of those written, the most important ones. What the budget leaves over one
-    width that fits everywhere goes to the layers one by one, as they run and in all stages alike, past those that it has no room
-    for.
+    width that fits everywhere goes to the layers one by one, in the order in which they run and in all intervals alike; layers
+    that it has no room for are passed over.
 
     Raises:
         ValueError: not even one group per layer meets the budget.

@@ -34,14 +34,14 @@ GIB = 2**30
 
 
 class FeatureWriter:
-    """One teacher pass over (x0, t, eps) triples, t by the process's density within each stage, equally many per stage.
+    """One teacher pass over (x0, t, eps) triples, t by the process's density within each interval, equally many per interval.
 
-    A shard `stage_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and all
-    tensors between blocks (see `Family.trace`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+    A shard `interval_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and
+    all tensors between blocks (see `Family.trace`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
 
     Args:
         settings: the `cache_features` section of the params.
-        stages: [lo, hi) of every stage.
+        intervals: [lo, hi) of every interval.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FeatureWriter:
         teacher: UNet2DModel,
         process: Process,
         data: TrainingSet,
-        stages: Sequence[Sequence[float]],
+        intervals: Sequence[Sequence[float]],
         settings: CacheFeatures,
         seed: int,
         device: torch.device,
@@ -58,7 +58,7 @@ class FeatureWriter:
         self.process = process
         self.data = data
         self.condition = data.condition if teacher.config["num_class_embeds"] is not None else UNCONDITIONAL
-        self.stages = stages
+        self.intervals = intervals
         self.settings = settings
         self.seed = seed
         self.device = device
@@ -67,7 +67,7 @@ class FeatureWriter:
         """Bytes of all shards, from one triple."""
         one = self._triples(0, 0, 1)
         per_triple = sum(tensor.numel() * tensor.element_size() for tensor in one.values())
-        return per_triple * self.settings.triples_per_stage * len(self.stages)
+        return per_triple * self.settings.triples_per_interval * len(self.intervals)
 
     def check_room(self, folder: Path) -> None:
         """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
@@ -78,8 +78,8 @@ class FeatureWriter:
         for room, name in ((limit, "cache_features.max_gib allows"), (free, f"the disk of {folder} has")):
             if need > room:
                 raise ValueError(
-                    f"cache_features.triples_per_stage {self.settings.triples_per_stage}: the features take "
-                    f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_stage"
+                    f"cache_features.triples_per_interval {self.settings.triples_per_interval}: the features take "
+                    f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_interval"
                 )
 
     def write(self, folder: Path, params: dict[str, Any], **inputs: str) -> Pieces:
@@ -89,26 +89,26 @@ class FeatureWriter:
             params: what the index says the shards were made with.
             inputs: hashes of what they were made from; shards made with other params or inputs are made anew.
         """
-        total = self.settings.triples_per_stage
+        total = self.settings.triples_per_interval
         size = self.settings.shard_size
         pieces = Pieces(folder, {"params": params, "inputs": inputs})
         folder.mkdir(parents=True, exist_ok=True)
         self.check_room(folder)
-        progress = Progress("cache_features", total * len(self.stages))
+        progress = Progress("cache_features", total * len(self.intervals))
         hashes: dict[str, dict[str, str]] = {}
-        for stage in range(len(self.stages)):
+        for interval in range(len(self.intervals)):
             for number in range(math.ceil(total / size)):
-                name = f"stage_{stage}-shard_{number}.safetensors"
+                name = f"interval_{interval}-shard_{number}.safetensors"
                 stop = min((number + 1) * size, total)
                 if not pieces.has(name):
-                    self._write_shard(pieces.path(name), stage, number * size, stop)
+                    self._write_shard(pieces.path(name), interval, number * size, stop)
                     pieces.add(name)
                 hashes[name] = hash_tensors(pieces.path(name))
-                progress.update(stage * total + stop)
+                progress.update(interval * total + stop)
         held_out = max(1, round(total * self.settings.held_out))
         index = {
-            "stages": [list(s) for s in self.stages],
-            "triples_per_stage": total,
+            "intervals": [list(s) for s in self.intervals],
+            "triples_per_interval": total,
             "shard_size": size,
             "held_out": held_out,
         }
@@ -116,23 +116,25 @@ class FeatureWriter:
         pieces.add("index.json")
         return pieces
 
-    def _write_shard(self, path: Path, stage: int, start: int, stop: int) -> None:
+    def _write_shard(self, path: Path, interval: int, start: int, stop: int) -> None:
         step = self.settings.batch_size
-        batches = [self._triples(stage, first, min(first + step, stop)) for first in range(start, stop, step)]
+        batches = [self._triples(interval, first, min(first + step, stop)) for first in range(start, stop, step)]
         tensors = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
         with atomic_path(path) as aside:
             # One metadata key: safetensors writes several in an order that changes from run to run.
             save_file(
-                tensors, aside, metadata={"triples": json.dumps({"stage": stage, "start": start, "seed": self.seed})}
+                tensors,
+                aside,
+                metadata={"triples": json.dumps({"interval": interval, "start": start, "seed": self.seed})},
             )
 
     @torch.no_grad()
-    def _triples(self, stage: int, start: int, stop: int) -> dict[str, torch.Tensor]:
+    def _triples(self, interval: int, start: int, stop: int) -> dict[str, torch.Tensor]:
         n = stop - start
-        generator = generator_for(self.seed, f"features/{stage}", start)
+        generator = generator_for(self.seed, f"features/{interval}", start)
         rows = torch.randint(len(self.data), (n,), generator=generator)
         x0 = self.data.x0(rows)
-        t = self.process.draw(n, generator, *self.stages[stage])
+        t = self.process.draw(n, generator, *self.intervals[interval])
         eps = torch.randn(x0.shape, generator=generator)
         x_t = self.process.noise(x0, eps, t).to(self.device)
         condition = self.condition.rows(rows).to(self.device)
@@ -148,12 +150,12 @@ def hash_tensors(shard: Path) -> dict[str, str]:
 
 
 class Features:
-    """Some tensors of some stages of the feature cache, memory-mapped; `total` is the number of all triples in it.
+    """Some tensors of some intervals of the feature cache, memory-mapped; `total` is the number of all triples in it.
 
     Args:
         folder: where index.json and the shards are.
         names: the tensors to read; no other is touched.
-        stages: the stages to read; None for all.
+        intervals: the intervals to read; None for all.
         kept: the channels of some of the tensors that `take` gives; it gives all of the others.
 
     Raises:
@@ -164,19 +166,23 @@ class Features:
         self,
         folder: Path,
         names: Sequence[str],
-        stages: Sequence[int] | None = None,
+        intervals: Sequence[int] | None = None,
         kept: dict[str, torch.Tensor] | None = None,
     ) -> None:
         index = read_checked_json(folder / "index.json", "cache_features")
         self.names = list(names)
         self.kept = kept or {}
         self.held_out = index["held_out"]
-        self.per_stage = index["triples_per_stage"]
+        self.per_interval = index["triples_per_interval"]
         size = index["shard_size"]
-        self.stages = list(range(len(index["stages"]))) if stages is None else list(stages)
-        self.total = self.per_stage * len(index["stages"])
-        per_stage = math.ceil(self.per_stage / size)
-        files = [folder / f"stage_{stage}-shard_{i}.safetensors" for stage in self.stages for i in range(per_stage)]
+        self.intervals = list(range(len(index["intervals"]))) if intervals is None else list(intervals)
+        self.total = self.per_interval * len(index["intervals"])
+        per_interval = math.ceil(self.per_interval / size)
+        files = [
+            folder / f"interval_{interval}-shard_{i}.safetensors"
+            for interval in self.intervals
+            for i in range(per_interval)
+        ]
         self.shards = [self._open(file, index["sha256"].get(file.name, {})) for file in files]
         self.ends = torch.tensor([len(shard[0]) for shard in self.shards]).cumsum(0)
 
@@ -193,10 +199,10 @@ class Features:
         return tensors
 
     def rows(self, held_out: bool) -> torch.Tensor:
-        """Row numbers of the held-out or of the training triples of all opened stages."""
-        kept = self.per_stage - self.held_out
-        numbers = torch.arange(kept, self.per_stage) if held_out else torch.arange(kept)
-        return torch.cat([numbers + self.per_stage * i for i in range(len(self.stages))])
+        """Row numbers of the held-out or of the training triples of all opened intervals."""
+        kept = self.per_interval - self.held_out
+        numbers = torch.arange(kept, self.per_interval) if held_out else torch.arange(kept)
+        return torch.cat([numbers + self.per_interval * i for i in range(len(self.intervals))])
 
     def take(self, rows: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
         """The rows of every tensor, in the order of `names`."""

@@ -1,4 +1,4 @@
-"""One search job: the supernet of one block (and, in the decoder, of one stage) trained, and its sub-blocks scored."""
+"""One search job: the supernet of one block (and, in the decoder, of one interval) trained, and its sub-blocks scored."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,12 +52,12 @@ class SearchJob:
 
     Args:
         params: the params of the stage `search_block`.
-        name: `down_blocks.0`, `mid_block`, or, for a range of stages, `up_blocks.0.stage_2` or `up_blocks.0.stage_0-1`.
+        name: `down_blocks.0`, `mid_block`, or, for a range of intervals, `up_blocks.0.interval_2` or `up_blocks.0.interval_0-1`.
         folder: the feature cache.
         checkpoint: where training keeps its state, and scoring, in a folder of the same name, its pieces.
         importance: how important the channels of the residual stream are, as `rank_channels` writes it.
-        start: the supernet of a search over all stages, weights and `order` of its report, that this one is fine-tuned from; None
-            starts from the teacher's block.
+        start: the supernet of a search over all intervals, weights and `order` of its report, to fine-tune from; None starts
+            from the teacher's block.
         latency: the times of layers, as `measure_latency` writes them; None as a file without any.
 
     Raises:
@@ -84,7 +84,7 @@ class SearchJob:
         self.folder = folder
         job = Job.parse(name)
         self.site = site_named(teacher, job.site)
-        self.stages = None if job.intervals is None else list(job.intervals)
+        self.intervals = None if job.intervals is None else list(job.intervals)
         ranked = read_checked_json(importance, "rank_channels")
         self.stream_triples = ranked["stream_triples"]
         self.stream = choose_stream(
@@ -110,7 +110,7 @@ class SearchJob:
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint | times)
 
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
-        return Features(self.folder, names, self.stages, kept)
+        return Features(self.folder, names, self.intervals, kept)
 
     def _prepare(self, start: Start | None) -> dict[str, Order]:
         """Give the supernet its first weights; returns the order of its channels."""
@@ -166,7 +166,7 @@ class SearchJob:
         block = self.teacher.get_submodule(self.site.name)
         return {
             "block": self.site.name,
-            "stages": self.stages,
+            "intervals": self.intervals,
             "identity": self.space.identity,
             "stream": self.stream,
             "space_size": len(self.space),
@@ -190,9 +190,9 @@ class SearchJob:
         tail = count_tail_macs(self.teacher, self.site)
         step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
-        stages = len(self.features.stages)
-        local = stages * self.settings.local_triples
-        output = stages * self.settings.output_triples
+        intervals = len(self.features.intervals)
+        local = intervals * self.settings.local_triples
+        output = intervals * self.settings.output_triples
         return {
             "training": 3.0 * self.steps * self.settings.batch_size * step,
             "scoring": float(local * sum(macs) + measured * output * tail),

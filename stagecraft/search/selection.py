@@ -1,8 +1,8 @@
 """Selection: one candidate per block, by the local rule of DiffNAS or by an integer programme under budgets.
 
 A candidate is a dict with `spec`, `macs`, `params`, `time` (milliseconds an image, where that was measured), and two scores:
-`nmse` of the block's own outputs, and `output`, the error of the teacher's denoised image for every stage in which the block runs
-(None when it was not measured).
+`nmse` of the block's own outputs, and `output`, the error of the teacher's denoised image for every interval in which the block
+runs (None when it was not measured).
 """
 
 import itertools
@@ -45,8 +45,8 @@ class Budget:
 class Costs:
     """What is not searched, and the teacher's totals that budgets are shares of.
 
-    `stage_weights` are the shares of the sampler's steps in each stage; `fixed_*` are costs that every student has, without the
-    parameters of output heads, which go with the blocks before them. Times are in milliseconds an image, None where
+    `interval_weights` are the shares of the sampler's steps in each interval; `fixed_*` are costs that every student has, without
+    the parameters of output heads, which go with the blocks before them. Times are in milliseconds an image, None where
     latencies were not measured.
     """
 
@@ -54,7 +54,7 @@ class Costs:
     teacher_params: int
     fixed_macs: int
     fixed_params: int
-    stage_weights: tuple[float, ...]
+    interval_weights: tuple[float, ...]
     teacher_time: float | None = None
     fixed_time: float | None = None
 
@@ -69,13 +69,13 @@ class Block:
     """One search job's result.
 
     Args:
-        stages: those in which it runs, None for all.
+        intervals: those in which it runs, None for all.
         order: that of `ElasticBlock.sort`.
         head_params: parameters of the output head that stands behind it.
     """
 
     name: str
-    stages: tuple[int, ...] | None
+    intervals: tuple[int, ...] | None
     identity: Candidate
     candidates: tuple[Candidate, ...]
     order: Mapping[str, Order] = field(default_factory=dict)
@@ -90,9 +90,9 @@ class Block:
         """Parameters of a candidate, with those of the head behind it."""
         return int(candidate["params"]) + self.head_params
 
-    def runs_in(self, stage: int) -> bool:
-        """Whether it runs in a stage."""
-        return self.stages is None or stage in self.stages
+    def runs_in(self, interval: int) -> bool:
+        """Whether it runs in an interval."""
+        return self.intervals is None or interval in self.intervals
 
 
 def pareto(
@@ -114,38 +114,38 @@ def pareto(
 
 def weight_of(block: Block, costs: Costs) -> float:
     """Share of the sampler's steps in which a block runs."""
-    return 1.0 if block.stages is None else sum(costs.stage_weights[stage] for stage in block.stages)
+    return 1.0 if block.intervals is None else sum(costs.interval_weights[interval] for interval in block.intervals)
 
 
 def by_place(blocks: Sequence[Block]) -> dict[str, list[Block]]:
-    """The blocks that stand for each of the teacher's, of which those chosen have to tile the stages."""
+    """The blocks that stand for each of the teacher's, of which those chosen have to tile the intervals."""
     places: dict[str, list[Block]] = {}
     for block in blocks:
         places.setdefault(block.place, []).append(block)
     return places
 
 
-def tilings(blocks: Sequence[Block], stages: int) -> list[list[Block]]:
-    """All choices of blocks of one place that run in every stage once."""
-    if blocks[0].stages is None:
+def tilings(blocks: Sequence[Block], intervals: int) -> list[list[Block]]:
+    """All choices of blocks of one place that run in every interval once."""
+    if blocks[0].intervals is None:
         return [list(blocks)]
 
-    def from_stage(first: int) -> list[list[Block]]:
-        if first == stages:
+    def from_interval(first: int) -> list[list[Block]]:
+        if first == intervals:
             return [[]]
-        starting = [block for block in blocks if block.stages and block.stages[0] == first]
-        return [[block, *rest] for block in starting for rest in from_stage(first + len(block.stages or ()))]
+        starting = [block for block in blocks if block.intervals and block.intervals[0] == first]
+        return [[block, *rest] for block in starting for rest in from_interval(first + len(block.intervals or ()))]
 
-    return from_stage(0)
+    return from_interval(0)
 
 
-def fewest_blocks(blocks: Sequence[Block], stages: int) -> list[Block]:
+def fewest_blocks(blocks: Sequence[Block], intervals: int) -> list[Block]:
     """Of every place the tiling with the fewest blocks, for rules that choose none: an ordinary UNet where that was searched."""
-    return [block for searched in by_place(blocks).values() for block in min(tilings(searched, stages), key=len)]
+    return [block for searched in by_place(blocks).values() for block in min(tilings(searched, intervals), key=len)]
 
 
 def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) -> dict[str, float]:
-    """Costs of a whole student and their ratios to the teacher's; `params_active` is that of the largest stage.
+    """Costs of a whole student and their ratios to the teacher's; `params_active` is that of the largest interval.
 
     Args:
         chosen: candidates by name of those blocks that the student has.
@@ -154,8 +154,8 @@ def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) 
     macs = costs.fixed_macs + weighted_sum(blocks, chosen, costs, "macs")
     params = costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks)
     active = [
-        costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks if block.runs_in(stage))
-        for stage in range(len(costs.stage_weights))
+        costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks if block.runs_in(interval))
+        for interval in range(len(costs.interval_weights))
     ]
     total = {
         "macs": macs,
@@ -235,7 +235,7 @@ def _changes(block: Block, tau_rel: float) -> list[tuple[float, Candidate]]:
 def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: str = "local") -> dict[str, Candidate]:
     """Minimise the sum of the blocks' scores under the budgets, exactly (integer programme).
 
-    For each of the teacher's blocks some of those searched are chosen that tile the stages, and one candidate for each.
+    For each of the teacher's blocks some of those searched are chosen that tile the intervals, and one candidate for each.
 
     Args:
         score: `local`, `output` or `combined`, as `value_of` takes them.
@@ -260,7 +260,7 @@ def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: i
         ValueError: no choice meets the budgets.
     """
     rng = np.random.default_rng(seed)
-    choices = [tilings(searched, len(costs.stage_weights)) for searched in by_place(blocks).values()]
+    choices = [tilings(searched, len(costs.interval_weights)) for searched in by_place(blocks).values()]
     blocks = [
         block
         for searched in choices
@@ -290,12 +290,16 @@ def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> fl
     """What a candidate adds to the objective.
 
     `local` is its `nmse`, `output` its `output`, and `combined` the geometric mean of the two, each by the share of the sampler's
-    steps in a stage. The block's own error says what it can still do, that of the image how much it matters. Alone the one spends
-    too much where little depends on it, the other where retraining soon makes good an error, in the last block.
+    steps in an interval. The block's own error says what it can still do, that of the image how much it matters. Alone the one
+    spends too much where little depends on it, the other where retraining soon makes good an error, in the last block.
     """
     if score == "local":
         return weight_of(block, costs) * float(candidate["nmse"])
-    weights = costs.stage_weights if block.stages is None else [costs.stage_weights[stage] for stage in block.stages]
+    weights = (
+        costs.interval_weights
+        if block.intervals is None
+        else [costs.interval_weights[interval] for interval in block.intervals]
+    )
     values = candidate["output"]
     if score == "combined":
         values = [math.sqrt(candidate["nmse"] * value) for value in values]
@@ -336,8 +340,8 @@ def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Cand
             return sum(block.params_of(least[block.name]) for block in tiling)
         return weighted_sum(tiling, least, costs, key)
 
-    stages = len(costs.stage_weights)
-    best = [min(tilings(searched, stages), key=cost_of) for searched in by_place(blocks).values()]
+    intervals = len(costs.interval_weights)
+    best = [min(tilings(searched, intervals), key=cost_of) for searched in by_place(blocks).values()]
     return {block.name: least[block.name] for tiling in best for block in tiling}
 
 
@@ -374,7 +378,7 @@ class _Programme:
             yield self.row("time", weights), limits["time"] * costs.teacher_time, costs.fixed_time
 
     def params_rows(self, costs: Costs, limits: dict[str, float]) -> Iterator[tuple[np.ndarray, float]]:
-        """Coefficients and limits of the parameters, in all and in every stage."""
+        """Coefficients and limits of the parameters, in all and in every interval."""
         if "params" in limits:
             yield (
                 self.params_row([True] * len(self.blocks)),
@@ -382,8 +386,8 @@ class _Programme:
             )
         if "params_active" in limits:
             limit = limits["params_active"] * costs.teacher_params - costs.fixed_params
-            for stage in range(len(costs.stage_weights)):
-                yield self.params_row([block.runs_in(stage) for block in self.blocks]), limit
+            for interval in range(len(costs.interval_weights)):
+                yield self.params_row([block.runs_in(interval) for block in self.blocks]), limit
 
     def params_row(self, counted: Sequence[bool]) -> np.ndarray:
         """Coefficients of the parameters of some blocks."""
@@ -395,12 +399,12 @@ class _Programme:
         return np.array([w * c[key] for w, options in zip(weights, self.options, strict=True) for c in options])
 
     def tiles(self) -> np.ndarray:
-        """Rows that are 1 where an option runs at a place in a stage, of which one is chosen."""
+        """Rows that are 1 where an option runs at a place in an interval, of which one is chosen."""
         rows = []
         for searched in by_place(self.blocks).values():
-            stages = sorted({stage for block in searched for stage in block.stages or ()}) or [0]
-            for stage in stages:
-                here = [float(block in searched and block.runs_in(stage)) for block in self.blocks]
+            intervals = sorted({interval for block in searched for interval in block.intervals or ()}) or [0]
+            for interval in intervals:
+                here = [float(block in searched and block.runs_in(interval)) for block in self.blocks]
                 rows.append(np.repeat(here, [len(options) for options in self.options]))
         return np.array(rows)
 

@@ -80,7 +80,7 @@ def relatively(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
 
 
 def sort_supernet(supernet: ElasticBlock, features: Features, inputs: int) -> dict[str, Order]:
-    """Order the parts of a fresh supernet's layers by importance on training triples of every stage.
+    """Order the parts of a fresh supernet's layers by importance on training triples of every interval.
 
     Returns:
         As `ElasticBlock.sort`.
@@ -93,10 +93,10 @@ def sort_supernet(supernet: ElasticBlock, features: Features, inputs: int) -> di
 
 
 class BlockScore:
-    """NMSE on the first held-out triples of every stage, MACs, parameters and latency of sub-blocks.
+    """NMSE on the first held-out triples of every interval, MACs, parameters and latency of sub-blocks.
 
     Args:
-        triples: triples of each stage to measure on.
+        triples: triples of each interval to measure on.
         latency_of: gives the milliseconds an image of a spec; None where layers were not measured.
     """
 
@@ -112,8 +112,8 @@ class BlockScore:
         self.inputs = inputs
         self.latency_of = latency_of
         device = next(supernet.parameters()).device
-        rows = features.rows(held_out=True).view(len(features.stages), -1)[:, :triples].flatten()
-        # No batch holds triples of two stages, so that each stage's error is measured by its own variance.
+        rows = features.rows(held_out=True).view(len(features.intervals), -1)[:, :triples].flatten()
+        # No batch holds triples of two intervals, so that each interval's error is measured by its own variance.
         self.batches = [features.take(part, device) for part in rows.split(min(SCORING_BATCH, triples))]
         self.sizes = torch.tensor([float(len(batch[0])) for batch in self.batches])
 
@@ -180,13 +180,13 @@ def best_of(scored: list[Candidate]) -> list[Candidate]:
 class OutputScore:
     """How much a sub-block changes the image that the teacher predicts when it stands in for the teacher's block.
 
-    Mean square error of the denoised image over the last held-out triples of every stage; the blocks after the exchanged one are
-    the teacher's. The error of the prediction itself would weigh noise levels by the parametrisation: with v most of it lies
+    Mean square error of the denoised image over the last held-out triples of every interval; the blocks after the exchanged one
+    are the teacher's. The error of the prediction itself would weigh noise levels by the parametrisation: with v most of it lies
     where there is hardly any noise left and the image no longer depends on it.
 
     Args:
         features: the cache, opened with `names` of this site.
-        triples: triples of each stage to measure on.
+        triples: triples of each interval to measure on.
         kept: the channels that the sub-blocks have of each tensor (see `kept_channels`); the others stay the teacher's.
     """
 
@@ -202,7 +202,7 @@ class OutputScore:
         self.site = site
         self.kept = kept or {}
         device = next(teacher.parameters()).device
-        rows = features.rows(held_out=True).view(len(features.stages), -1)[:, -triples:]
+        rows = features.rows(held_out=True).view(len(features.intervals), -1)[:, -triples:]
         self.batches = [dict(zip(features.names, features.take(r, device), strict=True)) for r in rows]
 
     @staticmethod
@@ -214,7 +214,7 @@ class OutputScore:
 
     @torch.no_grad()
     def __call__(self, supernet: ElasticBlock, spec: Spec) -> list[float]:
-        """One number for each stage."""
+        """One number for each interval."""
         errors = []
         for seen in self.batches:
             inputs = [kept_part(name, seen[name], self.kept) for name in self.site.reads]
@@ -229,7 +229,7 @@ class OutputScore:
 def score_outputs(
     supernet: ElasticBlock, scored: list[dict[str, Any]], measure: OutputScore, most: int, pieces: Pieces | None = None
 ) -> list[dict[str, Any]]:
-    """The scored candidates, the best of them with `output`, their `OutputScore` per stage; the others with None.
+    """The scored candidates, the best of them with `output`, their `OutputScore` per interval; the others with None.
 
     Args:
         scored: what `score` gave, the teacher's shape first.

@@ -23,9 +23,9 @@ JACOBIAN_STEP = (
 Spread = dict[tuple[str, int], torch.Tensor]  # by tensor and, for a block of the decoder, its range among the block's
 
 
-def rows_of(stage: torch.Tensor, stages: Sequence[int]) -> torch.Tensor:
-    """The rows of a batch, whose stages are given (N,), that fall into some of them."""
-    return torch.isin(stage, torch.tensor(stages, device=stage.device)).nonzero().flatten()
+def rows_of(interval: torch.Tensor, intervals: Sequence[int]) -> torch.Tensor:
+    """The rows of a batch, whose intervals are given (N,), that fall into some of them."""
+    return torch.isin(interval, torch.tensor(intervals, device=interval.device)).nonzero().flatten()
 
 
 class JointLoss:
@@ -66,9 +66,9 @@ class JointLoss:
         with autocast(own.x_t.device, self.precision):
             seen = self.teach(own, share)
             if share < 1:
-                stage = self.student.stage_of(batch.t)
-                spread = self.spread(seen, stage[rows], {*stage.tolist()}) if count() > 1 else None
-                losses = [self.block_loss(site, seen, stage[rows], total, spread) for site in self.sites]
+                interval = self.student.interval_of(batch.t)
+                spread = self.spread(seen, interval[rows], {*interval.tolist()}) if count() > 1 else None
+                losses = [self.block_loss(site, seen, interval[rows], total, spread) for site in self.sites]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
                 direction = self.draw_direction(batch, generator, rows)
@@ -85,13 +85,13 @@ class JointLoss:
             return {}
         return {"output": predict(self.teacher, batch.x_t, batch.t, batch.condition)}
 
-    def spread(self, seen: dict[str, torch.Tensor], stage: torch.Tensor, present: set[int]) -> Spread:
-        """Variances of the blocks' outputs over the batch of all processes, in which the stages `present` occur."""
+    def spread(self, seen: dict[str, torch.Tensor], interval: torch.Tensor, present: set[int]) -> Spread:
+        """Variances of the blocks' outputs over the batch of all processes, in which the intervals `present` occur."""
         parts: dict[tuple[str, int], torch.Tensor] = {}
         for site in self.sites:
             for index, block in enumerate(self.family.blocks(self.student, site)):
                 if present & {*block.intervals}:
-                    rows = rows_of(stage, block.intervals)
+                    rows = rows_of(interval, block.intervals)
                     parts.update({(name, index): seen[name][rows] for name in site.writes})
         return dict(zip(parts, joint_variances([*parts.values()]), strict=True))
 
@@ -99,19 +99,19 @@ class JointLoss:
         self,
         site: Site,
         seen: dict[str, torch.Tensor],
-        stage: torch.Tensor,
+        interval: torch.Tensor,
         total: int | None = None,
         spread: Spread | None = None,
     ) -> torch.Tensor:
-        """NMSE of the student's blocks at one site; a decoder's block counts by the samples of its stage.
+        """NMSE of the student's blocks at one site; a decoder's block counts by the samples of its interval.
 
         Args:
             total, spread: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
         """
-        total = total or len(stage)
-        loss = torch.zeros((), device=stage.device)
+        total = total or len(interval)
+        loss = torch.zeros((), device=interval.device)
         for index, block in enumerate(self.family.blocks(self.student, site)):
-            rows = rows_of(stage, block.intervals)
+            rows = rows_of(interval, block.intervals)
             if len(rows):
                 predicted = self.family.run(site, block.module, [seen[name][rows] for name in site.reads])
                 taught = [seen[name][rows] for name in site.writes]

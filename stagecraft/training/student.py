@@ -89,7 +89,7 @@ def student_batches(
     device: torch.device,
 ) -> NoisyBatches:
     """Batches as the `retrain` section of the params describes them, with what the teacher is given beside x_t and t."""
-    stages = process.edges(boundaries)
+    intervals = process.edges(boundaries)
     return NoisyBatches(
         data,
         process,
@@ -97,8 +97,8 @@ def student_batches(
         device,
         settings.horizontal_flip,
         conditional=is_class_conditional(teacher),
-        stages=stages,
-        probabilities=stage_probabilities(settings.stage_probabilities, stages),
+        intervals=intervals,
+        probabilities=interval_probabilities(settings.interval_probabilities, intervals),
     )
 
 
@@ -125,18 +125,20 @@ def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Su
             own_block.module.load_state_dict(state)
 
 
-def stage_probabilities(setting: str | list[float], stages: Sequence[Sequence[float]]) -> list[float] | None:
-    """How often training draws each stage: None leaves it to the density of t; `uniform` draws all alike; or as given.
+def interval_probabilities(setting: str | list[float], intervals: Sequence[Sequence[float]]) -> list[float] | None:
+    """How often training draws each interval: None leaves it to the density of t; `uniform` draws all alike; or as given.
 
     Raises:
-        ValueError: not one number per stage.
+        ValueError: not one number per interval.
     """
     if setting == "density":
         return None
     if setting == "uniform":
-        return [1 / len(stages)] * len(stages)
-    if len(setting) != len(stages):
-        raise ValueError(f"retrain.stage_probabilities: {setting} for {len(stages)} stages; give one number for each")
+        return [1 / len(intervals)] * len(intervals)
+    if len(setting) != len(intervals):
+        raise ValueError(
+            f"retrain.interval_probabilities: {setting} for {len(intervals)} intervals; give one number for each"
+        )
     return [float(value) / sum(map(float, setting)) for value in setting]
 
 

@@ -25,7 +25,7 @@ from stagecraft.runtime.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
-BLOCKS += [f"up_blocks.{level}.stage_{stage}" for level in range(2) for stage in range(2)]
+BLOCKS += [f"up_blocks.{level}.interval_{interval}" for level in range(2) for interval in range(2)]
 AFTER_RETRAIN = {"retrain", "evaluate", "report", "record"}
 
 # Stands in for stages/__init__.py, which Python runs before a command: it parses the real flags but imports and computes nothing.
@@ -95,7 +95,7 @@ def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     for name in ("a.png", "b.png", *(f"c{number}.png" for number in range(88))):
         Image.new("L", (8, 8)).save(folder / "images" / name)
     edit(folder / "params.yaml", "source: digits\n  path: null", "source: folder\n  path: images")
-    shards = {f"results/features/stage_{s}-shard_{i}.safetensors" for s in range(2) for i in range(2)}
+    shards = {f"results/features/interval_{s}-shard_{i}.safetensors" for s in range(2) for i in range(2)}
     outputs = {name: rule.outputs for name, rule in rules.items() if rule.outputs}
     outputs["cache_features"] = shards | {"results/features/index.json"}
     (folder / "outputs.json").write_text(json.dumps(outputs, default=sorted))
@@ -378,7 +378,7 @@ def test_another_folder_without_params_is_refused_in_one_line(copied: Path, tmp_
 
 
 def test_flags_override_nested_params(copied: Path) -> None:
-    jobs = planned(copied, "--config", "cluster_timesteps={stages: 1}", "train_teacher={attention: [true, true]}")
+    jobs = planned(copied, "--config", "cluster_timesteps={intervals: 1}", "train_teacher={attention: [true, true]}")
     assert jobs["search_block"] == 5
 
 
@@ -473,17 +473,17 @@ def test_a_mistake_ends_in_one_line_before_any_job(copied: Path, flag: str, mess
 
 
 def test_failed_jobs_are_named_with_their_blocks_errors_and_logs(copied: Path) -> None:
-    (copied / "fail-up_blocks.1.stage_0").touch()
+    (copied / "fail-up_blocks.1.interval_0").touch()
     (copied / "kill-mid_block").touch()
     result = run(copied, "--forcerun", "search_block", "--keep-going")
     assert result.returncode != 0
     assert "WorkflowError in file" not in result.stderr
     killed = f"killed, perhaps out of memory: {REMEDIES['search_block']}, or let a cluster give more with"
     assert {
-        "error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/up_blocks.1.stage_0.log)",
+        "error: search_block up_blocks.1.interval_0: told to fail (logs/search_block/up_blocks.1.interval_0.log)",
         f"error: search_block mid_block: {killed} --set-resources search_block:mem_mb=16000 (logs/search_block/mid_block.log)",
     } == {line for line in result.stderr.splitlines() if line.startswith("error: ")}
-    for block in ("up_blocks.1.stage_0", "mid_block"):
+    for block in ("up_blocks.1.interval_0", "mid_block"):
         assert not (copied / "results" / "search" / f"{block}.json").exists()
 
 
@@ -506,10 +506,10 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
 
 
 def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_logs(copied: Path) -> None:
-    (copied / "fail-up_blocks.1.stage_0").touch()
+    (copied / "fail-up_blocks.1.interval_0").touch()
     shown = on_a_terminal(copied, "--forcerun", "search_block", "--keep-going")
     assert re.search(r"0 of 14 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
-    assert shown.count("error: search_block up_blocks.1.stage_0: told to fail (logs/search_block/") == 2
+    assert shown.count("error: search_block up_blocks.1.interval_0: told to fail (logs/search_block/") == 2
     # The last line of a running job's log stands behind its name, and nowhere else.
     assert shown.count("stub search_block") == len(re.findall(r"search_block \S+: stub search_block", shown))
     assert "rule search_block:" not in shown

@@ -179,14 +179,14 @@ def name_pipeline(folder, student=False):
 
 
 def name_shards():
-    """Files of the cached features, stage by stage; none for a given architecture."""
+    """Files of the cached features, interval by interval; none for a given architecture."""
     if PARAMS.architecture == "given":
         return []
     sizes = PARAMS.cache_features
     return expand(
-        "results/features/stage_{stage}-shard_{shard}.safetensors",
-        stage=range(PARAMS.cluster_timesteps.stages),
-        shard=range(math.ceil(sizes.triples_per_stage / sizes.shard_size)),
+        "results/features/interval_{interval}-shard_{shard}.safetensors",
+        interval=range(PARAMS.cluster_timesteps.intervals),
+        shard=range(math.ceil(sizes.triples_per_interval / sizes.shard_size)),
     )
 
 

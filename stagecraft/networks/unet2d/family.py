@@ -126,7 +126,7 @@ class UNet2DFamily:
         with torch.no_grad():
             for name, value in teacher.state_dict().items():
                 if not name.startswith((DOWN, MID, UP)):
-                    for copy in copies_of(own, name, student.num_stages):
+                    for copy in copies_of(own, name, student.num_intervals):
                         copy.copy_(value)
 
     def copy_all(self, student: Module, teacher: Module) -> None:
@@ -138,7 +138,7 @@ class UNet2DFamily:
         own = student.state_dict()
         with torch.no_grad():
             for name, value in teacher.state_dict().items():
-                for copy in copies_of(own, name, student.num_stages):
+                for copy in copies_of(own, name, student.num_intervals):
                     common = tuple(slice(min(sizes)) for sizes in zip(copy.shape, value.shape, strict=True))
                     copy[common].copy_(value[common])
 

@@ -45,7 +45,7 @@ BLOCK_TYPES = {
 }
 
 
-def stage_of(timesteps: torch.Tensor, boundaries: list[float]) -> torch.Tensor:
+def interval_of(timesteps: torch.Tensor, boundaries: list[float]) -> torch.Tensor:
     """The number of boundaries <= t for each timestep, same shape, int64."""
     edges = torch.tensor(list(boundaries), dtype=torch.float32, device=timesteps.device)
     return torch.bucketize(timesteps.float(), edges, right=True)
@@ -507,7 +507,7 @@ class SelfContainedModel(ModelMixin, ConfigMixin):
 
 
 class MultiDecoderUNet2DModel(SelfContainedModel):
-    """Shared encoder and mid block, one decoder per stage; each sample goes to the decoder of its own timestep.
+    """Shared encoder and mid block, one decoder per interval; each sample goes to the decoder of its own timestep.
 
     With the identity spec and a UNet2DModel's weights it returns that model's output bit for bit. Method: multi-stage framework
     with a shared encoder (arXiv 2312.09181, section 4), blocks as found by a block-wise search (arXiv 2311.04950).
@@ -561,13 +561,13 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         self.mid_block = None if middle is None else apply_spec(middle, blocks["mid_block"][0]["spec"])
 
     @property
-    def num_stages(self) -> int:
-        """Number of stages K."""
+    def num_intervals(self) -> int:
+        """Number of intervals K."""
         return len(self.decoders)
 
-    def stage_of(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Stage index of each timestep, same shape, int64."""
-        return stage_of(timesteps, self.config.boundaries)
+    def interval_of(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Interval index of each timestep, same shape, int64."""
+        return interval_of(timesteps, self.config.boundaries)
 
     def embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """Time embedding (N, D), plus the class embedding of a class-conditional model."""
@@ -592,17 +592,17 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         return (hidden if self.mid_block is None else self.mid_block(hidden, emb)), skips
 
     def decode(
-        self, hidden: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor, stage: torch.Tensor
+        self, hidden: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor, interval: torch.Tensor
     ) -> torch.Tensor:
-        """Each sample through the decoder of its own stage; `stage` is (N,) or holds the one stage of all samples."""
-        stage = torch.tensor(self.paths, device=stage.device)[stage]
-        present = stage.unique().tolist()
+        """Each sample through the decoder of its own interval; `interval` is (N,) or holds the one interval of all samples."""
+        interval = torch.tensor(self.paths, device=interval.device)[interval]
+        present = interval.unique().tolist()
         if len(present) == 1:
             return self.decoders[present[0]](hidden, skips, emb)
         parts = []
         rows = []
         for index in present:
-            row = (stage == index).nonzero().flatten()
+            row = (interval == index).nonzero().flatten()
             parts.append(self.decoders[index](hidden[row], tuple(skip[row] for skip in skips), emb[row]))
             rows.append(row)
         return torch.cat(parts)[torch.cat(rows).argsort()]
@@ -616,10 +616,10 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,); the same call as UNet2DModel's."""
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
-        stage = self.stage_of(timesteps)
+        interval = self.interval_of(timesteps)
         timesteps = timesteps.expand(sample.shape[0])
         emb = self.embed(timesteps, class_labels)
-        output = self.decode(*self.encode(sample, emb), emb, stage)
+        output = self.decode(*self.encode(sample, emb), emb, interval)
         if self.base_config.time_embedding_type == "fourier":
             output = output / timesteps.reshape(-1, 1, 1, 1)
         return UNet2DOutput(sample=output) if return_dict else (output,)

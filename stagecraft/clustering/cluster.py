@@ -1,4 +1,4 @@
-"""Timesteps clustered into stages, by the method that the params name."""
+"""Timesteps clustered into intervals, by the method that the params name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from stagecraft.clustering.partition import (
     boundaries_of,
     dynamic_programming_labels,
     interval_labels,
-    no_middle_stage,
+    no_middle_interval,
     silhouettes,
     threshold_boundaries,
     uniform_boundaries,
@@ -113,37 +113,37 @@ class Clustering:
         t1, t2 = threshold_boundaries(t, *shares, self.settings.alpha)
         boundaries = [self.process.above(t1), t2]
         if boundaries[0] >= boundaries[1]:
-            raise ValueError(no_middle_stage(self.settings.alpha, t1, t2))
+            raise ValueError(no_middle_interval(self.settings.alpha, t1, t2))
         return boundaries
 
-    def labels(self, stages: int) -> np.ndarray:
-        """Stage of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,).
+    def labels(self, intervals: int) -> np.ndarray:
+        """Interval of every t of the grid by the method, or by `agglomerative` for methods that take no K; (T,).
 
         Raises:
-            ValueError: there are fewer t than stages, what the method compares is not finite, or it finds no such stages.
+            ValueError: there are fewer t than intervals, what the method compares is not finite, or it finds no such intervals.
         """
         method = self.settings.method
-        if stages > len(self.grid):
+        if intervals > len(self.grid):
             raise ValueError(
-                f"cluster_timesteps.stages: {stages} is more than the grid of {len(self.grid)} noise levels; "
+                f"cluster_timesteps.intervals: {intervals} is more than the grid of {len(self.grid)} noise levels; "
                 "lower it or raise grid"
             )
         if method == "uniform":
-            return np.searchsorted(uniform_boundaries(self.process, stages), self.grid, side="right")
+            return np.searchsorted(uniform_boundaries(self.process, intervals), self.grid, side="right")
         if method == "snr":
             sigmas = sigmas_at(self.process, self.grid)
             # Pure noise, at no finite distance from the rest, counts as the level before it.
             log_snr = -2 * np.log(sigmas.clip(max=sigmas[np.isfinite(sigmas)].max()))
             self._check_finite("the signal-to-noise ratio", self.grid, log_snr)
-            return interval_labels(np.abs(log_snr[:, None] - log_snr), stages)
+            return interval_labels(np.abs(log_snr[:, None] - log_snr), intervals)
         if method == "gradient":
-            return interval_labels(1 - self.gradient_cosines, stages)
+            return interval_labels(1 - self.gradient_cosines, intervals)
         if method == "dynamic_programming":
-            return dynamic_programming_labels(self.similarity, stages)
-        return agglomerative_labels(self.similarity, stages)
+            return dynamic_programming_labels(self.similarity, intervals)
+        return agglomerative_labels(self.similarity, intervals)
 
     def silhouettes(self, missing: dict[str, str]) -> dict[int, float | None]:
-        """Silhouettes of the method's clusterings into K = 2 .. 8 stages, over 1 - similarity."""
+        """Silhouettes of the method's clusterings into K = 2 .. 8 intervals, over 1 - similarity."""
         if (similarity := attempt("similarity", lambda: self.similarity, missing)) is None:
             missing |= {f"silhouette {k}": missing["similarity"] for k in range(2, LARGEST_K + 1)}
             return dict.fromkeys(range(2, LARGEST_K + 1))
@@ -161,14 +161,14 @@ class Clustering:
     def boundaries(self) -> list[float]:
         """The K - 1 boundaries, ascending."""
         method = self.settings.method
-        stages = self.settings.stages
+        intervals = self.settings.intervals
         if method == "given":
             return given_boundaries(self.process, self.settings)
         if method == "threshold":
             return self.threshold()
         if method == "uniform":
-            return uniform_boundaries(self.process, stages)
-        return boundaries_of(self.labels(stages), self.grid, self.process)
+            return uniform_boundaries(self.process, intervals)
+        return boundaries_of(self.labels(intervals), self.grid, self.process)
 
 
 def cluster(
@@ -191,7 +191,7 @@ def cluster(
         The content of results/clusters.json, without `params`.
 
     Raises:
-        ValueError: the method finds no such stages, or given boundaries are not those of K stages. What is only to be looked at
+        ValueError: the method finds no such intervals, or given boundaries are not those of K intervals. What is only shown
             (similarity, silhouettes, curves, the boundaries of further seeds) is None instead, with its reason in `missing`.
     """
     denoiser = OptimalDenoiser(y)
