@@ -156,7 +156,7 @@ class Process(ABC):
         edges = [self.low, *clusters["boundaries"], self.high]
         if edges != sorted({*edges}) or clusters["stages"] != self.edges(clusters["boundaries"]):
             raise ValueError(
-                f"{path}: the intervals {clusters['intervals']} with boundaries {clusters['boundaries']} do not divide the "
+                f"{path}: the intervals {clusters['stages']} with boundaries {clusters['boundaries']} do not divide the "
                 f"timesteps {self.low} to {self.high}; {run_again('cluster_timesteps', path)}"
             )
 
