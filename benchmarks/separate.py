@@ -44,7 +44,7 @@ class SeparateUNet2DModel(ModelMixin, ConfigMixin):
 
     @property
     def num_intervals(self) -> int:
-        """Number of stages K."""
+        """Number of intervals K."""
         return len(self.nets)
 
     @property

@@ -42,7 +42,7 @@ def cpu_params(preset: Path) -> dict[str, Any]:
 
 
 class Shared:
-    """Data, extractor and teacher of a preset; and per seed, stages, width of the stream and space what a search needs.
+    """Data, extractor and teacher of a preset; and per seed, intervals, width of the stream and space what a search needs.
 
     Args:
         preset: params file; the teacher has its seed.
@@ -78,8 +78,8 @@ class Shared:
         self.make(train_teacher, params, self.teacher / "sha256.json", **self.inputs, **made)
 
     def search(self, params: dict[str, Any]) -> Path:
-        """The folder with clusters and features of these params' seed and number of stages; also makes the search results."""
-        folder = self.folder / f"search-k{params['cluster_timesteps']['stages']}-seed{params['seed']}"
+        """The folder with clusters and features of these params' seed and number of intervals; also makes the search results."""
+        folder = self.folder / f"search-k{params['cluster_timesteps']['intervals']}-seed{params['seed']}"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             self._search(params, folder)

@@ -234,7 +234,7 @@ def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
 def test_a_method_is_told_by_its_name():
     method = Method("random-2-plain")
     assert (method.name, method.draw, method.plain, method.row) == ("random", 2, True, "random-plain")
-    assert Method("one-interval").row == "one-stage"
+    assert Method("one-interval").row == "one-interval"
     assert Method("fewer-steps-student").name == "fewer-steps-student" and Method("depth-plain").plain
     for wrong in ("rndom", "search-1", "-plain", "teacher-plain", "feature-reuse-plain", "uncalibrated"):
         with pytest.raises(ValueError, match="not one of"):

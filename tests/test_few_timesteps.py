@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import preset_params, run_intervals, section_with
+from helpers import preset_params, run_stages, section_with
 
 from stagecraft.clustering.cluster import cluster
 from stagecraft.clustering.denoiser import OptimalDenoiser
@@ -178,7 +178,7 @@ def test_a_run_with_a_last_interval_of_one_timestep_ends(tmp_path, diffusion, cl
         for section, values in part.items():
             params[section] |= values
     validate_params(params, "params.yaml")
-    run_intervals(tmp_path, params)
+    run_stages(tmp_path, params)
     results = tmp_path / "results"
     architecture = json.loads((results / "architecture.json").read_text())
     assert architecture["steps_per_interval"][-1] == 1 and sum(architecture["steps_per_interval"]) == sampling["steps"]

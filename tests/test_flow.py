@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from helpers import FLOW, ROOT, run_intervals, tiny_unet
+from helpers import FLOW, ROOT, run_stages, tiny_unet
 from scipy.stats import kstest, uniform
 from test_few_timesteps import SHORT
 
@@ -242,7 +242,7 @@ def test_the_preset_runs_to_its_report(tmp_path):
     params["cache_features"]["held_out"] = 0.25
     params["train_extractor"]["features"] = 16
     validate_params(params, "params.yaml")
-    run_intervals(tmp_path, params)
+    run_stages(tmp_path, params)
     results = tmp_path / "results"
     clusters, metrics = (json.loads((results / f"{name}.json").read_text()) for name in ("clusters", "metrics"))
     assert clusters["process"] == "flow" and len(clusters["boundaries"]) == 2

@@ -109,7 +109,7 @@ def test_the_specs_to_measure_hold_every_option_of_a_space_once_or_more():
 @pytest.fixture
 def interval(tmp_path, monkeypatch):
     """The stage measure_latency on a tiny teacher of which half of the residual stream is kept."""
-    monkeypatch.setattr("intervals.measure_latency.load_teacher", lambda folder: tiny_unet())
+    monkeypatch.setattr("stages.measure_latency.load_teacher", lambda folder: tiny_unet())
     ranked = {"stream_importance": [list(range(16)), list(range(32))], "stream_triples": 1}
     write_checked_json(tmp_path / "importance.json", ranked)
     space = {f"search_block.{key}": SPACE[key] for key in SPACE_KEYS} | {"search_block.channels": 0.5}

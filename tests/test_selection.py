@@ -371,7 +371,7 @@ def test_ranges_that_share_a_block_tile_the_intervals_at_the_least_error(seed, b
         return
     chosen = select_budget(blocks, TIMED, budget)
     assert fits(totals(blocks, chosen, TIMED), budget)
-    assert sorted(s for name in chosen for s in known[name].stages or ()) == [0, 1, 2]
+    assert sorted(s for name in chosen for s in known[name].intervals or ()) == [0, 1, 2]
     assert score(chosen) == pytest.approx(min(map(score, fitting)), rel=1e-5)
 
 
