@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from stagecraft.clustering.record import read_clusters
 from stagecraft.config.stages import Assemble
+from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import snap, steps_per_interval
 from stagecraft.networks.pipelines import load_teacher, read_stated
 from stagecraft.runtime.command import run_command
-from stagecraft.runtime.files import read_checked_json, write_checked_json
+from stagecraft.runtime.files import write_checked_json
 from stagecraft.search.architecture import assemble_architecture, given_architecture
 from stagecraft.search.latency import LatencyTable
 from stagecraft.search.results import read_results
@@ -24,7 +26,7 @@ def assemble(
     output: Path,
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-    plan = read_checked_json(clusters, "cluster_timesteps")
+    plan = read_clusters(clusters)
     sampling = params.sampling
     settings = params.assemble
     boundaries = plan["boundaries"]
@@ -42,19 +44,26 @@ def assemble(
         results = read_results(search)
         table = LatencyTable.of_stage(latency)
         architecture = assemble_architecture(unet, results, steps, settings, params.seed, table)
-    intervals = process.edges(boundaries)
-    how = {
-        "boundaries": boundaries,
-        "boundaries_sigma": process.noise_levels(boundaries),
+    made_for = {
         "clustered": plan["boundaries"],
         "snapped": settings.snap_boundaries,
-        "intervals": intervals,
-        "density": [process.share(*edges) for edges in intervals],
         "steps_per_interval": steps,
         "sampler": sampling.as_dict(),
+        "params": params.as_given(),
     }
-    write_checked_json(output, architecture | how | {"params": params.as_given()})
+    write_checked_json(output, architecture | describe_intervals(process, boundaries) | made_for)
     print(f"assemble: {costs_in_words(architecture['expected'])}")
+
+
+def describe_intervals(process: Process, boundaries: list[float]) -> dict[str, object]:
+    """The intervals, and how often training draws each."""
+    intervals = process.edges(boundaries)
+    return {
+        "boundaries": boundaries,
+        "boundaries_sigma": process.noise_levels(boundaries),
+        "intervals": intervals,
+        "density": [process.share(*edges) for edges in intervals],
+    }
 
 
 def costs_in_words(expected: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stagecraft.clustering.record import read_clusters
 from stagecraft.config.stages import CacheFeatures
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
@@ -9,7 +10,7 @@ from stagecraft.networks.pipelines import load_teacher
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
-from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
+from stagecraft.runtime.files import sha256_file, write_checked_json
 from stagecraft.search.features import FeatureWriter
 
 
@@ -24,7 +25,7 @@ def cache_features(
     device = pick_device(params.device, threads)
     images = TrainingSet.load(data, latents)
     process = make_process(params.diffusion.as_dict())
-    plan = read_checked_json(clusters, "cluster_timesteps")
+    plan = read_clusters(clusters)
     process.check_intervals(plan, clusters)
     unet = load_teacher(teacher).to(device)
     writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features, params.seed, device)

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stagecraft.clustering.cluster import cluster
 from stagecraft.clustering.gradients import bounded_gradients
@@ -28,7 +27,7 @@ def cluster_timesteps(
     process = make_process(params.diffusion.as_dict())
     images = TrainingSet.load(data, latents)
     gradients = None
-    fingerprint: dict[str, Any] = {"params": params.as_given(), "data": images.sha256}
+    fingerprint: dict[str, object] = {"params": params.as_given(), "data": images.sha256}
     if settings.method == "gradient":
         unet = load_teacher(teacher).to(pick_device(params.device, threads))
         gradients = partial(bounded_gradients, unet, process, images, settings.draws)
@@ -36,7 +35,8 @@ def cluster_timesteps(
     pieces = Pieces(output.parent / "checkpoints" / "cluster_timesteps", fingerprint)
     y = images.flat(settings.image_range)
     clusters = cluster(y, process, settings, params.seed, gradients, pieces)
-    write_checked_json(output, clusters | {"params": params.as_given()})
+    clusters["params"] = params.as_given()
+    write_checked_json(output, clusters)
     pieces.remove()
     print(f"cluster_timesteps: {clusters['method']}, boundaries {clusters['boundaries']}")
 

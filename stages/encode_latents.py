@@ -16,7 +16,7 @@ from stagecraft.runtime.files import atomic_path, read_checked_json, sha256_file
 def encode_latents(params: EncodeLatents, *, threads: int, data: Path, autoencoder: Path, output: Path) -> None:
     """Write latents.npy, float32 (N,c,h,w) in the order of the training split, and index.json."""
     prepared = PreparedData.load(data)
-    index = {"data": prepared.meta["sha256"], "sha256": None, "params": params.as_given()}
+    index: dict[str, object] = {"data": prepared.meta["sha256"], "sha256": None, "params": params.as_given()}
     made = read_checked_json(autoencoder / "index.json", "train_autoencoder")
     if made["source"] != "none":
         device = pick_device(params.device, threads)

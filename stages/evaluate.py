@@ -13,9 +13,10 @@ from stagecraft.networks.weights import WEIGHTS
 from stagecraft.report.table import format_table
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
-from stagecraft.runtime.files import read_checked_json, read_json, sha256_content, sha256_file, write_json
+from stagecraft.runtime.files import read_json, sha256_content, sha256_file, write_json
 from stagecraft.runtime.journal import Pieces
 from stagecraft.runtime.processes import is_main
+from stagecraft.training.plan import Plan, read_plan
 from stagecraft.training.student import interval_probabilities
 
 
@@ -34,34 +35,23 @@ def evaluate(
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
     device = pick_device(params.device, threads)
-    prepared = PreparedData.load(data)
-    plan = read_checked_json(architecture, "assemble")
+    plan = read_plan(architecture)
     small = load_student(student)
     check_architecture(small, plan, str(student))
+    prepared = PreparedData.load(data)
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
     made_from = hash_models(teacher, student)
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
     fingerprint = {"params": params.as_given(), "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     vae = open_autoencoder(autoencoder)
-    drawn = read_json(student / "params.json")["retrain"]["interval_probabilities"]
-    shares = interval_probabilities(drawn, plan["intervals"]) or plan["density"]
-    large = load_teacher(teacher)
+    shares = training_shares(student, plan)
     stated = read_stated(teacher)
+    time = plan["expected"].get("time_ratio")
     evaluation = Evaluation(
-        params,
-        prepared,
-        features,
-        plan["boundaries"],
-        shares,
-        device,
-        plan["snapped"],
-        vae,
-        pieces,
-        stated,
-        plan["expected"].get("time_ratio"),
+        params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces, stated, time
     )
-    result = evaluation.compare(large, small)
+    result = evaluation.compare(load_teacher(teacher), small)
     if result is None or pieces is None:
         return
     metrics, images = result
@@ -69,6 +59,12 @@ def evaluate(
     write_json(output, metrics)
     pieces.remove()
     print(format_table(metrics))
+
+
+def training_shares(student: Path, plan: Plan) -> list[float]:
+    """How often the training of a student drew each interval."""
+    drawn = read_json(student / "params.json")["retrain"]["interval_probabilities"]
+    return interval_probabilities(drawn, plan["intervals"]) or plan["density"]
 
 
 def hash_models(*folders: Path) -> dict[str, str]:

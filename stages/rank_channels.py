@@ -1,7 +1,6 @@
 """How much the teacher's images depend on each channel of its residual stream, by which `search_block.channels` keeps some."""
 
 from pathlib import Path
-from typing import Any
 
 from stagecraft.config.stages import RankChannels
 from stagecraft.data.training import TrainingSet
@@ -28,7 +27,7 @@ def rank_channels(
 
     device = pick_device(params.device, threads)
     images = TrainingSet.load(data, latents)
-    made_from: dict[str, Any] = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
+    made_from: dict[str, object] = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     diffusion = params.diffusion.as_dict()
     made_from |= {"seed": params.seed, "device": params.device, "diffusion": diffusion}
     pieces = Pieces(output.parent / "checkpoints" / "rank_channels", made_from)

@@ -1,13 +1,18 @@
 """Render results/report.html: python -m stages.report --params JSON --threads N --metrics PATH ... --output PATH."""
 
 from pathlib import Path
+from typing import cast
 
+from stagecraft.clustering.record import read_clusters
 from stagecraft.config.stages import Report
+from stagecraft.evaluation.metrics import read_metrics
 from stagecraft.evaluation.samples import check_metrics, load_samples
-from stagecraft.report.page import render_report
+from stagecraft.report.page import Searches, render_report
 from stagecraft.runtime.command import run_command
-from stagecraft.runtime.files import atomic_path, read_checked_json, read_json, run_again
+from stagecraft.runtime.files import atomic_path
 from stagecraft.search.results import read_results
+from stagecraft.training.log import read_log
+from stagecraft.training.plan import read_plan
 
 
 def report(
@@ -23,16 +28,16 @@ def report(
     output: Path,
 ) -> None:
     """Write the page."""
-    measured = read_json(metrics, run_again("evaluate", metrics))
+    measured = read_metrics(metrics)
     (images, sha256) = load_samples(samples)
     check_metrics(metrics, measured, sha256)
     page = render_report(
         measured,
         images,
-        read_checked_json(clusters, "cluster_timesteps"),
-        read_checked_json(architecture, "assemble"),
-        read_results(search),
-        {path.stem: read_checked_json(path, path.stem) for path in logs},
+        read_clusters(clusters),
+        read_plan(architecture),
+        cast(Searches, read_results(search)),
+        {path.stem: read_log(path) for path in logs},
         params,
     )
     with atomic_path(output) as aside:

@@ -10,10 +10,12 @@ from stagecraft.networks.pipelines import load_teacher, read_stated, save_studen
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
-from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
+from stagecraft.runtime.files import sha256_file
 from stagecraft.runtime.processes import is_main
 from stagecraft.training.joint import JointLoss
+from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
+from stagecraft.training.plan import read_plan
 from stagecraft.training.student import check_teacher, start_student, student_batches, supernet_reader
 
 
@@ -38,28 +40,23 @@ def retrain(
     vae = open_autoencoder(autoencoder)
     stated = read_stated(teacher)
     process = make_process(params.diffusion.as_dict(), stated)
-    chosen = read_checked_json(architecture, "assemble")
-    check_teacher(unet, chosen, architecture)
-    supernet = supernet_reader(search, chosen["supernets"], architecture)
-    student = start_student(unet, chosen, settings.init, params.seed, supernet).to(device)
-    unet = unet.to(device)
-    batches = student_batches(images, process, unet, chosen["boundaries"], settings, device)
+    plan = read_plan(architecture)
+    check_teacher(unet, plan, architecture)
+    supernet = supernet_reader(search, plan["supernets"], architecture)
+    student = start_student(unet, plan, settings.init, params.seed, supernet).to(device)
+    batches = student_batches(images, process, unet.to(device), plan["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
-    made_from = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
-    result = train(
-        student,
-        JointLoss(student, unet, batches, settings, params.precision),
-        TrainSettings.of(settings, params.seed),
-        checkpoint=checkpoint,
-        fingerprint=made_from | {"params": params.as_given(), "data": images.sha256},
-        label="retrain",
-    )
+    hashes = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
+    made_from = hashes | {"params": params.as_given(), "data": images.sha256}
+    loss = JointLoss(student, unet, batches, settings, params.precision)
+    how = TrainSettings.of(settings, params.seed)
+    result = train(student, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="retrain")
     if not is_main():
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
     save_student(output, student.cpu(), process.scheduler(), params.as_given(), vae, given=stated is not None)
-    write_checked_json(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
+    write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import atomic_folder, sha256_file, write_checked_json
 from stagecraft.training.autoencoder import ReconstructionLoss
+from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
 
 
@@ -18,7 +19,7 @@ def train_autoencoder(params: TrainAutoencoder, *, threads: int, data: Path, out
     settings = params.train_autoencoder
     if settings.source == "none":
         write_checked_json(output / "index.json", {"source": "none", "sha256": {}, "params": params.as_given()})
-        write_checked_json(log, {"stage": "train_autoencoder", "history": [], "params": params.as_given()})
+        write_log(log, {"stage": "train_autoencoder", "history": [], "params": params.as_given()})
         return
 
     prepared = PreparedData.load(data)
@@ -50,7 +51,7 @@ def train_autoencoder(params: TrainAutoencoder, *, threads: int, data: Path, out
         write_checked_json(
             aside / "index.json", {"source": settings.source, "sha256": hashes, "params": params.as_given()}
         )
-    write_checked_json(log, {"stage": "train_autoencoder", "history": history, "params": params.as_given()})
+    write_log(log, {"stage": "train_autoencoder", "history": history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

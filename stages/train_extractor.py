@@ -8,7 +8,7 @@ from stagecraft.evaluation.extractor import save_classifier
 from stagecraft.evaluation.extractor import train_extractor as train
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
-from stagecraft.runtime.files import write_checked_json
+from stagecraft.training.log import write_log
 
 
 def train_extractor(params: TrainExtractor, *, threads: int, data: Path, output: Path, log: Path) -> None:
@@ -26,7 +26,7 @@ def train_extractor(params: TrainExtractor, *, threads: int, data: Path, output:
         checkpoint=checkpoint,
         fingerprint={"params": params.as_given(), "data": prepared.meta["sha256"]},
     )
-    write_checked_json(log, {"stage": "train_extractor", "history": trained.history, "params": params.as_given()})
+    write_log(log, {"stage": "train_extractor", "history": trained.history, "params": params.as_given()})
     save_classifier(output, trained.model, trained.description | {"params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 

@@ -15,8 +15,8 @@ from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import save_teacher
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
-from stagecraft.runtime.files import write_checked_json
 from stagecraft.runtime.processes import is_main
+from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.teacher import DenoisingLoss, build_teacher
 
@@ -36,7 +36,7 @@ def train_teacher(
             given, stated = open_given_teacher(settings.path, images, diffusion, space)
             process = make_process(diffusion, stated or {})
             save_teacher(output, given, process.scheduler(), params.as_given(), vae, given=True)
-            write_checked_json(log, {"stage": "train_teacher", "history": [], "params": params.as_given()})
+            write_log(log, {"stage": "train_teacher", "history": [], "params": params.as_given()})
         return
 
     process = make_process(diffusion)
@@ -48,20 +48,16 @@ def train_teacher(
     teacher = build_teacher(settings, resolution, channels, params.seed, classes).to(device)
     batches = NoisyBatches(images, process, settings.batch_size, device, flip, conditional=conditional)
     checkpoint = output.parent / "checkpoints" / "train_teacher.pt"
-    result = train(
-        teacher,
-        DenoisingLoss(teacher, batches, params.precision),
-        TrainSettings.of(settings, params.seed),
-        checkpoint=checkpoint,
-        fingerprint={"params": params.as_given(), "data": images.sha256},
-        label="train_teacher",
-    )
+    loss = DenoisingLoss(teacher, batches, params.precision)
+    how = TrainSettings.of(settings, params.seed)
+    made_from = {"params": params.as_given(), "data": images.sha256}
+    result = train(teacher, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="train_teacher")
     if not is_main():
         return
     assert result.ema is not None
     teacher.load_state_dict(result.ema)
     save_teacher(output, teacher, process.scheduler(), params.as_given(), vae)
-    write_checked_json(log, {"stage": "train_teacher", "history": result.history, "params": params.as_given()})
+    write_log(log, {"stage": "train_teacher", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,15 @@ import yaml
 from diffusers import DiffusionPipeline
 from helpers import FILES_IN_LATENTS, preset_params, run_stages
 
+from stagecraft.clustering.record import Clusters, read_clusters
+from stagecraft.data.prepared import Meta, PreparedData
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import nodes_of
+from stagecraft.evaluation.metrics import Metrics, read_metrics
 from stagecraft.evaluation.samples import load_samples
+from stagecraft.runtime.files import write_checked_json, write_json
+from stagecraft.training.log import TrainingLog, read_log, write_log
+from stagecraft.training.plan import Plan, read_plan
 
 LATENT_EDM = {
     "diffusion": {
@@ -96,6 +103,45 @@ def draw(folder: Path, elsewhere: Path, **how) -> np.ndarray:
     pipeline = DiffusionPipeline.from_pretrained(elsewhere, trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(num_inference_steps=3, output_type="np", **how).images
+
+
+def check_fields(record: object, kind: object, where: str) -> None:
+    """The record has the fields of its type, no fewer and no more, and so have the records in it."""
+    if typing.is_typeddict(kind):
+        assert kind.__required_keys__ <= record.keys() <= kind.__required_keys__ | kind.__optional_keys__, where
+        for name, field in typing.get_type_hints(kind).items():
+            if name in record:
+                check_fields(record[name], field, f"{where}.{name}")
+        return
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    if type(None) in typing.get_args(kind) and record is not None and len(parts) == 1:
+        check_fields(record, parts[0], where)
+    elif typing.get_origin(kind) is list:
+        for item in record:
+            check_fields(item, parts[0], where)
+    elif typing.get_origin(kind) is dict:
+        for name, item in record.items():
+            check_fields(item, parts[1], f"{where}.{name}")
+
+
+@pytest.mark.parametrize("run", ["latent_edm", "given_decoders"])
+def test_records_have_the_fields_of_their_files_and_are_written_as_they_were_read(run, request, tmp_path):
+    folder = request.getfixturevalue(run)
+    results = folder / "results"
+    log = results / "logs" / "retrain.json"
+    meta = folder / "data" / "prepared" / "meta.json"
+    cases = [
+        (results / "metrics.json", read_metrics, write_json, Metrics),
+        (results / "clusters.json", read_clusters, write_checked_json, Clusters),
+        (results / "architecture.json", read_plan, write_checked_json, Plan),
+        (log, read_log, write_log, TrainingLog),
+        (meta, lambda path: PreparedData.load(path.parent).meta, write_checked_json, Meta),
+    ]
+    for path, read_record, write, kind in cases:
+        record = read_record(path)
+        check_fields(record, kind, path.name)
+        write(tmp_path / path.name, record)
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_class_conditional_latent_edm_run_ends_with_what_was_asked(latent_edm):

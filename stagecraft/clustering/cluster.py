@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from stagecraft.clustering.partition import (
     threshold_boundaries,
     uniform_boundaries,
 )
+from stagecraft.clustering.record import Clusters, Curves, Spread
 from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
 from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.diffusion.boundaries import check_ascending
@@ -88,7 +88,7 @@ class Clustering:
         """The sigma_1 of the printed equation 7, or None for what was run."""
         return sigmas_at(self.process, self.grid)[-1] if self.settings.literal else None
 
-    def curves(self) -> dict[str, list[float]]:
+    def curves(self) -> Curves:
         """S0 and S1 on the grid."""
         shares = [
             limit_shares(m, self.pairs[0], self.denoiser.mean, sigma, self.settings.eta, self.last_sigma)
@@ -178,7 +178,7 @@ def cluster(
     seed: int,
     gradients: Gradients | None = None,
     pieces: Pieces | None = None,
-) -> dict[str, Any]:
+) -> Clusters:
     """Cluster the timesteps of a process over a training set.
 
     Args:
@@ -197,25 +197,33 @@ def cluster(
     denoiser = OptimalDenoiser(y)
     count = 1 if settings.method in FIXED else settings.seeds
     runs = [Clustering(denoiser, y, process, settings, seed + i, gradients, pieces) for i in range(count)]
-    boundaries = runs[0].boundaries()
+    return describe(runs)
+
+
+def describe(runs: list[Clustering]) -> Clusters:
+    """What `cluster` returns of clusterings that differ in their seeds only."""
+    first = runs[0]
+    boundaries = first.boundaries()
     missing: dict[str, str] = {}
-    result = {
-        "method": settings.method,
-        "process": process.name,
-        "seed": seed,
+    result: Clusters = {
+        "method": first.settings.method,
+        "process": first.process.name,
+        "seed": first.seed,
         "boundaries": boundaries,
-        "boundaries_sigma": process.noise_levels(boundaries),
-        "stages": process.edges(boundaries),
+        "boundaries_sigma": first.process.noise_levels(boundaries),
+        "stages": first.process.edges(boundaries),
         "spread": spread_of(runs, boundaries, missing),
-        "grid": runs[0].grid.tolist(),
-        "similarity": attempt("similarity", lambda: runs[0].similarity.round(6).tolist(), missing),
-        "silhouette": {str(k): score for k, score in runs[0].silhouettes(missing).items()},
-        "curves": attempt("curves", runs[0].curves, missing),
+        "grid": first.grid.tolist(),
+        "similarity": attempt("similarity", lambda: first.similarity.round(6).tolist(), missing),
+        "silhouette": {str(k): score for k, score in first.silhouettes(missing).items()},
+        "curves": attempt("curves", first.curves, missing),
     }
-    return result | ({"missing": missing} if missing else {})
+    if missing:
+        result["missing"] = missing
+    return result
 
 
-def spread_of(runs: list[Clustering], first: list[float], missing: dict[str, str]) -> dict[str, Any]:
+def spread_of(runs: list[Clustering], first: list[float], missing: dict[str, str]) -> Spread:
     """How far boundaries depend on the draws: those of every run, `first` among them, and their standard deviation."""
     boundaries = [first, *(attempt(f"boundaries of seed {run.seed}", run.boundaries, missing) for run in runs[1:])]
     known = [one for one in boundaries if one is not None]

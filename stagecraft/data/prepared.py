@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -13,6 +14,23 @@ from stagecraft.data.images import Images
 from stagecraft.runtime.files import atomic_path, check_file, read_checked_json, sha256_file, write_checked_json
 
 STAGE = "prepare_data"
+
+
+class Meta(TypedDict):
+    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays."""
+
+    source: str
+    description: str
+    count: int
+    resolution: int
+    channels: int
+    class_names: list[str] | None
+    classes: dict[str, int] | None
+    train: list[int]
+    held_out: list[int]
+    sha256: str
+    labels_sha256: str
+    params: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -24,17 +42,18 @@ class PreparedData:
     labels: np.ndarray | None
     train_index: np.ndarray
     held_out_index: np.ndarray
-    meta: dict[str, Any]
+    meta: Meta
 
     @classmethod
     def load(cls, path: Path) -> PreparedData:
         """Open a prepared folder; ValueError when a file is missing or not as it was written."""
-        meta = read_checked_json(path / "meta.json", STAGE)
-        for name, key in (("images.npy", "sha256"), ("labels.npy", "labels_sha256")):
-            check_file(path / name, meta[key], path / "meta.json", STAGE)
+        meta = cast(Meta, read_checked_json(path / "meta.json", STAGE))
+        check_file(path / "images.npy", meta["sha256"], path / "meta.json", STAGE)
+        check_file(path / "labels.npy", meta["labels_sha256"], path / "meta.json", STAGE)
         images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(path / "labels.npy", allow_pickle=False)
-        train, held_out = (np.array(meta[name], np.int64) for name in ("train", "held_out"))
+        train = np.array(meta["train"], np.int64)
+        held_out = np.array(meta["held_out"], np.int64)
         return cls(path, images, labels if len(labels) else None, train, held_out, meta)
 
     @property
@@ -50,8 +69,7 @@ class PreparedData:
     @property
     def classes(self) -> dict[str, int] | None:
         """Class number of each class by its name, None when the images have no labels."""
-        classes: dict[str, int] | None = self.meta["classes"]
-        return classes
+        return self.meta["classes"]
 
     @property
     def train_images(self) -> np.ndarray:
@@ -80,12 +98,14 @@ def save(path: Path, images: Images, split: tuple[np.ndarray, np.ndarray], param
     ):
         save_array(images_file, images.images)
         save_array(labels_file, labels)
-        hashes = {"sha256": sha256_file(images_file), "labels_sha256": sha256_file(labels_file)}
-        write_checked_json(meta_file, describe(images, split, params) | hashes)
+        hashes = sha256_file(images_file), sha256_file(labels_file)
+        write_checked_json(meta_file, describe(images, split, params, hashes))
 
 
-def describe(images: Images, split: tuple[np.ndarray, np.ndarray], params: PrepareData) -> dict[str, Any]:
-    """Return the contents of meta.json without the hashes."""
+def describe(
+    images: Images, split: tuple[np.ndarray, np.ndarray], params: PrepareData, hashes: tuple[str, str]
+) -> Meta:
+    """The contents of meta.json; `hashes` are those of images and labels."""
     count, resolution, _, channels = images.images.shape
     return {
         "source": params.prepare_data.source,
@@ -97,6 +117,8 @@ def describe(images: Images, split: tuple[np.ndarray, np.ndarray], params: Prepa
         "classes": images.classes,
         "train": split[0].tolist(),
         "held_out": split[1].tolist(),
+        "sha256": hashes[0],
+        "labels_sha256": hashes[1],
         "params": params.as_given(),
     }
 

@@ -6,6 +6,7 @@ Nothing outside this folder knows which process runs; registry.py has the proces
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -151,7 +152,7 @@ class Process(ABC):
         """Raise a ValueError when the `sampling` section asks for steps that are no different timesteps of this process."""
         check_steps(sampling, self.settings, self.kept)
 
-    def check_intervals(self, clusters: dict[str, Any], path: Path) -> None:
+    def check_intervals(self, clusters: Mapping[str, Any], path: Path) -> None:
         """Raise a ValueError unless the intervals of clusters.json, at `path`, divide the noise levels of this process."""
         edges = [self.low, *clusters["boundaries"], self.high]
         if edges != sorted({*edges}) or clusters["stages"] != self.edges(clusters["boundaries"]):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,15 +17,25 @@ from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample, steps_per_interval
 from stagecraft.evaluation.cost import decoder_cost, model_cost
-from stagecraft.evaluation.fidelity import Extractor, check_counts, describe_extractor, fidelity, held_out_fidelity
+from stagecraft.evaluation.fidelity import (
+    Extractor,
+    Scoring,
+    check_counts,
+    describe_extractor,
+    fidelity,
+    held_out_fidelity,
+)
+from stagecraft.evaluation.metrics import Fidelity, HeldOut, Metrics, ModelMetrics, Protocol, Speed
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
 from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.runtime.files import run_again
 from stagecraft.runtime.journal import Pieces, kept_record
 from stagecraft.runtime.processes import from_main, is_main
+from stagecraft.training.plan import Plan
 
-RATIOS = ("macs", "macs_with_attention", "params", "params_active", "images_per_second")
+Ratio = Literal["macs", "macs_with_attention", "params", "params_active", "images_per_second"]
+RATIOS: tuple[Ratio, ...] = get_args(Ratio)
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,18 @@ class Evaluation:
         return {} if self.predicted_time is None else {"time_predicted": self.predicted_time}
 
     @property
-    def scoring(self) -> dict[str, Any]:
+    def scoring(self) -> Scoring:
         """Keyword arguments of `fidelity`."""
         settings = self.params.evaluate
-        keys = {"kid_subset_size", "neighbours", "batch_size"}
-        return settings.model_dump(include=keys) | {"seed": self.params.seed, "device": self.device}
+        return {
+            "kid_subset_size": settings.kid_subset_size,
+            "neighbours": settings.neighbours,
+            "seed": self.params.seed,
+            "device": self.device,
+            "batch_size": settings.batch_size,
+        }
 
-    def compare(self, teacher: Any, student: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    def compare(self, teacher: Any, student: Any) -> tuple[Metrics, dict[str, np.ndarray]] | None:
         """Metrics of both models, and their samples uint8 (N, H, W, C) from the same seeds with real images beside.
 
         Of several processes all draw samples; rank 0 does the rest, the others return None.
@@ -87,18 +102,21 @@ class Evaluation:
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
         steps = self.steps_per_interval()
-        speed = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
+        speed: dict[str, Speed] = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
         images = {name: self.draw(name, model, shape) for name, model in models.items()}
         if not is_main():
             return None
-        scores = {
-            name: self.score(name, images[name])
-            | model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers())
-            | speed[name]
+        scores: dict[str, ModelMetrics] = {
+            name: {
+                **self.score(name, images[name]),
+                **model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers()),
+                **speed[name],
+            }
             for name, model in models.items()
         }
-        metrics = {
-            **scores,
+        metrics: Metrics = {
+            "teacher": scores["teacher"],
+            "student": scores["student"],
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
             "ratio": compute_ratios(scores["teacher"], scores["student"]) | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
@@ -119,7 +137,7 @@ class Evaluation:
 
     def measure_speed(
         self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
-    ) -> dict[str, dict[str, Any]]:
+    ) -> dict[str, Speed]:
         """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
         settings = self.params.evaluate
         batch = settings.speed_batch
@@ -137,14 +155,14 @@ class Evaluation:
         )
         return kept_record(self.pieces, "speed.json", measure)
 
-    def score(self, name: str, images: np.ndarray) -> dict[str, float]:
+    def score(self, name: str, images: np.ndarray) -> Fidelity:
         """FID, KID, precision and recall of a model's images."""
         reference = self.data.train_images
         return kept_record(
             self.pieces, f"{name}.json", lambda: fidelity(images, reference, self.extractor, **self.scoring)
         )
 
-    def score_held_out(self) -> dict[str, Any]:
+    def score_held_out(self) -> HeldOut:
         """The same of the held-out real images."""
         held_out = self.data.held_out_images
         reference = self.data.train_images
@@ -171,7 +189,7 @@ class Evaluation:
         assert self.data.labels is not None, "a class-conditional model was trained with labels"
         return class_condition(torch.from_numpy(self.data.labels[self.data.train_index]))
 
-    def protocol(self, steps: list[int]) -> dict[str, Any]:
+    def protocol(self, steps: list[int]) -> Protocol:
         """What the figures depend on beside the models."""
         sampling = self.params.sampling
         settings = self.params.evaluate
@@ -200,7 +218,7 @@ class Evaluation:
         }
 
 
-def check_architecture(student: Any, architecture: dict[str, Any], folder: str) -> None:
+def check_architecture(student: Any, architecture: Plan, folder: str) -> None:
     """Raise ValueError unless the student was built from this architecture.json."""
     config = student.config
     if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
@@ -208,8 +226,8 @@ def check_architecture(student: Any, architecture: dict[str, Any], folder: str) 
         raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")
 
 
-def compute_ratios(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
+def compute_ratios(teacher: ModelMetrics, student: ModelMetrics) -> dict[str, float]:
     """Student over teacher for cost and speed, and the student's FID minus the teacher's."""
-    ratio = {key: student[key] / teacher[key] for key in RATIOS}
+    ratio: dict[str, float] = {key: student[key] / teacher[key] for key in RATIOS}
     ratio["time"] = student["milliseconds"] / teacher["milliseconds"]
     return ratio | {"fid_difference": student["fid"] - teacher["fid"]}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.evaluation.metrics import Cost, DecoderCost
 from stagecraft.networks.costs import count_parameters
 
 
@@ -24,7 +25,7 @@ def model_cost(
     steps: Sequence[int],
     shares: Sequence[float] | None = None,
     samplers: Mapping[str, Sequence[int]] | None = None,
-) -> dict[str, Any]:
+) -> Cost:
     """What a sampler with `steps[s]` evaluations in interval s pays for `model`, and what training pays.
 
     Args:
@@ -34,21 +35,12 @@ def model_cost(
         steps: K numbers of network evaluations.
         shares: how often training draws each interval, K numbers that sum to 1.
         samplers: `steps` of other samplers by name.
-
-    Returns:
-        `macs` and `macs_with_attention`, means per evaluation weighted by `steps`; `macs_per_interval` and
-        `macs_with_attention_per_interval`; `params` in total and `params_active` at one evaluation, the largest of all intervals;
-        given `shares`, `macs_training`, the mean of a forward pass in training (a step's backward pass costs about two more);
-        given `samplers`, `macs_of_samplers`, `macs` by name.
     """
     assert len(steps) == len(boundaries) + 1, "one number of steps per interval"
     times = interval_timesteps(boundaries)
     thop = [count_macs(model, shape, t) for t in times]
     attention = [count_macs_with_attention(model, shape, t) for t in times]
-    extra: dict[str, Any] = {} if shares is None else {"macs_training": weighted_mean(thop, shares)}
-    if samplers is not None:
-        extra["macs_of_samplers"] = {name: weighted_mean(thop, counts) for name, counts in samplers.items()}
-    return extra | {
+    cost: Cost = {
         "macs": weighted_mean(thop, steps),
         "macs_with_attention": weighted_mean(attention, steps),
         "macs_per_interval": thop,
@@ -56,6 +48,11 @@ def model_cost(
         "params": count_parameters(model),
         "params_active": count_active_parameters(model),
     }
+    if shares is not None:
+        cost["macs_training"] = weighted_mean(thop, shares)
+    if samplers is not None:
+        cost["macs_of_samplers"] = {name: weighted_mean(thop, counts) for name, counts in samplers.items()}
+    return cost
 
 
 def interval_timesteps(boundaries: Sequence[float]) -> list[float]:
@@ -120,7 +117,7 @@ class _Decode(nn.Module):
         return self.vae.decode(z).sample
 
 
-def decoder_cost(vae: Any, shape: tuple[int, int, int]) -> dict[str, int]:
+def decoder_cost(vae: Any, shape: tuple[int, int, int]) -> DecoderCost:
     """`decoder_macs` (thop, once per image) and `params` of an autoencoder; `shape` is c, h, w of the latents."""
     module = _Decode(copy.deepcopy(vae).cpu().eval())
     macs = int(profile(module, inputs=(torch.zeros(1, *shape),), verbose=False)[0])

@@ -5,10 +5,10 @@ data set by one extractor file only; they are no Inception distances, so every f
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from stagecraft.config.sections import TrainExtractor
 from stagecraft.evaluation.counts import CLASSIFIER, check_features
+from stagecraft.evaluation.metrics import ExtractorDescription
 from stagecraft.runtime.device import images_at_once
 from stagecraft.runtime.files import (
     CONTENT_HASH,
@@ -133,7 +134,7 @@ class Trained:
     """A classifier, its description (kind, shape, accuracies) and its loss history."""
 
     model: Classifier
-    description: dict[str, Any]
+    description: ExtractorDescription
     history: list[dict[str, float]]
 
 
@@ -146,7 +147,7 @@ def train_extractor(
     seed: int,
     device: torch.device,
     checkpoint: Path | None = None,
-    fingerprint: dict[str, Any] | None = None,
+    fingerprint: Mapping[str, object] | None = None,
 ) -> Trained:
     """Train a classifier on the training split and score it on the held-out images.
 
@@ -172,7 +173,8 @@ def train_extractor(
         "training_accuracy": accuracy(model, task, images, labels),
         "held_out_accuracy": accuracy(model, task, *held_out),
     }
-    return Trained(model, {"kind": task.kind, **asdict(shape), **scores}, result.history)
+    description = cast(ExtractorDescription, {"kind": task.kind, **asdict(shape), **scores})
+    return Trained(model, description, result.history)
 
 
 @torch.no_grad()
@@ -244,27 +246,27 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, 3, 1)))
 
 
-def save_classifier(path: Path, model: Classifier, description: dict[str, Any]) -> None:
+def save_classifier(path: Path, model: Classifier, description: Mapping[str, object]) -> None:
     """Write weights, their hashes and a description as one safetensors file, the same bytes for the same model."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    content = description | {WEIGHTS_HASH: hash_weights(weights)}
+    content = {**description, WEIGHTS_HASH: hash_weights(weights)}
     text = json.dumps(content | {CONTENT_HASH: sha256_content(content)}, sort_keys=True)
     with atomic_path(path) as aside:
         save_file(weights, aside, metadata={METADATA_KEY: text})
 
 
-def read_classifier(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_classifier(path: Path) -> tuple[ExtractorDescription, dict[str, Tensor]]:
     """Description and weights of a saved classifier; ValueError when `path` is no such file or was altered."""
     remedy = run_again(STAGE, path)
     try:
         with safe_open(path, framework="pt") as file:
-            description = json.loads(file.metadata()[METADATA_KEY])
+            description: dict[str, object] = json.loads(file.metadata()[METADATA_KEY])
             weights = load_file(path)
     except Exception as error:
         raise ValueError(f"{path}: not an extractor written by {STAGE} ({error}); {remedy}") from error
     check_content(path, description, STAGE)
     check_same_hash(path, hash_weights(weights), description.pop(WEIGHTS_HASH), f"its {WEIGHTS_HASH}", remedy)
-    return description, weights
+    return cast(ExtractorDescription, description), weights
 
 
 def hash_weights(weights: dict[str, Tensor]) -> str:
@@ -275,7 +277,8 @@ def hash_weights(weights: dict[str, Tensor]) -> str:
 def load_classifier(path: Path) -> Classifier:
     """Rebuild a saved classifier, in eval mode on the CPU."""
     description, weights = read_classifier(path)
-    model = Classifier(Shape(**{name: description[name] for name in Shape.__dataclass_fields__}))
+    sizes = description["channels"], description["resolution"], description["classes"]
+    model = Classifier(Shape(*sizes, description["features"], description["width"]))
     model.load_state_dict(weights)
     return model.eval()
 

@@ -5,7 +5,7 @@ Heusel et al. 2017 (FID), Binkowski et al. 2018 (KID), Kynkaanniemi et al. 2019 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from stagecraft.evaluation.counts import (
     list_needs,
 )
 from stagecraft.evaluation.extractor import read_classifier, to_tensor
+from stagecraft.evaluation.metrics import ExtractorDescription, Fidelity, HeldOut
 from stagecraft.runtime.files import sha256_file
 
 INCEPTION_FEATURES = 2048
@@ -35,6 +36,16 @@ MEASURES = {
 }
 
 
+class Scoring(TypedDict):
+    """Keyword arguments of `fidelity`."""
+
+    kid_subset_size: int
+    neighbours: int
+    seed: int
+    device: torch.device
+    batch_size: int
+
+
 @dataclass(frozen=True)
 class Extractor:
     """A feature extractor known to torch-fidelity: its registered name, weights, image channels and number of features.
@@ -46,7 +57,7 @@ class Extractor:
     weights: Path
     channels: int
     features: int
-    description: dict[str, Any]
+    description: ExtractorDescription
 
 
 class Images(Dataset):
@@ -97,10 +108,12 @@ def count_torchscript_features(path: Path, image: np.ndarray) -> int:
     return output.shape[1]
 
 
-def describe_extractor(extractor: Extractor) -> dict[str, Any]:
+def describe_extractor(extractor: Extractor) -> ExtractorDescription:
     """What the results say of the extractor: name, hash of its weights and what it was trained for."""
-    known = {key: value for key, value in extractor.description.items() if key != "params"}
-    return {"name": extractor.name, "features": extractor.features, "sha256": sha256_file(extractor.weights)} | known
+    description = extractor.description.copy()
+    description.pop("params", None)
+    sha256 = sha256_file(extractor.weights)
+    return {"name": extractor.name, "features": extractor.features, "sha256": sha256, **description}
 
 
 def check_counts(
@@ -122,7 +135,7 @@ def fidelity(
     seed: int,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
-) -> dict[str, float]:
+) -> Fidelity:
     """Compare generated with reference images, both uint8 (N, H, W, C).
 
     Returns `fid`, `kid` (mean over 100 subsets drawn from `seed`), `precision` and `recall` (with `neighbours` nearest
@@ -148,7 +161,7 @@ def fidelity(
         cache=False,
         verbose=False,
     )
-    return {name: float(measures[key]) for name, key in MEASURES.items() if key in measures}
+    return cast(Fidelity, {name: float(measures[key]) for name, key in MEASURES.items() if key in measures})
 
 
 def held_out_fidelity(
@@ -161,7 +174,7 @@ def held_out_fidelity(
     seed: int,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
-) -> dict[str, Any]:
+) -> HeldOut:
     """`fidelity` of the held-out real images against the training images: what unseen real images score.
 
     The KID subsets are as large as the held-out set allows. A set too small for the covariance gives None for every measure
@@ -170,8 +183,8 @@ def held_out_fidelity(
     least = max(extractor.features, neighbours) + 1
     if len(held_out) < least:
         reason = f"{len(held_out)} held-out images; {least} are needed for {extractor.features} features"
-        return dict.fromkeys(MEASURES) | {"reason": reason}
-    return fidelity(
+        return {"fid": None, "kid": None, "precision": None, "recall": None, "reason": reason}
+    scores = fidelity(
         held_out,
         reference,
         extractor,
@@ -181,3 +194,4 @@ def held_out_fidelity(
         device=device,
         batch_size=batch_size,
     )
+    return {**scores}

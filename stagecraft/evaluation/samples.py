@@ -1,10 +1,10 @@
 """Pictures kept for the report: samples of teacher and student from the same seeds, and real images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from stagecraft.evaluation.metrics import Metrics
 from stagecraft.runtime.files import atomic_path, check_same_hash, run_again, sha256_content
 
 NAMES = ("teacher", "student", "real")
@@ -31,6 +31,6 @@ def load_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
         raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {run_again('evaluate', path)}") from error
 
 
-def check_metrics(path: Path, metrics: dict[str, Any], sha256: str) -> None:
+def check_metrics(path: Path, metrics: Metrics, sha256: str) -> None:
     """Raise ValueError unless metrics.json, at `path`, has the hash that is kept with the samples."""
     check_same_hash(path, sha256_content(metrics), sha256, "samples.npz", run_again("evaluate", path))

@@ -4,13 +4,13 @@ import os
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stagecraft.diffusion.losses import example_condition, predict
 from stagecraft.evaluation.cost import interval_timesteps
+from stagecraft.evaluation.metrics import Speed
 from stagecraft.runtime.device import autocast
 
 WARM_UP = 2
@@ -36,7 +36,7 @@ def measure_speed(
     repeats: int,
     device: torch.device,
     precision: str,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Speed]:
     """Time whole-sampler throughput from single network evaluations.
 
     Every repeat evaluates each model once in each interval, one model after the other. The time of an evaluation is the median
@@ -47,12 +47,6 @@ def measure_speed(
         models: name -> UNet called as model(x_NCHW, t), on `device`.
         shape: C, H, W.
         boundaries, steps: as in `cost.model_cost`.
-
-    Returns:
-        name -> `images_per_second`; `milliseconds` an image of one evaluation, the mean over the sampler's; `peak_memory_mib`,
-        the model's own weights and what one evaluation of `batch` images allocates beside its input, None on the CPU, where the
-        allocator keeps no such count; and `time_by_operation`, the share of the time that each kind of operation takes, which
-        sum to 1.
     """
     x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     times = interval_timesteps(boundaries)

@@ -1,22 +1,27 @@
 """results/report.html: one self-contained page of what a run made and how it compares with the teacher."""
 
 import math
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Literal, TypedDict
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from stagecraft.config.sections import Retrain
-from stagecraft.config.stages import Report
+from stagecraft.clustering.record import Clusters, Curves, Spread
+from stagecraft.config.stages import Report, Retrain, TrainTeacher
 from stagecraft.elastic.kinds import describe_choice, place_of_layer
+from stagecraft.evaluation.metrics import Metrics
 from stagecraft.networks.family import Architecture, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
 from stagecraft.report.table import feature_name, measured_with, table_rows
+from stagecraft.search.record import Search
+from stagecraft.training.log import TrainingLog
+from stagecraft.training.plan import BlockOfRange, Chosen, Plan
 from stagecraft.training.schedule import passes_per_step
 
 PACKAGES = (
@@ -34,15 +39,17 @@ PACKAGES = (
     "dvc",
 )
 COLUMNS = 8
+Searches = dict[str, Search]  # by job
+Logs = dict[str, TrainingLog]  # by stage
 
 
 def render_report(
-    metrics: dict[str, Any],
+    metrics: Metrics,
     samples: dict[str, np.ndarray],
-    clusters: dict[str, Any],
-    architecture: dict[str, Any],
-    searches: dict[str, dict[str, Any]],
-    logs: dict[str, dict[str, Any]],
+    clusters: Clusters,
+    architecture: Plan,
+    searches: Searches,
+    logs: Logs,
     params: Report,
 ) -> str:
     """The page as HTML text, the same for the same inputs and versions.
@@ -58,34 +65,49 @@ def render_report(
         ValueError: the architecture was made from other clusters or searches.
     """
     check_same_run(clusters, architecture, searches)
-    made_with = [metrics, clusters, architecture, *searches.values(), *logs.values(), {"params": params.as_given()}]
+    sources = [metrics, clusters, architecture, *searches.values(), *logs.values()]
+    made_with = [source["params"] for source in sources] + [params.as_given()]
     return page_template().render(
-        verdict=verdict(metrics),
-        tiles=tiles(metrics),
-        rows=table_rows(metrics),
-        times=time_table(metrics),
-        measured_with=measured_with(metrics["protocol"]),
-        held_out_reason=metrics["held_out"].get("reason"),
+        **parts_of_metrics(metrics),
+        **parts_of_architecture(architecture, searches),
         pictures=pictures(samples, params.report.images),
         intervals=interval_table(architecture, metrics),
-        samplers=sampler_table(metrics),
-        autoencoder=metrics["autoencoder"],
         clusters=cluster_charts(clusters),
-        architecture=architecture_rows(architecture, searches),
-        shared=shared_text(architecture["unet"]),
-        expected=architecture["expected"],
-        stream=[len(level) for level in architecture["unet"].get("stream", [])],
-        rule=architecture["rule"],
-        score=architecture["score"],
-        interval_count=len(architecture["steps_per_interval"]),
-        candidates=candidate_charts(architecture, searches),
         spent=costs(metrics, searches, logs),
         losses=loss_charts(logs, searches),
-        protocol=flat(metrics["protocol"]),
         params=[(section, flat(value)) for section, value in merged_params(made_with).items()],
         own_params=params.as_given(),
         versions=versions(),
     )
+
+
+def parts_of_metrics(metrics: Metrics) -> dict[str, object]:
+    """What the page shows of metrics.json alone, by the template's names."""
+    return {
+        "verdict": verdict(metrics),
+        "tiles": tiles(metrics),
+        "rows": table_rows(metrics),
+        "times": time_table(metrics),
+        "measured_with": measured_with(metrics["protocol"]),
+        "held_out_reason": metrics["held_out"].get("reason"),
+        "samplers": sampler_table(metrics),
+        "autoencoder": metrics["autoencoder"],
+        "protocol": flat(metrics["protocol"]),
+    }
+
+
+def parts_of_architecture(architecture: Plan, searches: Searches) -> dict[str, object]:
+    """What the page shows of the architecture and of the candidates it was chosen from, by the template's names."""
+    return {
+        "architecture": architecture_rows(architecture, searches),
+        "shared": shared_text(architecture["unet"]),
+        "expected": architecture["expected"],
+        "stream": [len(level) for level in architecture["unet"].get("stream", [])],
+        "rule": architecture["rule"],
+        "score": architecture["score"],
+        "interval_count": len(architecture["steps_per_interval"]),
+        "candidates": candidate_charts(architecture, searches),
+    }
 
 
 def page_template() -> jinja2.Template:
@@ -100,7 +122,7 @@ def page_template() -> jinja2.Template:
     return environment.get_template("page.html.j2")
 
 
-def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> None:
+def check_same_run(clusters: Clusters, architecture: Plan, searches: Searches) -> None:
     """Raise ValueError unless an architecture was made from these clusters and searches."""
     hashes = {name: search["weights_sha256"] for name, search in searches.items()}
     if architecture["clustered"] != clusters["boundaries"] or architecture["supernets"] != hashes:
@@ -108,7 +130,7 @@ def check_same_run(clusters: dict[str, Any], architecture: dict[str, Any], searc
         raise ValueError(f"architecture.json: made from other clusters.json or search results; {remedy}")
 
 
-def verdict(metrics: dict[str, Any]) -> str:
+def verdict(metrics: Metrics) -> str:
     """The result in two sentences."""
     ratio = metrics["ratio"]
     teacher = metrics["teacher"]
@@ -123,13 +145,13 @@ def verdict(metrics: dict[str, Any]) -> str:
     )
 
 
-def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     """The headline figures: (name, value, note)."""
     ratio = metrics["ratio"]
     teacher = metrics["teacher"]
     student = metrics["student"]
 
-    def against(key: str) -> str:
+    def against(key: Literal["milliseconds", "macs", "params", "params_active"]) -> str:
         return f"{charts.number(student[key])} against {charts.number(teacher[key])}"
 
     predicted = f"; predicted × {ratio['time_predicted']:.2f}" if "time_predicted" in ratio else ""
@@ -156,7 +178,17 @@ def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str,
     ]
 
 
-def interval_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+class Interval(TypedDict):
+    """A row of the table of intervals; `share` is that of the timesteps."""
+
+    range: str
+    sigma: str
+    steps: int
+    training: str
+    share: float
+
+
+def interval_table(architecture: Plan, metrics: Metrics) -> list[Interval]:
     """One row per interval: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
     # None in the file is a boundary at the noise level infinity.
     sigmas = [None, *(math.inf if sigma is None else sigma for sigma in architecture["boundaries_sigma"]), None]
@@ -175,9 +207,9 @@ def interval_table(architecture: dict[str, Any], metrics: dict[str, Any]) -> lis
     ]
 
 
-def time_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def time_table(metrics: Metrics) -> list[tuple[str, str, str, str]]:
     """Milliseconds that an image takes in each kind of operation: (kind, teacher, student, ratio), with their sum at the end."""
-    models = [metrics[name] for name in ("teacher", "student")]
+    models = [metrics["teacher"], metrics["student"]]
     whole = [1000 / model["images_per_second"] for model in models]
     kinds = {kind: [model["time_by_operation"][kind] for model in models] for kind in models[0]["time_by_operation"]}
     times = {kind: [w * share for w, share in zip(whole, shares, strict=True)] for kind, shares in kinds.items()}
@@ -187,7 +219,7 @@ def time_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def sampler_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def sampler_table(metrics: Metrics) -> list[tuple[str, str, str, str]]:
     """MACs per sample in training, and per step of every sampler of the process: (what, teacher, student, ratio)."""
     teacher = metrics["teacher"]
     student = metrics["student"]
@@ -196,7 +228,7 @@ def sampler_table(metrics: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return [(what, f"{a:,.0f}", f"{b:,.0f}", f"x {b / a:.3f}") for what, (a, b) in pairs.items()]
 
 
-def spread_text(spread: dict[str, Any]) -> str:
+def spread_text(spread: Spread) -> str:
     """Boundaries over seeds in a sentence, empty when there is nothing to say."""
     known = [boundaries for boundaries in spread["boundaries"] if boundaries is not None]
     if len(known) < 2 or not spread["std"]:
@@ -223,39 +255,68 @@ def sigma_range(low: float | None, high: float | None) -> str:
     return f"{start}σ" + ("" if high is None else f" < {high:.3g}")
 
 
-def cluster_charts(clusters: dict[str, Any]) -> dict[str, Any]:
+class ClusterCharts(TypedDict):
+    """What is shown of the clustering: method, sentences, charts; None for what the method did not compute."""
+
+    method: str
+    spread: str
+    missing: list[str]
+    heat_map: Markup | None
+    range: str
+    silhouette: Markup | None
+    curves: Markup | None
+    curves_key: Markup | None
+
+
+def cluster_charts(clusters: Clusters) -> ClusterCharts:
     """Heat map, silhouette and S0/S1 curves; None for what the method did not compute."""
     cuts = ", ".join(f"{b:g}" for b in clusters["boundaries"]) or "none"
-    matrix = clusters.get("similarity")
-    silhouette = clusters.get("silhouette")
-    curves = clusters.get("curves")
-    shown: dict[str, Any] = {"method": clusters["method"], "heat_map": None, "silhouette": None, "curves": None}
-    shown["spread"] = spread_text(clusters["spread"])
-    shown["missing"] = reasons(clusters.get("missing", {}))
-    if matrix:
-        alt = f"Similarity of the optimal denoisers between timesteps; interval boundaries at {cuts}"
-        shown["heat_map"] = charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
-        shown["range"] = f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)"
-    points = sorted((float(k), value) for k, value in (silhouette or {}).items() if value is not None)
-    if points:
-        shown["silhouette"] = charts.line_chart(
-            {"silhouette": points},
-            x_label="number of intervals K",
-            y_label="silhouette",
-            alt="Silhouette over K: " + ", ".join(f"{k:g}: {value:.3f}" for k, value in points),
-            dots=True,
-        )
-    if curves:
-        series = {name: list(zip(curves["t"], curves[name.lower()], strict=True)) for name in ("S0", "S1")}
-        shown["curves"] = charts.line_chart(
-            series,
-            x_label="timestep t",
-            y_label="share of coordinates",
-            alt=f"S0 and S1 over timesteps; interval boundaries at {cuts}",
-            marks=clusters["boundaries"],
-        )
-        shown["curves_key"] = charts.key(list(series))
-    return shown
+    matrix = clusters["similarity"]
+    curves = clusters["curves"]
+    return {
+        "method": clusters["method"],
+        "spread": spread_text(clusters["spread"]),
+        "missing": reasons(clusters.get("missing", {})),
+        "heat_map": heat_map(clusters, matrix, cuts) if matrix else None,
+        "range": f"{np.min(matrix):.2f} (light) to {np.max(matrix):.2f} (dark)" if matrix else "",
+        "silhouette": silhouette_chart(clusters["silhouette"]),
+        "curves": curve_chart(clusters, curves, cuts) if curves else None,
+        "curves_key": charts.key(["S0", "S1"]) if curves else None,
+    }
+
+
+def heat_map(clusters: Clusters, matrix: list[list[float]], cuts: str) -> Markup:
+    """The similarity matrix; `cuts` are the boundaries in words."""
+    alt = f"Similarity of the optimal denoisers between timesteps; interval boundaries at {cuts}"
+    return charts.heat_map(matrix, clusters["grid"], clusters["boundaries"], alt)
+
+
+def silhouette_chart(silhouette: dict[str, float | None]) -> Markup | None:
+    """Silhouettes over K; None where there are none."""
+    points = sorted((float(k), value) for k, value in silhouette.items() if value is not None)
+    if not points:
+        return None
+    return charts.line_chart(
+        {"silhouette": points},
+        x_label="number of intervals K",
+        y_label="silhouette",
+        alt="Silhouette over K: " + ", ".join(f"{k:g}: {value:.3f}" for k, value in points),
+        dots=True,
+    )
+
+
+def curve_chart(clusters: Clusters, curves: Curves, cuts: str) -> Markup:
+    """S0 and S1 over t; `cuts` are the boundaries in words."""
+    return charts.line_chart(
+        {
+            "S0": list(zip(curves["t"], curves["s0"], strict=True)),
+            "S1": list(zip(curves["t"], curves["s1"], strict=True)),
+        },
+        x_label="timestep t",
+        y_label="share of coordinates",
+        alt=f"S0 and S1 over timesteps; interval boundaries at {cuts}",
+        marks=clusters["boundaries"],
+    )
 
 
 def shared_text(architecture: Architecture) -> str:
@@ -270,7 +331,31 @@ def shared_text(architecture: Architecture) -> str:
     return f"{text.capitalize()}."
 
 
-def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+class DrawnLayer(TypedDict):
+    """A layer of a block: its width as a share of the teacher's, its choice in words, its kind."""
+
+    share: float
+    text: str
+    kind: str
+
+
+class DrawnBlock(TypedDict):
+    """A block's layers, and its costs in words, None where it was not searched."""
+
+    layers: list[DrawnLayer]
+    macs: str | None
+    params: str | None
+
+
+class BlockRow(TypedDict):
+    """A block of the teacher, and the chosen ones with the number of intervals that each spans, None for all."""
+
+    name: str
+    teacher: DrawnBlock
+    chosen: list[tuple[DrawnBlock, int | None]]
+
+
+def architecture_rows(architecture: Plan, searches: Searches) -> list[BlockRow]:
     """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
     identity = architecture["identity"]["blocks"]
     return [
@@ -280,56 +365,56 @@ def architecture_rows(architecture: dict[str, Any], searches: dict[str, dict[str
 
 
 def block_row(
-    name: str,
-    identity: Spec,
-    entries: list[dict[str, Any]],
-    costs: dict[str, Any],
-    searches: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
+    name: str, identity: Spec, entries: list[BlockOfRange], chosen: dict[str, Chosen], searches: Searches
+) -> BlockRow:
     """The teacher's block and the chosen ones, with their costs when they were searched, and how many intervals they span."""
-    if not costs:
-        drawn = [{"layers": draw_layers(entry["spec"], identity), "macs": None} for entry in entries]
+    if not chosen:
+        drawn = [draw_block(entry["spec"], identity) for entry in entries]
         spans = [len(entry["range"]) if len(entries) > 1 else None for entry in entries]
-        teacher = {"layers": draw_layers(identity, identity), "macs": None}
-        return {"name": name, "teacher": teacher, "chosen": list(zip(drawn, spans, strict=True))}
-    jobs = [name if name in costs else Job(name, tuple(entry["range"])).name for entry in entries]
+        return {"name": name, "teacher": draw_block(identity, identity), "chosen": list(zip(drawn, spans, strict=True))}
+    jobs = [name if name in chosen else Job(name, tuple(entry["range"])).name for entry in entries]
     search = searches[jobs[0]]
-    teacher_cost = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
+    teacher = draw_block(identity, identity)
+    teacher["macs"] = charts.number(search["teacher_macs"])
+    teacher["params"] = charts.number(search["teacher_params"])
     return {
         "name": name,
-        "teacher": {"layers": draw_layers(identity, identity), **cost_text(teacher_cost, teacher_cost)},
+        "teacher": teacher,
         "chosen": [
-            (
-                {"layers": draw_layers(entry["spec"], identity), **cost_text(costs[job], teacher_cost)},
-                None if job == name else len(entry["range"]),
-            )
+            (draw_chosen(chosen[job], entry["spec"], identity, search), None if job == name else len(entry["range"]))
             for job, entry in zip(jobs, entries, strict=True)
         ],
     }
 
 
-def cost_text(cost: dict[str, float], teacher: dict[str, float]) -> dict[str, str]:
-    """MACs and parameters of a block, with the ratio to the teacher's."""
-    return {
-        key: f"{charts.number(cost[key])} (× {cost[key] / teacher[key]:.2f})"
-        if cost is not teacher
-        else charts.number(cost[key])
-        for key in ("macs", "params")
-    }
+def draw_chosen(chosen: Chosen, spec: Spec, identity: Spec, search: Search) -> DrawnBlock:
+    """A chosen block with its costs, and their ratios to the teacher's."""
+    block = draw_block(spec, identity)
+    block["macs"] = cost_text(chosen["macs"], search["teacher_macs"])
+    block["params"] = cost_text(chosen["params"], search["teacher_params"])
+    return block
 
 
-def draw_layers(spec: Spec, identity: Spec) -> list[dict[str, Any]]:
+def draw_block(spec: Spec, identity: Spec) -> DrawnBlock:
+    """A block without its costs."""
+    return {"layers": draw_layers(spec, identity), "macs": None, "params": None}
+
+
+def cost_text(cost: float, teacher: float) -> str:
+    """A cost of a block with its ratio to the teacher's."""
+    return f"{charts.number(cost)} (× {cost / teacher:.2f})"
+
+
+def draw_layers(spec: Spec, identity: Spec) -> list[DrawnLayer]:
     """The layers of a block for the drawing, as they run: width as a share of the teacher's, and the choice in words."""
-    layers = []
+    layers: list[DrawnLayer] = []
     for name in sorted(spec, key=place_of_layer):
         layer = describe_choice(name, spec[name], identity[name])
         layers.append({"share": layer.share, "text": layer.text, "kind": name.partition(".")[0]})
     return layers
 
 
-def candidate_charts(
-    architecture: dict[str, Any], searches: dict[str, dict[str, Any]]
-) -> list[tuple[str, str, Markup]]:
+def candidate_charts(architecture: Plan, searches: Searches) -> list[tuple[str, str, Markup]]:
     """NMSE over MACs for every searched block: (name, note, chart)."""
     shown = []
     for name, search in sorted(searches.items()):
@@ -355,18 +440,16 @@ def candidate_charts(
     return shown
 
 
-def costs(
-    metrics: dict[str, Any], searches: dict[str, dict[str, Any]], logs: dict[str, dict[str, Any]]
-) -> list[tuple[str, str, str]]:
+def costs(metrics: Metrics, searches: Searches, logs: Logs) -> list[tuple[str, str, str]]:
     """MACs that student and teacher took to make: (what, MACs, share of the teacher's training when that was done here)."""
     if not searches:
         return []
     spent = macs_of_search(metrics["teacher"]["macs"], list(searches.values()))
     spent["the search in all"] = sum(spent.values())
     spent |= macs_of_retraining(metrics, logs["retrain"])
-    made_with = logs["train_teacher"]["params"]["train_teacher"]
-    trained = 3 * made_with["steps"] * made_with["batch_size"] * metrics["teacher"]["macs_training"]
-    if made_with["source"] == "path":
+    made_with = TrainTeacher.of(logs["train_teacher"]["params"]).train_teacher
+    trained = 3 * made_with.steps * made_with.batch_size * metrics["teacher"]["macs_training"]
+    if made_with.source == "path":
         return [(what, f"{macs:.3g}", "") for what, macs in spent.items()]
     return [
         (what, f"{macs:.3g}", f"{macs / trained:.1%}")
@@ -374,20 +457,20 @@ def costs(
     ]
 
 
-def macs_of_search(teacher_macs: float, searches: list[dict[str, Any]]) -> dict[str, float]:
+def macs_of_search(teacher_macs: float, searches: list[Search]) -> dict[str, float]:
     """MACs of the parts of a search; one teacher pass takes `teacher_macs` for a sample."""
     passes = searches[0]["triples"] + 3 * searches[0]["stream_triples"]
     spent = {"teacher passes for the features and the importance of channels": passes * teacher_macs}
-    for part, name in (("training", "training the supernets"), ("scoring", "scoring candidates")):
-        spent[name] = sum(search["macs_spent"][part] for search in searches)
+    spent["training the supernets"] = sum(search["macs_spent"]["training"] for search in searches)
+    spent["scoring candidates"] = sum(search["macs_spent"]["scoring"] for search in searches)
     return spent
 
 
-def macs_of_retraining(metrics: dict[str, Any], log: dict[str, Any]) -> dict[str, float]:
+def macs_of_retraining(metrics: Metrics, log: TrainingLog) -> dict[str, float]:
     """MACs of the parts of a student's retraining, whose results/logs/retrain.json is `log`."""
     student = metrics["student"]
     teacher = metrics["teacher"]
-    settings = Retrain.model_construct(**log["params"]["retrain"])
+    settings = Retrain.of(log["params"]).retrain
     images = settings.steps * settings.batch_size
     (own, taught) = passes_per_step(settings)
     return {
@@ -401,9 +484,7 @@ def spec_text(spec: Spec, identity: Spec) -> str:
     return "; ".join(layer["text"] for layer in draw_layers(spec, identity))
 
 
-def loss_charts(
-    logs: dict[str, dict[str, Any]], searches: dict[str, dict[str, Any]]
-) -> list[tuple[str, Markup, Markup]]:
+def loss_charts(logs: Logs, searches: Searches) -> list[tuple[str, Markup, Markup]]:
     """Losses over steps of every training that has a history: (name, key, chart)."""
     histories = {name: log["history"] for name, log in sorted(logs.items())}
     histories |= {f"search {name}": search["log"] for name, search in sorted(searches.items())}
@@ -420,16 +501,20 @@ def loss_chart(name: str, history: list[dict[str, float]]) -> tuple[Markup, Mark
     return charts.key(list(series)), chart
 
 
-def merged_params(sources: list[dict[str, Any]]) -> dict[str, Any]:
+def merged_params(sources: Sequence[Mapping[str, object]]) -> dict[str, Mapping[str, object]]:
     """All sections of params that the artifacts were made with; plain values are gathered under `run`."""
-    merged: dict[str, Any] = {"run": {}}
+    plain: dict[str, object] = {}
+    sections: dict[str, Mapping[str, object]] = {"run": plain}
     for source in sources:
-        for section, value in source.get("params", {}).items():
-            (merged if isinstance(value, dict) else merged["run"])[section] = value
-    return dict(sorted(merged.items()))
+        for name, value in source.items():
+            if isinstance(value, dict):
+                sections[name] = value
+            else:
+                plain[name] = value
+    return dict(sorted(sections.items()))
 
 
-def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(value: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as sorted (dotted key, text) pairs."""
     pairs: list[tuple[str, str]] = []
     for key, item in sorted(value.items()):

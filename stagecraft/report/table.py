@@ -1,10 +1,25 @@
 """The table at the end of a run: teacher, student and ratio, from metrics.json."""
 
-from typing import Any
+from typing import Literal
+
+from stagecraft.evaluation.metrics import Metrics, Protocol, read_metrics
 
 FEATURE_MEASURES = ("fid", "kid", "precision", "recall")
+Measure = Literal[
+    "fid",
+    "kid",
+    "precision",
+    "recall",
+    "macs",
+    "macs_with_attention",
+    "params",
+    "params_active",
+    "milliseconds",
+    "images_per_second",
+    "peak_memory_mib",
+]
 # Key, name, how to write a value.
-ROWS = (
+ROWS: tuple[tuple[Measure, str, str], ...] = (
     ("fid", "FID", "{:.4g}"),
     ("kid", "KID", "{:.4g}"),
     ("precision", "precision", "{:.3f}"),
@@ -19,7 +34,7 @@ ROWS = (
 )
 
 
-def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
     """Rows of (what, teacher, student, ratio or difference, held-out real images) as text; a dash where there is no value."""
     held_out = metrics["held_out"]
     return [
@@ -34,12 +49,12 @@ def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
-def feature_name(metrics: dict[str, Any]) -> str:
+def feature_name(metrics: Metrics) -> str:
     """The extractor as it stands beside every figure that was measured with it."""
     return f"{metrics['protocol']['extractor']['name']} features"
 
 
-def write(form: str, value: float | None) -> str:
+def write(form: str, value: object) -> str:
     """`value` written by `form`, a dash for None."""
     return "-" if value is None else form.format(value)
 
@@ -54,7 +69,7 @@ def compared(key: str, ratio: dict[str, float]) -> str:
     return f"x {ratio[key]:.3f}" if key in ratio else "-"
 
 
-def measured_with(protocol: dict[str, Any]) -> str:
+def measured_with(protocol: Protocol) -> str:
     """One line that says what the figures were measured with."""
     extractor = protocol["extractor"]
     reference = protocol["reference"]
@@ -66,7 +81,7 @@ def measured_with(protocol: dict[str, Any]) -> str:
     )
 
 
-def format_table(metrics: dict[str, Any]) -> str:
+def format_table(metrics: Metrics) -> str:
     """The contents of metrics.json as plain text, a line that names the measure below."""
     rows = [("", "teacher", "student", "ratio", "held-out real"), *table_rows(metrics)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -84,6 +99,4 @@ if __name__ == "__main__":
     import sys
     from pathlib import Path
 
-    from stagecraft.runtime.files import read_json
-
-    print(format_table(read_json(Path(sys.argv[1]))))
+    print(format_table(read_metrics(Path(sys.argv[1]))))

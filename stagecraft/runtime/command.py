@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -61,7 +61,7 @@ def run_command(body: Callable[..., None]) -> None:
         os._exit(1)
 
 
-def typed_params(body: Callable[..., None], given: dict[str, Any]) -> Any:
+def typed_params(body: Callable[..., None], given: Mapping[str, object]) -> Any:
     """The params of a command as the type of its parameter `params`."""
     kind = get_type_hints(body)["params"]
     return kind.of(given) if hasattr(kind, "of") else given
@@ -92,15 +92,16 @@ def build_parser(body: Callable[..., None]) -> argparse.ArgumentParser:
     hints = get_type_hints(body)
     for name in inspect.signature(body).parameters:
         if name != "params":
-            parser.add_argument(f"--{name.replace('_', '-')}", required=True, **argument_kind(hints[name]))
+            add_flag(parser, f"--{name.replace('_', '-')}", hints[name])
     return parser
 
 
-def argument_kind(hint: Any) -> dict[str, Any]:
-    """The argparse keywords for one annotated parameter."""
+def add_flag(parser: argparse.ArgumentParser, flag: str, hint: Any) -> None:
+    """Add the flag of a parameter with this annotation."""
     if hint == list[Path]:
-        return {"type": Path, "nargs": "+"}
-    if hint == list[str]:
-        return {"nargs": "*"}
-    assert hint in (Path, str, int), f"no command-line form for {hint}"
-    return {"type": hint}
+        parser.add_argument(flag, required=True, type=Path, nargs="+")
+    elif hint == list[str]:
+        parser.add_argument(flag, required=True, nargs="*")
+    else:
+        assert hint in (Path, str, int), f"no command-line form for {hint}"
+        parser.add_argument(flag, required=True, type=hint)

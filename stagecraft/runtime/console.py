@@ -43,6 +43,20 @@ class Job:
         return last_line(self.log)
 
 
+class Event(logging.LogRecord):
+    """An event in Snakemake's log, with the attributes of those kinds that are followed."""
+
+    stats: dict[str, int]  # jobs by rule, and their `total`
+    done: int
+    total: int
+    log: list[str]
+    jobid: int
+    job_id: int  # of a finished job
+    rule_name: str
+    resources: dict[str, int]
+    rule_msg: str | None
+
+
 class Jobs(logging.Handler):
     """Follows Snakemake's log: which jobs run, how many are done, and why the others failed."""
 
@@ -61,32 +75,32 @@ class Jobs(logging.Handler):
         if event is None and record.levelno >= logging.WARNING:
             self.tell(record.getMessage())
         elif event is not None and (take := getattr(self, f"take_{event.value}", None)):
-            take(vars(record))
+            take(record)
 
-    def take_run_info(self, record: dict[str, Any]) -> None:
-        self.total = record["stats"]["total"]
+    def take_run_info(self, record: Event) -> None:
+        self.total = record.stats["total"]
 
-    def take_progress(self, record: dict[str, Any]) -> None:
-        self.done = record["done"]
-        self.total = record["total"]
+    def take_progress(self, record: Event) -> None:
+        self.done = record.done
+        self.total = record.total
 
-    def take_job_info(self, record: dict[str, Any]) -> None:
-        log = Path(record["log"][0]) if record["log"] else None
-        self.running[record["jobid"]] = Job(record["rule_name"], log, record["resources"])
+    def take_job_info(self, record: Event) -> None:
+        log = Path(record.log[0]) if record.log else None
+        self.running[record.jobid] = Job(record.rule_name, log, record.resources)
 
-    def take_job_finished(self, record: dict[str, Any]) -> None:
-        job = self.running.pop(record["job_id"], None)
+    def take_job_finished(self, record: Event) -> None:
+        job = self.running.pop(record.job_id, None)
         if job is not None:
             self.tell(f"{job.name}: done in {clock(time.time() - job.begun)}")
 
-    def take_error(self, record: dict[str, Any]) -> None:
-        self.exceptions += record["msg"]
+    def take_error(self, record: Event) -> None:
+        self.exceptions += record.msg
 
-    def take_job_error(self, record: dict[str, Any]) -> None:
-        job = self.running.pop(record["jobid"], None)
+    def take_job_error(self, record: Event) -> None:
+        job = self.running.pop(record.jobid, None)
         if job is not None:
-            others = [Path(path) for path in record["log"][1:]]
-            self.failures.append(describe_failure(job, record["rule_msg"] or "", others, self.exceptions))
+            others = [Path(path) for path in record.log[1:]]
+            self.failures.append(describe_failure(job, record.rule_msg or "", others, self.exceptions))
             self.tell(self.failures[-1])
 
 

@@ -100,7 +100,7 @@ class SearchJob:
         self.supernet = ElasticBlock(self.block, self.family, self.site, self.settings).to(device)
         self.steps = self.settings.steps if start is None else self.settings.refine_steps
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
-        self.fingerprint = {
+        self.fingerprint: dict[str, object] = {
             "params": params.as_given(),
             "features": sha256_file(folder / "index.json"),
             "stream": self.stream,

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -14,7 +14,19 @@ DIGEST_BYTES = 32
 PIECE = 2**20
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+class TrainState(TypedDict):
+    """A training between two steps: losses of past steps in `history`, of the present stretch of it in `stretch`."""
+
+    fingerprint: str
+    step: int
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    ema: dict[str, torch.Tensor] | None
+    history: list[dict[str, float]]
+    stretch: dict[str, list[float]]
+
+
+def save_checkpoint(path: Path, state: TrainState) -> None:
     """Write tensors, numbers and strings, then the hash of these bytes; the old checkpoint stays until that is done."""
     with atomic_path(path) as aside:
         # Given the name alone, torch would not say why it cannot write.
@@ -25,7 +37,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.write(digest)
 
 
-def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def load_checkpoint(path: Path, fingerprint: str) -> TrainState | None:
     """Read a checkpoint; None when there is none, or one made with other params or inputs than `fingerprint` says.
 
     Raises:
@@ -38,7 +50,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     if not ends_in_own_hash(path):
         raise ValueError(f"{path}: damaged checkpoint, as its hash is another; delete it to start again")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: TrainState = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: unreadable checkpoint ({type(error).__name__}); delete it to start again") from error
     if state["fingerprint"] != fingerprint:

@@ -18,7 +18,7 @@ from stagecraft.config.sections import Optimised
 from stagecraft.runtime.processes import add_up, count, from_main, is_main, rank
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
-from stagecraft.training.checkpoint import load_checkpoint, save_checkpoint
+from stagecraft.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 
 Losses = Callable[[int, torch.Generator], Iterable[tuple[str, torch.Tensor]]]
 
@@ -78,7 +78,7 @@ def train(
     settings: TrainSettings,
     *,
     checkpoint: Path | None = None,
-    fingerprint: dict[str, Any] | None = None,
+    fingerprint: Mapping[str, object] | None = None,
     label: str = "training",
 ) -> TrainResult:
     """Train `model` in place.
@@ -95,13 +95,7 @@ def train(
         ValueError: a loss, the gradient or a weight is not finite, or the checkpoint is damaged. The last checkpoint stays.
     """
     run = _Run(model, settings, json.dumps(fingerprint, sort_keys=True))
-    state = load_checkpoint(checkpoint, run.fingerprint) if checkpoint else None
-    if state:
-        run.restore(state)
-    if from_main(run.step) != run.step:
-        raise ValueError(
-            f"{checkpoint}: process {rank()} finds step {run.step} and not that of process 0; share the folder"
-        )
+    resume(run, checkpoint)
     progress = Progress(label, settings.steps, run.step)
     model.train()
     while run.step < settings.steps:
@@ -113,6 +107,17 @@ def train(
                 save_checkpoint(checkpoint, run.state())
     model.eval()
     return TrainResult(average_history(run.history), run.ema)
+
+
+def resume(run: "_Run", checkpoint: Path | None) -> None:
+    """Go on from a checkpoint, where there is one; ValueError where not all processes see the same one."""
+    state = load_checkpoint(checkpoint, run.fingerprint) if checkpoint else None
+    if state:
+        run.restore(state)
+    if from_main(run.step) != run.step:
+        raise ValueError(
+            f"{checkpoint}: process {rank()} finds step {run.step} and not that of process 0; share the folder"
+        )
 
 
 def average_history(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -210,7 +215,7 @@ class _Run:
             self.history.append({"step": self.step} | means)
             self.stretch = {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainState:
         return {
             "fingerprint": self.fingerprint,
             "step": self.step,
@@ -221,10 +226,11 @@ class _Run:
             "stretch": self.stretch,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: TrainState) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
+            assert state["ema"] is not None, "kept with the rest"
             for name, value in state["ema"].items():
                 self.ema[name].copy_(value)
         self.step = state["step"]

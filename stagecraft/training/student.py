@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -21,6 +20,7 @@ from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
+from stagecraft.training.plan import Plan
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
 KERNELS = [1, 3]  # all that a search space may have
@@ -41,7 +41,7 @@ def build_student(
     return family_of(teacher).build_student(teacher, architecture, boundaries)
 
 
-def start_student(teacher: UNet2DModel, chosen: dict[str, Any], init: str, seed: int, supernet: Supernet) -> Module:
+def start_student(teacher: UNet2DModel, chosen: Plan, init: str, seed: int, supernet: Supernet) -> Module:
     """The student before its first step.
 
     Args:
@@ -102,7 +102,7 @@ def student_batches(
     )
 
 
-def check_teacher(teacher: UNet2DModel, architecture: dict[str, Any], path: Path) -> None:
+def check_teacher(teacher: UNet2DModel, architecture: Plan, path: Path) -> None:
     """Raise ValueError unless an architecture.json, read from `path`, was made for this teacher."""
     if architecture["identity"] != identity_architecture(teacher):
         raise ValueError(f"{path}: describes another teacher; {run_again('assemble', path)}")

@@ -1,0 +1,132 @@
+"""What metrics.json says of teacher and student, and what its figures depend on. Light: no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NotRequired, TypedDict, cast
+
+from stagecraft.runtime.files import read_json, run_again
+
+
+class Fidelity(TypedDict):
+    """How close images are to the reference; precision and recall where they were measured."""
+
+    fid: float
+    kid: float
+    precision: NotRequired[float]
+    recall: NotRequired[float]
+
+
+class HeldOut(TypedDict, total=False):
+    """The same of the held-out real images; None with a reason where they are too few."""
+
+    fid: float | None
+    kid: float | None
+    precision: float | None
+    recall: float | None
+    reason: str
+
+
+class Cost(TypedDict):
+    """What a sampler pays for a model, and what training pays.
+
+    `macs` and `macs_with_attention` are means per evaluation weighted by the sampler's steps; `params_active` are those of one
+    evaluation, the largest of all intervals; `macs_training` is the mean of a forward pass in training (a step's backward pass
+    costs about two more), `macs_of_samplers` has `macs` by sampler.
+    """
+
+    macs: float
+    macs_with_attention: float
+    macs_per_interval: list[int]
+    macs_with_attention_per_interval: list[int]
+    params: int
+    params_active: int
+    macs_training: NotRequired[float]
+    macs_of_samplers: NotRequired[dict[str, float]]
+
+
+class Speed(TypedDict):
+    """What a model's evaluations take.
+
+    `milliseconds` an image of one evaluation, the mean over the sampler's; `peak_memory_mib`, the model's own weights and what
+    one evaluation of a batch allocates beside its input, None on the CPU, where the allocator keeps no such count;
+    `time_by_operation`, the share of the time that each kind of operation takes, which sum to 1.
+    """
+
+    images_per_second: float
+    milliseconds: float
+    peak_memory_mib: float | None
+    time_by_operation: dict[str, float]
+
+
+class ModelMetrics(Fidelity, Cost, Speed):
+    """All figures of one model."""
+
+
+class DecoderCost(TypedDict):
+    """MACs of an autoencoder's decoder, once per image, and parameters of the autoencoder."""
+
+    decoder_macs: int
+    params: int
+
+
+class ExtractorDescription(TypedDict, total=False):
+    """What is known of a feature extractor: its kind; of a classifier its shape and accuracies, of a file its name."""
+
+    kind: str
+    name: str
+    sha256: str
+    file: str
+    channels: int
+    resolution: int
+    classes: int
+    features: int
+    width: int
+    training_accuracy: float | None
+    held_out_accuracy: float | None
+    params: Mapping[str, object]
+
+
+class Reference(TypedDict):
+    """The images compared with."""
+
+    split: str
+    count: int
+    sha256: str
+    source: str
+
+
+class Protocol(TypedDict):
+    """What the figures depend on beside the models."""
+
+    samples: int
+    sampler: str
+    steps: int
+    steps_per_interval: list[int]
+    training_shares: list[float]
+    restarts: bool
+    seed: int
+    extractor: ExtractorDescription
+    reference: Reference
+    held_out: int
+    kid_subset_size: int
+    neighbours: int
+    speed_batch: int
+    device: str
+    threads: int
+
+
+class Metrics(TypedDict):
+    """The content of metrics.json."""
+
+    teacher: ModelMetrics
+    student: ModelMetrics
+    held_out: HeldOut
+    ratio: dict[str, float]
+    autoencoder: DecoderCost | None
+    protocol: Protocol
+    params: Mapping[str, object]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The content of metrics.json; ValueError when it is no JSON object."""
+    return cast(Metrics, read_json(path, run_again("evaluate", path)))
