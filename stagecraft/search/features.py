@@ -70,7 +70,11 @@ class FeatureWriter:
 
     def bytes_by_name(self) -> dict[str, int]:
         """Bytes of each tensor of one triple."""
-        return {name: tensor.numel() * tensor.element_size() for name, tensor in self._trace(0, 0, 1).items()}
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in self.trace_one().items()}
+
+    def trace_one(self) -> dict[str, torch.Tensor]:
+        """The tensors of the first triple, where the teacher is."""
+        return self._trace(0, 0, 1)
 
     def check_room(self, folder: Path) -> None:
         """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
