@@ -53,7 +53,7 @@ ROWS = read_page()
 
 def names(*moments: str) -> list[str]:
     """Ids of the rows of these moments; of those of the stages when none is given."""
-    known = ("params", "start", "plan of evaluate")
+    known = ("params", "start", "plan of evaluate", "plan")
     return [name for name, row in ROWS.items() if (row.moment in moments if moments else row.moment not in known)]
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 # Weights below this change nothing in float32; as denormal numbers they would make the second product several times slower.
 NEGLIGIBLE = 1e-30
+BATCH = 256  # draws handled at once
 MOST_WEIGHTS = 2**27  # of all draws handled at once
 
 
@@ -22,7 +23,7 @@ class OptimalDenoiser:
         device: where to compute.
     """
 
-    def __init__(self, y: np.ndarray, batch: int = 256, device: torch.device | str = "cpu") -> None:
+    def __init__(self, y: np.ndarray, batch: int = BATCH, device: torch.device | str = "cpu") -> None:
         self.mean = y.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.batch = max(1, min(batch, MOST_WEIGHTS // len(y)))
         self.device = device

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from stagecraft.data.condition import Condition
 from stagecraft.diffusion.losses import example_condition, predict
@@ -42,6 +43,16 @@ def bounded_activations(
 
 def activation_bytes(unet: UNet2DModel, shape: Sequence[int], run: Run = predict, checkpointing: bool = False) -> int:
     """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated."""
+    with torch.device("meta"):
+        empty = UNet2DModel.from_config(unet.config).eval()
+        if checkpointing:
+            empty.enable_gradient_checkpointing()
+        x = torch.zeros(1, *shape, requires_grad=True)
+        return count_saved_bytes(empty, lambda: run(empty, x, torch.zeros(1), example_condition(empty, 1)))
+
+
+def count_saved_bytes(module: nn.Module, call: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps of a call of a module on the meta device, its weights left out."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -49,12 +60,7 @@ def activation_bytes(unet: UNet2DModel, shape: Sequence[int], run: Run = predict
         kept[storage._cdata] = storage
         return tensor
 
-    with torch.device("meta"):
-        empty = UNet2DModel.from_config(unet.config).eval()
-        if checkpointing:
-            empty.enable_gradient_checkpointing()
-        x = torch.zeros(1, *shape, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            run(empty, x, torch.zeros(1), example_condition(empty, 1))
-    weights = {weight.untyped_storage()._cdata for weight in empty.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
     return sum(storage.nbytes() for number, storage in kept.items() if number not in weights)

@@ -112,7 +112,14 @@ ANY = Sides(1)
 
 def check_autoencoder_folder(folder: Path) -> Weights:
     """The weights in an autoencoder's folder; ValueError unless it holds an AutoencoderKL or VQModel that can be read."""
-    path = folder / "config.json"
+    kind = check_autoencoder_config(folder / "config.json")["_class_name"]
+    weights = find_weights(folder, kind)
+    check_weights(weights, kind, AUTOENCODER)
+    return weights
+
+
+def check_autoencoder_config(path: Path) -> Config:
+    """The config of an autoencoder; ValueError unless it describes an AutoencoderKL or VQModel."""
     if not path.is_file():
         raise ValueError(f"{path}: not found; give the folder of an AutoencoderKL or VQModel (vae or vqvae)")
     config = read_json(path, AUTOENCODER)
@@ -124,9 +131,7 @@ def check_autoencoder_folder(folder: Path) -> Weights:
         raise ValueError(f"{path}: block_out_channels is {widths!r}, no list of channels; {AUTOENCODER}")
     check_groups(path, config, widths, AUTOENCODER)
     check_scales(config, path)
-    weights = find_weights(folder, kind)
-    check_weights(weights, kind, AUTOENCODER)
-    return weights
+    return config
 
 
 def check_scales(config: Config, path: Path) -> None:

@@ -60,7 +60,7 @@ def teacher_shape(settings: TrainTeacher) -> tuple[int, bool]:
 
 def read_teacher_config(settings: TrainTeacher) -> dict[str, Any]:
     """unet/config.json of a given teacher; ValueError when it is not that of a UNet2DModel."""
-    config = Path(teacher_files(settings)[0])
+    config = teacher_config_file(settings)
     try:
         unet: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
         shape_of(unet)
@@ -71,16 +71,22 @@ def read_teacher_config(settings: TrainTeacher) -> dict[str, Any]:
     return unet
 
 
+def teacher_config_file(settings: TrainTeacher) -> Path:
+    """unet/config.json of a given teacher; ValueError when there is none."""
+    config = pipeline_file(str(settings.path), "unet", "config.json")
+    if not config.is_file():
+        raise ValueError(
+            f"train_teacher.path: {config} not found; give a diffusers pipeline folder with safetensors weights"
+        )
+    return config
+
+
 def teacher_files(settings: TrainTeacher) -> list[str]:
     """Files of the teacher's folder that a run reads, none for source `train`; ValueError when one is missing."""
     if settings.source == "train":
         return []
     folder = Path(settings.path)
-    config = pipeline_file(folder, "unet", "config.json")
-    if not config.is_file():
-        raise ValueError(
-            f"train_teacher.path: {config} not found; give a diffusers pipeline folder with safetensors weights"
-        )
+    config = teacher_config_file(settings)
     files = [config, *weights_files("train_teacher.path", config.parent)]
     scheduler = pipeline_file(folder, "scheduler", "scheduler_config.json")
     return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]

@@ -64,10 +64,17 @@ class FeatureWriter:
         self.device = device
 
     def predicted_bytes(self) -> int:
-        """Bytes of all shards, from one triple."""
-        one = self._triples(0, 0, 1)
-        per_triple = sum(tensor.numel() * tensor.element_size() for tensor in one.values())
+        """Bytes of all shards, from one triple; the teacher may be on the meta device."""
+        per_triple = sum(self.bytes_by_name().values())
         return per_triple * self.settings.triples_per_interval * len(self.intervals)
+
+    def bytes_by_name(self) -> dict[str, int]:
+        """Bytes of each tensor of one triple."""
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in self.trace_one().items()}
+
+    def trace_one(self) -> dict[str, torch.Tensor]:
+        """The tensors of the first triple, where the teacher is."""
+        return self._trace(0, 0, 1)
 
     def check_room(self, folder: Path) -> None:
         """Raise a ValueError when the shards would not fit into `max_gib` or onto the disk of `folder`, which may hold some."""
@@ -128,8 +135,11 @@ class FeatureWriter:
                 metadata={"triples": json.dumps({"interval": interval, "start": start, "seed": self.seed})},
             )
 
-    @torch.no_grad()
     def _triples(self, interval: int, start: int, stop: int) -> dict[str, torch.Tensor]:
+        return {name: tensor.contiguous().cpu() for name, tensor in self._trace(interval, start, stop).items()}
+
+    @torch.no_grad()
+    def _trace(self, interval: int, start: int, stop: int) -> dict[str, torch.Tensor]:
         n = stop - start
         generator = generator_for(self.seed, f"features/{interval}", start)
         rows = torch.randint(len(self.data), (n,), generator=generator)
@@ -139,8 +149,7 @@ class FeatureWriter:
         x_t = self.process.noise(x0, eps, t).to(self.device)
         condition = self.condition.rows(rows).to(self.device)
         seen = family_of(self.teacher).trace(self.teacher, x_t, t.to(self.device), condition)
-        seen |= {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
-        return {name: tensor.contiguous().cpu() for name, tensor in seen.items()}
+        return seen | {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
 
 
 def hash_tensors(shard: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """One search job: the supernet of one block (and, in the decoder, of one interval) trained, and its sub-blocks scored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
+from stagecraft.config import sections
 from stagecraft.config.stages import SearchBlock
 from stagecraft.elastic.block import ElasticBlock
 from stagecraft.elastic.searchable import Order
@@ -26,6 +28,33 @@ from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, ex
 from stagecraft.training.loop import TrainSettings, train
 
 PATHS = 4  # of a step: the smallest, the largest, two random ones
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a search job spends.
+
+    Args:
+        sample: MACs for one sample of candidates, all or some of them, the teacher's shape first.
+        count: candidates in all.
+        measured: those whose effect on the output is measured.
+        tail: MACs for one sample of the teacher from the block to the output.
+    """
+
+    sample: Sequence[int]
+    count: int
+    measured: int
+    tail: int
+
+    def macs(self, settings: sections.SearchBlock, steps: int, intervals: int) -> dict[str, float]:
+        """MACs: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`.
+
+        The effect on the output takes the sub-block and the teacher from there on.
+        """
+        step = self.sample[0] + min(self.sample) + (PATHS - 2) * sum(self.sample) / len(self.sample)
+        local = intervals * settings.local_triples * sum(self.sample) * self.count / len(self.sample)
+        output = intervals * settings.output_triples * self.measured * self.tail
+        return {"training": 3.0 * steps * settings.batch_size * step, "scoring": float(local + output)}
 
 
 @dataclass(frozen=True)
@@ -182,21 +211,11 @@ class SearchJob:
         }
 
     def macs_spent(self, candidates: list[dict[str, Any]]) -> dict[str, float]:
-        """MACs of the job: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`.
-
-        The effect on the output takes the sub-block and the teacher from there on.
-        """
+        """MACs of the job; see `Spending`."""
         macs = [candidate["macs"] for candidate in candidates]
-        tail = count_tail_macs(self.teacher, self.site)
-        step = macs[0] + min(macs) + (PATHS - 2) * sum(macs) / len(macs)
         measured = sum(candidate["output"] is not None for candidate in candidates)
-        intervals = len(self.features.intervals)
-        local = intervals * self.settings.local_triples
-        output = intervals * self.settings.output_triples
-        return {
-            "training": 3.0 * self.steps * self.settings.batch_size * step,
-            "scoring": float(local * sum(macs) + measured * output * tail),
-        }
+        spending = Spending(macs, len(macs), measured, count_tail_macs(self.teacher, self.site))
+        return spending.macs(self.settings, self.steps, len(self.features.intervals))
 
     def clean_up(self) -> None:
         """Remove what was kept for a run that is killed."""

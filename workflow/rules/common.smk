@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 # The code beside this workflow, wherever a package of the same name is installed.
@@ -17,10 +18,16 @@ from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.params import typed
 from stagecraft.config.stages import stage_params
 from stagecraft.data.sources import source_fingerprint
+from stagecraft.planning.gpu import Gpu
 from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
 from stagecraft.preflight.params import load_params, validate_params
 from stagecraft.runtime import console, lifeline, provenance
+
+# Whether this is `snakemake plan`. Snakemake names the targets of a call only once it has read the rules.
+PLANNING = "plan" in sys.argv[1:]
+# What --config says of a GPU that a plan is made for; these are no params.
+GPU = {}
 
 jobs = console.Jobs()
 logger.addHandler(jobs)
@@ -82,8 +89,10 @@ def check_params(config):
     flags = workflow.config_settings
     files = [] if flags.replace_workflow_config else [Path("params.yaml")]
     merged, notes = check(merge_files, [*files, *flags.configfiles])
+    given = typed(dict(flags.config))
+    GPU.update(asdict(check(Gpu.take_from, given)) if PLANNING else {})
     config.clear()
-    config.update(lay_over(merged, typed(dict(flags.config))))
+    config.update(lay_over(merged, given))
     for note in notes if workflow.is_main_process else ():
         print(f"note: {note}", file=sys.stderr)
     return check(validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
@@ -201,8 +210,8 @@ def count_processes(wildcards, rulename):
 
 
 def open_screen():
-    """On a terminal, show how far the jobs are; their output, which would run through it, is in their logs."""
-    if sys.stderr.isatty():
+    """On a terminal, show how far the jobs are; their output, which would run through it, is in their logs. A plan is shown."""
+    if sys.stderr.isatty() and not PLANNING:
         shell.prefix("set -euo pipefail; exec > /dev/null 2>&1; ")
         screens.append(console.Screen(jobs, logger))
 

@@ -1,0 +1,107 @@
+"""Bytes of memory that a job of each rule needs: weights, what training keeps of them, activations, and its data."""
+
+from typing import Any
+
+import torch
+
+from stagecraft.clustering.denoiser import BATCH
+from stagecraft.networks.activations import BOUND, activation_bytes, count_saved_bytes
+from stagecraft.networks.costs import count_parameters
+from stagecraft.networks.families import family_of, sites_of
+from stagecraft.networks.family import Site
+from stagecraft.planning.setup import META, Setup
+from stagecraft.planning.student import Search
+from stagecraft.search.supernet import OutputScore
+
+FLOAT = 4  # bytes of a float32
+PROCESS = 2**29  # bytes of Python with its libraries
+ADAM = 2  # numbers that the optimiser keeps of each weight
+
+
+def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[str, int]:
+    """Bytes that a job of each rule needs, at most about; of rules that run no network the process alone."""
+    images = image_bytes(setup)
+    weights = FLOAT * count_parameters(setup.teacher)
+    student = FLOAT * student_params
+    each = activation_bytes(setup.teacher, setup.shape)
+    passing = sum(setup.features.bytes_by_name().values())  # what a pass without gradients holds of a sample
+    params = setup.params
+    needs = {
+        "prepare_data": images,
+        "train_autoencoder": images + autoencoder_bytes(setup),
+        "train_teacher": images + 2 * weights,
+        "cluster_timesteps": clustering_bytes(setup),
+        "cache_features": images + weights + features_bytes(setup, passing),
+        "rank_channels": images + weights + max(each, BOUND) if ranks_channels(search) else images,
+        "search_block": max((block_bytes(setup, site) for site in sites_of(setup.teacher)), default=0) + weights,
+        "retrain": images + trained(student) + weights + params.retrain.batch_size * each,
+        "evaluate": images + weights + student + params.evaluate.batch_size * passing,
+    }
+    if params.train_teacher.source == "train":
+        needs["train_teacher"] = images + trained(weights) + params.train_teacher.batch_size * each
+    return {rule: PROCESS + need for rule, need in needs.items()}
+
+
+def ranks_channels(search: Search) -> bool:
+    """Whether some channels of the residual stream are left out."""
+    return search.setup.params.architecture == "searched" and search.stream is not None
+
+
+def trained(weights: int, average: int = 1) -> int:
+    """Bytes of weights with their gradients, the optimiser's numbers and their moving average."""
+    return weights * (2 + ADAM + average)
+
+
+def image_bytes(setup: Setup) -> int:
+    """Bytes of the prepared images, and of the latents of the training split."""
+    known = setup.images.train + setup.images.held_out
+    pixels = known * setup.channels * setup.side**2
+    channels, height, width = setup.shape
+    latents = FLOAT * setup.images.train * channels * height * width
+    return pixels + (0 if setup.autoencoder is None else latents)
+
+
+def autoencoder_bytes(setup: Setup) -> int:
+    """What an autoencoder's training, or its encoding of a few images, takes."""
+    vae = setup.autoencoder
+    settings = setup.params.train_autoencoder
+    if vae is None:
+        return 0
+    weights = FLOAT * count_parameters(vae)
+    if settings.source != "train":
+        return weights
+    x = torch.zeros(1, setup.channels, setup.side, setup.side, device=META, requires_grad=True)
+    each = count_saved_bytes(vae, lambda: vae(x, sample_posterior=False))
+    return trained(weights) + settings.batch_size * each
+
+
+def clustering_bytes(setup: Setup) -> int:
+    """The images as float32, twice, the optimal denoisers at all noise levels, also in float64, and the weights of a batch."""
+    settings = setup.params.cluster_timesteps
+    channels, height, width = setup.shape
+    numbers = channels * height * width
+    means = 3 * FLOAT * settings.grid * settings.draws * numbers
+    batch = 5 * FLOAT * BATCH * setup.images.train
+    return 2 * FLOAT * setup.images.train * numbers + means + batch
+
+
+def features_bytes(setup: Setup, each: int) -> int:
+    """A shard, in batches and as a whole."""
+    settings = setup.params.cache_features
+    return 2 * min(settings.shard_size, settings.triples_per_interval) * each
+
+
+def block_bytes(setup: Setup, site: Site) -> int:
+    """What the search of a block takes beside the teacher: the supernet, a path's activations, triples to score on."""
+    settings = setup.params.search_block
+    sizes = setup.features.bytes_by_name()
+    family = family_of(setup.teacher)
+    supernet = trained(FLOAT * count_parameters(setup.teacher.get_submodule(site.name)), average=0)
+    own = sum(sizes[name] for name in (*site.reads, *site.writes))
+    scored = sum(sizes[name] for name in OutputScore.names(setup.teacher, site, {}))
+    held = setup.intervals * (settings.local_triples * own + settings.output_triples * scored)
+    traced = setup.features.trace_one()
+    inputs = [traced[name].detach() for name in site.reads]
+    block: Any = setup.teacher.get_submodule(site.name)
+    saved = count_saved_bytes(block, lambda: family.run(site, block, inputs))
+    return supernet + held + settings.batch_size * (own + saved)

@@ -1,0 +1,148 @@
+"""The models and images of a run as far as params and configs tell: networks on the meta device, without weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from stagecraft.config.sections import Everything, PrepareData
+from stagecraft.data.survey import Survey, survey
+from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.process import Process
+from stagecraft.diffusion.registry import make_process
+from stagecraft.networks.autoencoder import KINDS, build_autoencoder
+from stagecraft.networks.given import (
+    Space,
+    check_autoencoder_config,
+    check_autoencoder_fits,
+    check_config,
+    check_own_teacher,
+    check_teacher_fits,
+    sides_of,
+)
+from stagecraft.networks.pipelines import fit_teacher
+from stagecraft.preflight.given_models import network_space
+from stagecraft.runtime.files import pipeline_file, read_json
+from stagecraft.search.features import FeatureWriter
+from stagecraft.training.teacher import build_teacher
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a plan is made of.
+
+    Args:
+        images: what is known of them; `train` is 0 where they are not there yet.
+        side: pixels of the prepared images.
+        teacher: on the meta device, fitted to the images or latents.
+        autoencoder: likewise; None when the diffusion runs in pixels.
+    """
+
+    params: Everything
+    images: Survey
+    side: int
+    teacher: UNet2DModel
+    autoencoder: Any
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of what the teacher draws."""
+        side = self.teacher.config["sample_size"]
+        return self.teacher.config["in_channels"], side, side
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return int(self.shape[0] if self.autoencoder is None else self.autoencoder.config["in_channels"])
+
+    @property
+    def intervals(self) -> int:
+        """Number of intervals."""
+        return self.params.cluster_timesteps.intervals
+
+    @cached_property
+    def process(self) -> Process:
+        """The noise process."""
+        return make_process(self.params.diffusion.as_dict())
+
+    @cached_property
+    def features(self) -> FeatureWriter:
+        """What will write the feature cache, with one black sample for data; the intervals do not matter for its size."""
+        edges = self.process.edges([])[0]
+        conditional = self.teacher.config["num_class_embeds"] is not None
+        labels = torch.zeros(1, dtype=torch.int64) if conditional else None
+        data = TrainingSet(torch.zeros(1, *self.shape), labels)
+        settings = self.params.cache_features
+        return FeatureWriter(
+            self.teacher, self.process, data, [edges] * self.intervals, settings, self.params.seed, META
+        )
+
+
+def read_setup(params: Everything) -> Setup:
+    """The models and images of a run; weights are neither read nor needed, and neither are the images.
+
+    Raises:
+        ValueError: a config is missing or describes no model that a run takes, or models and images do not fit each other.
+    """
+    images = look_at_images(params.prepare_data)
+    given = params.train_autoencoder.source == "path"
+    if given:
+        check_autoencoder_config(Path(str(params.train_autoencoder.path)) / "config.json")
+    teacher = read_teacher(params, images, network_space(params, images))
+    factor = network_space(params, images).factor or 1
+    side = images.height or factor * teacher.config["sample_size"]
+    autoencoder = read_autoencoder(params, side, images.channels)
+    return Setup(params, images, side, teacher, autoencoder)
+
+
+def look_at_images(settings: PrepareData) -> Survey:
+    """A survey of the images; of a folder or file that is not there yet, what params say of it."""
+    if settings.source != "digits" and not Path(settings.path).exists():
+        return Survey(0, 0, settings.resolution, settings.resolution, settings.channels)
+    return survey(settings)
+
+
+def read_teacher(params: Everything, images: Survey, space: Space) -> UNet2DModel:
+    """The teacher on the meta device; ValueError when it is not for the images."""
+    settings = params.train_teacher
+    if settings.source == "train":
+        check_own_teacher(settings.as_dict(), space, images.classes)
+        known = None not in (space.side, space.channels)
+        if not known:
+            raise ValueError(
+                "prepare_data.resolution or channels: null, and the images that would tell are not there; set both"
+            )
+        classes = len(images.classes or ()) if settings.class_conditional else None
+        with META:
+            return build_teacher(settings, space.side or 0, space.channels or 0, params.seed, classes).eval()
+    path = pipeline_file(settings.path, "unet", "config.json")
+    config = check_config(path)
+    check_teacher_fits(config, path, space, params.diffusion.process)
+    side = space.side or sides_of(config, path).only
+    if side is None:
+        raise ValueError(
+            f"{path}: says no sample_size, and the images that would tell are not there; set prepare_data.resolution"
+        )
+    with META:
+        return fit_teacher(UNet2DModel.from_config(config).eval(), side)
+
+
+def read_autoencoder(params: Everything, side: int, channels: int | None) -> Any:
+    """The autoencoder on the meta device; None when the diffusion runs in pixels."""
+    settings = params.train_autoencoder
+    match settings.source:
+        case "none":
+            return None
+        case "train":
+            with META:
+                return build_autoencoder(settings.as_dict(), channels or 1, side, params.seed)
+    folder = Path(str(settings.path))
+    config = read_json(folder / "config.json")
+    check_autoencoder_fits(config, folder, side, channels)
+    with META:
+        return KINDS[config["_class_name"]].from_config(config).eval()
