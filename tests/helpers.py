@@ -32,6 +32,7 @@ FILES_IN_LATENTS = {
     "encode_latents": ["data/latents/latents.npy"],
     "train_teacher": [f"results/teacher/{name}" for name in PIPELINE_FILES],
     "retrain": [f"results/student/{name}" for name in PIPELINE_FILES],
+    "publish": [f"results/model/{name}" for name in PIPELINE_FILES],
 }
 
 
@@ -136,7 +137,7 @@ def prepare(folder: Path) -> None:
         assert result.returncode == 0, result.stderr
 
 
-def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threads: int = 1) -> None:
+def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", threads: int = 1) -> None:
     """Run the commands of the stages in this process, in a folder, up to the last one asked for.
 
     Block searches have one thread, as their rule gives them.
@@ -188,8 +189,10 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "report", threa
         ("retrain", encoded | autoencoder | teacher | architecture | search | log["retrain"] | {"output": student}),
         ("evaluate", data | autoencoder | teacher | architecture | extractor | {"student": student}),
         ("report", clusters | architecture | search | {"metrics": metrics, "samples": samples}),
+        ("publish", architecture | {"student": student, "metrics": metrics, "samples": samples}),
     ]
     outputs = {"evaluate": {"output": metrics, "samples": samples}}
+    outputs["publish"] = {"output": results / "model", "teacher_card": []}
     outputs["report"] = {"output": results / "report.html", "logs": [log[name]["log"] for name in trainings]}
     with contextlib.chdir(folder):
         for name, files in commands:

@@ -65,6 +65,8 @@ FLAGS = {
     "report": "--metrics results/metrics.json --samples results/samples.npz --clusters results/clusters.json "
     "--architecture results/architecture.json --search results/search --logs results/logs/*.json "
     "--output results/report.html",
+    "publish": "--student results/student --metrics results/metrics.json --samples results/samples.npz "
+    "--architecture results/architecture.json --teacher-card --output results/model",
 }
 
 
@@ -182,6 +184,7 @@ READS = {
             for stage in ("train_autoencoder", "train_teacher", "train_extractor", "retrain")
         ),
     ],
+    "publish": [*STUDENT, "results/metrics.json", "results/samples.npz", ARCHITECTURE],
 }
 PAIRS = [(stage, path) for stage, paths in READS.items() for path in paths]
 DAMAGED = [(*pair, damage) for i, pair in enumerate(PAIRS) for damage in (*ALWAYS, IN_TURN[i % len(IN_TURN)])]
@@ -192,8 +195,9 @@ ALWAYS_NAMED = [pair for pair in PAIRS if "search/" not in pair[1] and "logs/" n
 KEPT = ("latency", "raw", "teacher")
 
 
-def test_the_damaged_files_are_all_that_a_run_leaves_but_the_page(finished_copy):
-    unread = {"results/report.html", "results/record.json", *(f"data/{name}/README.md" for name in KEPT)}
+def test_the_damaged_files_are_all_that_a_run_leaves_but_the_page_and_the_model(finished_copy):
+    unread = {name for name in contents(finished_copy) if name.startswith("results/model/")}
+    unread |= {"results/report.html", "results/record.json", *(f"data/{name}/README.md" for name in KEPT)}
     unread |= {"data/latency/digits.json"}  # of the default, not of the preset that ran
     assert contents(finished_copy).keys() - {path for _, path in PAIRS} == unread
 

@@ -96,6 +96,11 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     ],
     "extractor-features": [{"train_extractor.features": 18}],
     "samples-few": [{"evaluate.samples": 16}, {"report.images": 129}],
+    "publish-names": [
+        {"publish.license": "Apache 2.0"},
+        {"publish.base_model": "https://huggingface.co/a/b"},
+        {"publish.dataset": "a/b/c"},
+    ],
 }
 TEXTS = {"params-file": [None, "retrain: {", "seed: 1\nseed: 2", "a: &a 1\nb: *a", "- 1", "report: {images: 3}"]}
 

@@ -31,6 +31,7 @@ from stagecraft.evaluation.samples import load_samples
 from stagecraft.networks.autoencoder import load_given_autoencoder
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.preflight import versions
+from stagecraft.report.card import read_license
 from stagecraft.report.page import check_same_run
 from stagecraft.runtime import device, files, gpus, launch
 from stagecraft.runtime.command import explain
@@ -361,6 +362,10 @@ STAGES: dict[str, list[Provocation]] = {
     "samples-damaged": [plain(lambda scene: load_samples(scene.write("samples.npz", b"x")))],
     "results-mixed": [
         plain(lambda scene: check_same_run({"boundaries": [1]}, {"clustered": [2], "supernets": {}}, {}))
+    ],
+    "card-metadata": [
+        plain(lambda scene: read_license(None, [str(scene.write("README.md", b"---\nlicense: [mit\n---\n"))])),
+        plain(lambda scene: read_license(None, [str(scene.write("README.md", b"---\n- mit\n---\n"))])),
     ],
     "record-other": [
         plain(other_params),

@@ -48,8 +48,11 @@ def make_metrics(**changes: float) -> dict[str, Any]:
             "steps": 50,
             "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
-            "extractor": {"name": "classifier", "kind": "rotation", "training_accuracy": 0.99},
-            "reference": {"split": "train", "count": 1438, "sha256": "ab" * 32},
+            "device": "cpu",
+            "threads": 2,
+            "speed_batch": 64,
+            "extractor": {"name": "classifier", "kind": "rotation", "training_accuracy": 0.99, "sha256": "cd" * 32},
+            "reference": {"source": "digits", "split": "train", "count": 1438, "sha256": "ab" * 32},
         },
         "params": {"seed": 0, "sampling": {"scheduler": "ddim", "steps": 50}},
     }

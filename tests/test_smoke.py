@@ -30,6 +30,7 @@ def test_every_file_of_the_contract_is_there(finished):
         "results/architecture.json",
         "results/metrics.json",
         "results/report.html",
+        "results/model/README.md",
         "logs/retrain/retrain.log",
     ):
         assert (finished / name).stat().st_size > 0, name

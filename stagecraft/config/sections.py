@@ -4,6 +4,7 @@ A key is a field: its annotation says type and range, its docstring what it does
 them.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -49,6 +50,20 @@ def check_no_brace(path: str) -> str:
     return path
 
 
+def check_hub_name(name: str) -> str:
+    """The name; ValueError when no repository of the model hub can have it."""
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) is None:
+        raise ValueError("is no name on the hub; write it as in the address of its page, owner/name")
+    return name
+
+
+def check_license(name: str) -> str:
+    """The name; ValueError when it is not of the form that the model hub gives names of licences."""
+    if re.fullmatch(r"[a-z0-9.-]+", name) is None:
+        raise ValueError("is no licence of the hub; write its short name there, as mit or apache-2.0")
+    return name
+
+
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Million = Annotated[int, Field(ge=1, le=10**6)]
 Width = Annotated[int, Field(ge=1, le=65536)]
@@ -72,6 +87,8 @@ Kernels = Annotated[
 Channels = Annotated[list[Width], Field(min_length=1)]
 SourcePath = Annotated[str, Field(min_length=1), AfterValidator(check_printable)]
 FilePath = Annotated[SourcePath, AfterValidator(check_no_brace)]
+HubName = Annotated[str, AfterValidator(check_hub_name)]
+License = Annotated[str, AfterValidator(check_license)]
 
 
 class Section(BaseModel):
@@ -515,6 +532,17 @@ class Report(Section):
     """Images of each model shown."""
 
 
+class Publish(Section):
+    """The folder results/model, ready for a model hub: what its model card says that no file of the run does."""
+
+    license: License | None
+    """The student's licence by its short name on the hub; null is that of the given teacher's own model card, or unknown."""
+    base_model: HubName | None
+    """The given teacher's name on the hub; null leaves it out."""
+    dataset: HubName | None
+    """The images' name on the hub; null leaves it out."""
+
+
 # --- All of them ---
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -584,6 +612,7 @@ class Everything(Seeded, Precise, OfArchitecture, Sampled):
     retrain: Retrain
     evaluate: Evaluate
     report: Report
+    publish: Publish
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,10 @@ class Report(StageParams):
     report: sections.Report
 
 
+class Publish(StageParams):
+    publish: sections.Publish
+
+
 def stage_name(model: type[StageParams]) -> str:
     """The stage of a model: its name in snake case."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in model.__name__).removeprefix("_")

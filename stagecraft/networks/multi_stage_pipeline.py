@@ -28,6 +28,16 @@ def latent_scale(vae: Any, z: torch.Tensor) -> tuple[Any, Any]:
     return mean, config.scaling_factor / std
 
 
+def auto_map_of(unet: list[str]) -> dict[str, Any]:
+    """What of model_index.json lets AutoModel load the folder's UNet: it looks there and not into the UNet's config.
+
+    Args:
+        unet: the UNet's entry in model_index.json, module and class.
+    """
+    module, name = unet
+    return {} if module == "diffusers" else {"auto_map": {"AutoModel": f"{module}.{name}"}}
+
+
 class MultiStagePipeline(DiffusionPipeline):
     """Draws images: noise, the scheduler's steps, and the autoencoder's decoder if there is one.
 
@@ -57,7 +67,14 @@ class MultiStagePipeline(DiffusionPipeline):
         """The content of model_index.json, with the class named together with its file."""
         index = json.loads(super().to_json_string())
         index["_class_name"] = [Path(__file__).stem, MultiStagePipeline.__name__]
+        index |= auto_map_of(index["unet"])
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
+        """As in diffusers, which would warn of the entry that AutoModel reads."""
+        own = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return super().extract_init_dict(own, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -86,7 +103,7 @@ class MultiStagePipeline(DiffusionPipeline):
             x = self.scheduler.step(output, t, x, **drawing).prev_sample
         if self.vae is not None:
             shift, scale = latent_scale(self.vae, x)
-            x = self.vae.decode(x / scale + shift).sample
+            x = self.vae.decode((x / scale + shift).to(self.vae.dtype)).sample
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.float().cpu().permute(0, 2, 3, 1).numpy()

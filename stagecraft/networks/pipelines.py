@@ -135,7 +135,7 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
     forget_origin(folder / "unet" / "config.json")
     scheduler = scheduler if vae is None else unclipped(scheduler)
     save_scheduler(folder / "scheduler", scheduler, given)
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", type(scheduler).__name__],
@@ -149,6 +149,7 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
         index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
+        index |= multi_stage_pipeline.auto_map_of(index["unet"])
     write_json(folder / "model_index.json", index)
 
 

@@ -92,6 +92,14 @@ def teacher_files(settings: TrainTeacher) -> list[str]:
     return [str(file) for file in [*files, *([scheduler] if scheduler.is_file() else [])]]
 
 
+def teacher_card(settings: TrainTeacher) -> list[str]:
+    """The model card in the folder of a given teacher; empty when there is none."""
+    if settings.source == "train":
+        return []
+    card = Path(settings.path) / "README.md"
+    return [str(card)] if card.is_file() else []
+
+
 def weights_files(key: str, folder: Path) -> list[Path]:
     """Files of the weights in a model's folder, all shards and their index; ValueError, naming the key, when one is missing."""
     try:

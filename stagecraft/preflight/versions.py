@@ -116,7 +116,7 @@ def reason_not_to_commit(params: Params) -> str | None:
 
 def commit() -> None:
     """Write dvc.lock and fill DVC's cache; ValueError when Snakemake would not call the results finished."""
-    plan = run_quietly([sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--", "report"], SETTLED)
+    plan = run_quietly([sys.executable, "-m", "snakemake", "--dry-run", "--nolock", "--", "report", "publish"], SETTLED)
     if "Nothing to be done" not in plan.stdout + plan.stderr:
         raise ValueError("params, code or inputs changed while this ran, so nothing is committed; run snakemake again")
     run_quietly(dvc("commit", "--force", "--no-relink"))

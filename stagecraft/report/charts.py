@@ -225,7 +225,12 @@ def ramp_colours(values: np.ndarray) -> np.ndarray:
 
 
 def image_grid(images: np.ndarray, columns: int) -> str:
-    """uint8 images (N, H, W, C), small ones enlarged, in rows on a transparent ground, as a data URI."""
+    """The sheet of some images as a data URI."""
+    return png(image_sheet(images, columns))
+
+
+def image_sheet(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 images (N, H, W, C), small ones enlarged, in rows on a transparent ground, uint8 (H, W, 4)."""
     count, height, width, channels = images.shape
     enlarge = max(1, SAMPLE_SIDE // height)
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
@@ -237,14 +242,19 @@ def image_grid(images: np.ndarray, columns: int) -> str:
         left = index % columns * (width + GAP)
         sheet[top : top + height, left : left + width, :3] = image if channels == 3 else image[..., :1]
         sheet[top : top + height, left : left + width, 3] = 255
-    return png(sheet)
+    return sheet
 
 
 def png(pixels: np.ndarray) -> str:
     """uint8 pixels (H, W, 3 or 4) as a PNG data URI."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode("ascii")
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 pixels (H, W, 3 or 4) as a PNG file, the same bytes every time."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()
 
 
 def key(names: Sequence[str]) -> Markup:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 RULES = {"search_block": ("collect_search", "search_block")}
 # Where the user's own files lie, which Snakemake finds through the params and DVC must be told of.
 OWN = {"prepare_data": {"data/raw"}, "train_autoencoder": {"data/teacher"}, "train_teacher": {"data/teacher"}}
-OWN |= {"measure_latency": {"data/latency"}}
+OWN |= {"measure_latency": {"data/latency"}, "publish": {"data/teacher"}}
 # What a rule reads with some params and DVC, which knows one list for all, takes for read always.
 SOMETIMES = {"cluster_timesteps": {"results/teacher"}}
 

@@ -26,7 +26,7 @@ from stagecraft.runtime.remedies import REMEDIES
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.interval_{interval}" for level in range(2) for interval in range(2)]
-AFTER_RETRAIN = {"retrain", "evaluate", "report", "record"}
+AFTER_RETRAIN = {"retrain", "evaluate", "report", "publish", "record"}
 
 # Stands in for stages/__init__.py, which Python runs before a command: it parses the real flags but imports and computes nothing.
 STUB = """

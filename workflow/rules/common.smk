@@ -122,6 +122,11 @@ def find_teacher():
     return check(graph.teacher_files, PARAMS.train_teacher)
 
 
+def find_teacher_card():
+    """The model card of a teacher given in the params; none when it has none, or is trained here."""
+    return graph.teacher_card(PARAMS.train_teacher)
+
+
 def find_autoencoder():
     """The files of an autoencoder given in the params; none when it is trained here, or none is used."""
     return check(graph.autoencoder_files, PARAMS.train_autoencoder)
@@ -185,6 +190,11 @@ def name_pipeline(folder, student=False):
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
     return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(graph.needs_own_pipeline, PARAMS))
+
+
+def name_student(folder):
+    """Files of a student's pipeline folder."""
+    return [*name_pipeline(folder, student=True), f"{folder}/unet/multi_decoder_unet.py"]
 
 
 def name_shards():

@@ -7,7 +7,7 @@ rule retrain:
         autoencoder=rules.encode_latents.input.autoencoder,
         code=find_code("retrain"),
     output:
-        model=[*name_pipeline("results/student", student=True), "results/student/unet/multi_decoder_unet.py"],
+        model=name_student("results/student"),
         history="results/logs/retrain.json",
     log:
         "logs/retrain/retrain.log",

@@ -489,6 +489,7 @@ def paths_of(firsts: list[list[int]]) -> list[int]:
 class SelfContainedModel(ModelMixin, ConfigMixin):
     """A model that is saved with this file, and that pipelines name by this file, so that a new process can load it again."""
 
+    _auto_class = "AutoModel"  # whose entry `auto_map` diffusers writes into config.json
     code: ClassVar[bytes] = Path(
         __file__
     ).read_bytes()  # as imported; diffusers overwrites its copy with the next model's
@@ -504,6 +505,12 @@ class SelfContainedModel(ModelMixin, ConfigMixin):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / Path(__file__).name).write_bytes(self.code)
         super().save_config(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
+        """As in diffusers, which would warn of the entry that it wrote for AutoModel."""
+        own = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return super().extract_init_dict(own, **kwargs)
 
 
 class MultiDecoderUNet2DModel(SelfContainedModel):

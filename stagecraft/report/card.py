@@ -1,0 +1,156 @@
+"""The model card of a student: README.md with the metadata of a model hub, and its samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from stagecraft.config.sections import Publish
+from stagecraft.report import charts
+from stagecraft.report.page import shared_text, verdict
+from stagecraft.report.table import feature_name, measured_with, table_rows
+
+TASK = "unconditional-image-generation"
+SHOWN = 32
+COLUMNS = 8
+UNKNOWN = "unknown"  # a name that the hub knows
+LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a run knows of its student.
+
+    Args:
+        metrics, architecture: contents of the JSON files of those names.
+        config: content of unet/config.json in its folder.
+        params: the params that it was made and measured with.
+    """
+
+    metrics: dict[str, Any]
+    architecture: dict[str, Any]
+    config: dict[str, Any]
+    params: dict[str, Any]
+
+
+def read_license(given: str | None, cards: Sequence[str]) -> dict[str, Any]:
+    """The metadata of the student's licence: the one given, else that of the teacher's model card, else unknown.
+
+    Args:
+        cards: the path of the teacher's model card, or none.
+
+    Raises:
+        ValueError: the teacher's card has metadata that cannot be read.
+    """
+    if given is not None:
+        return {"license": given}
+    for path in cards:
+        try:
+            data = ModelCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{path}: its metadata cannot be read ({reason}); mend it, or set publish.license"
+            ) from error
+        if data.get("license"):
+            return {key: data[key] for key in LICENSE_KEYS if data.get(key)}
+    return {"license": UNKNOWN}
+
+
+def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> ModelCard:
+    """The model card, the same text for the same inputs.
+
+    Args:
+        license: metadata of the licence, see `read_license`.
+    """
+    metrics = student.metrics
+    name = model_name(metrics, settings)
+    text = card_template().render(
+        name=name,
+        config=student.config,
+        verdict=verdict(metrics),
+        rows=[row[:4] for row in table_rows(metrics)],
+        measured_with=measured_with(metrics["protocol"]),
+        features=feature_name(metrics),
+        protocol=metrics["protocol"],
+        autoencoder=metrics["autoencoder"],
+        architecture=student.architecture,
+        shared=shared_text(student.architecture["unet"]),
+        retrain=student.params["retrain"],
+        settings=settings,
+        license=license,
+    )
+    data = card_data(name, metrics, settings, license)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def card_template() -> jinja2.Template:
+    """The template of the card's body."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("card.md.j2")
+
+
+def model_name(metrics: dict[str, Any], settings: Publish) -> str:
+    """A name for the student: that of its teacher on the hub, or of its images, with what it is."""
+    origin = settings.base_model or settings.dataset or metrics["protocol"]["reference"]["source"]
+    return f"{origin.rpartition('/')[2]}-student"
+
+
+def card_data(name: str, metrics: dict[str, Any], settings: Publish, license: dict[str, Any]) -> ModelCardData:
+    """The metadata of the card; keys that nothing is known of are left out."""
+    derived: dict[str, Any] = {}
+    if settings.base_model is not None:
+        # The hub's word for any model that was trained further from another.
+        derived = {"base_model": settings.base_model, "base_model_relation": "finetune"}
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        tags=["diffusion", "model-compression", "stagecraft"],
+        datasets=None if settings.dataset is None else [settings.dataset],
+        metrics=["fid", "kid"],
+        model_name=name,
+        eval_results=[evaluation(key, metrics, settings) for key in ("fid", "kid")],
+        **license,
+        **derived,
+    )
+
+
+def evaluation(key: str, metrics: dict[str, Any], settings: Publish) -> EvalResult:
+    """One figure of the student with the protocol that it was measured by."""
+    protocol = metrics["protocol"]
+    reference = protocol["reference"]
+    dataset = settings.dataset or reference["source"]
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split=reference["split"],
+        metric_type=key,
+        metric_name=f"{key.upper()} ({feature_name(metrics)})",
+        metric_value=metrics["student"][key],
+        metric_args={
+            "samples": protocol["samples"],
+            "sampler": protocol["sampler"],
+            "steps": protocol["steps"],
+            "seed": protocol["seed"],
+            "features": protocol["extractor"]["name"],
+            "features_sha256": protocol["extractor"]["sha256"],
+            "reference_images": reference["count"],
+            "reference_sha256": reference["sha256"],
+        },
+    )
+
+
+def sample_sheet(images: np.ndarray) -> bytes:
+    """The first samples, uint8 (N, H, W, C), as one PNG picture."""
+    return charts.encode_png(charts.image_sheet(images[:SHOWN], COLUMNS))

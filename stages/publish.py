@@ -1,0 +1,46 @@
+"""Lay out results/model for a model hub: the student's folder with a model card and samples."""
+
+import shutil
+from pathlib import Path
+
+from stagecraft.config.stages import Publish
+from stagecraft.evaluation.samples import check_metrics, load_samples
+from stagecraft.networks.pipelines import HASHES, check_hashes, write_hashes
+from stagecraft.report.card import Student, model_card, read_license, sample_sheet
+from stagecraft.runtime.command import run_command
+from stagecraft.runtime.files import atomic_folder, read_checked_json, read_json, run_again, write_json
+
+
+def publish(
+    params: Publish,
+    *,
+    threads: int,
+    student: Path,
+    metrics: Path,
+    samples: Path,
+    architecture: Path,
+    teacher_card: list[str],
+    output: Path,
+) -> None:
+    """Write results/model."""
+    check_hashes(student, "retrain")
+    measured = read_json(metrics, run_again("evaluate", metrics))
+    images, sha256 = load_samples(samples)
+    check_metrics(metrics, measured, sha256)
+    plan = read_checked_json(architecture, "assemble")
+    made_with = read_json(student / "params.json") | plan["params"] | measured["params"] | params.as_given()
+    config = read_json(student / "unet" / "config.json")
+    license = read_license(params.publish.license, teacher_card)
+    card = model_card(Student(measured, plan, config, made_with), params.publish, license)
+    with atomic_folder(output) as aside:
+        # Without their modes: DVC may have made its files read-only.
+        without = shutil.ignore_patterns(HASHES)
+        shutil.copytree(student, aside, ignore=without, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        card.save(aside / "README.md")
+        (aside / "samples.png").write_bytes(sample_sheet(images["student"]))
+        write_json(aside / "params.json", made_with)
+        write_hashes(aside)
+
+
+if __name__ == "__main__":
+    run_command(publish)
