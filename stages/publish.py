@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 from stagecraft.config.stages import Publish
+from stagecraft.evaluation.metrics import read_metrics
 from stagecraft.evaluation.samples import check_metrics, load_samples
 from stagecraft.networks.pipelines import HASHES, check_hashes, write_hashes
 from stagecraft.report.card import Student, model_card, read_license, sample_sheet
 from stagecraft.runtime.command import run_command
-from stagecraft.runtime.files import atomic_folder, read_checked_json, read_json, run_again, write_json
+from stagecraft.runtime.files import atomic_folder, read_json, write_json
+from stagecraft.training.plan import read_plan
 
 
 def publish(
@@ -24,11 +26,11 @@ def publish(
 ) -> None:
     """Write results/model."""
     check_hashes(student, "retrain")
-    measured = read_json(metrics, run_again("evaluate", metrics))
+    measured = read_metrics(metrics)
     images, sha256 = load_samples(samples)
     check_metrics(metrics, measured, sha256)
-    plan = read_checked_json(architecture, "assemble")
-    made_with = read_json(student / "params.json") | plan["params"] | measured["params"] | params.as_given()
+    plan = read_plan(architecture)
+    made_with = read_json(student / "params.json") | {**plan["params"]} | {**measured["params"]} | params.as_given()
     config = read_json(student / "unet" / "config.json")
     license = read_license(params.publish.license, teacher_card)
     card = model_card(Student(measured, plan, config, made_with), params.publish, license)

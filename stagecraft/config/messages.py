@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -12,32 +12,53 @@ from pydantic_core import ErrorDetails
 
 from stagecraft.config.sections import CHOICES, Everything
 
-Schema = dict[str, Any]
+Schema = dict[str, Any]  # a JSON schema, or one of the forms that it allows
 Path = tuple[int | str, ...]
 
 WORDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 WORDS |= {"array": "a list", "object": "a section of keys", "null": "null"}
 UNKNOWN = ("extra_forbidden", "invalid_key")
+LIMITS = {
+    "greater_than_equal": "is too small, the least is",
+    "less_than_equal": "is too large, the most is",
+    "greater_than": "is too small, it must be above",
+    "less_than": "is too large, it must be below",
+    "too_short": "is too short, the least length is",
+    "too_long": "is too long, the greatest length is",
+}
 
 
 def first_problem(error: ValidationError, params: Any) -> str:
     """`key: what is wrong` for the first error: an unknown key, as a misspelt one is also missing, then a whole section."""
-    errors = sorted(
-        error.errors(include_url=False), key=lambda one: (one["type"] not in UNKNOWN, len(place_of(one)) > 1)
-    )
-    first = errors[0]
-    place = place_of(first)[:2]
-    forms = forms_at(place)
-    if place_of(first) == place or len(forms) < 2:
-        return describe(first, params)
+    errors = error.errors(include_url=False)
+    errors.sort(key=lambda one: (one["type"] not in UNKNOWN, len(one["loc"]) > 1))
+    place = path_of(errors[0], params)[:2]
+    rivals = [one for one in errors if path_of(one, params)[:2] == place]
     # Of a value that may be of several forms, that which it comes nearest to.
-    rivals = [one for one in errors if place_of(one)[:2] == place]
     nearest = max(rivals, key=lambda one: (len(path_of(one, params)), not is_other_form(one)))
-    if not is_other_form(nearest) or len(path_of(nearest, params)) > 2:
-        return describe(nearest, params)
-    plain = not any(choices_of(form) for form in forms)
-    sentence = f"is not {type_name(forms)}" if plain else f"is not allowed: {description(place)}"
-    return f"{key_name(place)}: {show(nearest['input'])} {sentence}"
+    path = path_of(nearest, params)
+    if len(rivals) > 1 and path == place and is_other_form(nearest):
+        return f"{key_name(place)}: {show(nearest['input'])} {problem_of_forms(forms_at(place))}"
+    return f"{key_name(path)}: {problem_of_value(nearest, path, params)}" if path else str(nearest["ctx"]["error"])
+
+
+def path_of(error: ErrorDetails, params: Any) -> Path:
+    """Where an error is: pydantic's place without the names of alternatives."""
+    place = error["loc"]
+    if place and place[0] in CHOICES:
+        place = (place[0], *place[2:])
+    kind = error["type"]
+    if kind.startswith("union_tag"):
+        return (*place, CHOICES[str(place[0])].key)
+    named = 1 if kind in ("missing", *UNKNOWN) else 0
+    path: list[int | str] = []
+    value: Any = params
+    for part in place[: len(place) - named]:
+        known = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if part in known:
+            path.append(part)
+            value = value[part]
+    return (*path, *place[len(place) - named :])
 
 
 def is_other_form(error: ErrorDetails) -> bool:
@@ -45,44 +66,37 @@ def is_other_form(error: ErrorDetails) -> bool:
     return error["type"].endswith("_type") or error["type"] == "literal_error"
 
 
-def describe(error: ErrorDetails, params: Any) -> str:
-    """`key: what is wrong` for one error."""
+def problem_of_forms(forms: list[Schema]) -> str:
+    """Why a value is none of several forms."""
+    if any(choices_of(form) for form in forms):
+        return f"is not allowed: {description(forms)}"
+    return f"is not {type_name(forms)}"
+
+
+def problem_of_value(error: ErrorDetails, path: Path, params: Any) -> str:
+    """What is wrong with the value at a path."""
     kind = error["type"]
-    value = error["input"]
     given = error.get("ctx", {})
-    path = path_of(error, params)
-    if kind == "value_error":
-        return f"{key_name(path)}: {show(value)} {given['error']}" if path else str(given["error"])
-    if kind.startswith("union_tag"):
-        key = given["discriminator"].strip("'")
-        path = (*path, key)
-        value = value.get(key)
+    forms = forms_at(path)
+    value = error["input"]
     if kind in UNKNOWN:
-        sentence = why_unknown(path, params)
-    elif kind in ("missing", "union_tag_not_found"):
-        sentence = f"missing; add it{needed_by(path, params)} ({description(path)})"
-    elif kind in ("none_required", "string_type") and path[-1] == "path" and (value is None or kind == "none_required"):
-        sentence = why_no_path(path, params, value)
-    else:
-        sentence = f"{show(value)} {describe_value(kind, value, forms_at(path), [*given.values()])}"
-    return f"{key_name(path)}: {sentence}"
-
-
-def describe_value(kind: str, value: Any, forms: list[Schema], given: list[Any]) -> str:
-    """What is wrong with a value of which the schema allows some forms, and which is beyond the first limit given."""
-    limit = next((size for size in given if isinstance(size, int | float)), 0)
-    sentences = {
-        "literal_error": f"is unknown, {offer(choice for form in forms for choice in choices_of(form))}",
-        "greater_than_equal": f"is too small, the least is {limit:g}",
-        "less_than_equal": f"is too large, the most is {limit:g}",
-        "greater_than": f"is too small, it must be above {limit:g}",
-        "less_than": f"is too large, it must be below {limit:g}",
-        "too_short": f"is too short, the least length is {limit:g}",
-        "too_long": f"is too long, the greatest length is {limit:g}",
-        "string_too_short": "is empty; fill it in",
-    }
-    sentences["union_tag_invalid"] = sentences["literal_error"]
-    return sentences.get(kind, f"is not {type_name(forms)}{as_number(value, forms)}")
+        return why_unknown(path, params)
+    if kind in ("missing", "union_tag_not_found"):
+        return f"missing; add it{needed_by(path, params)} ({description(forms)})"
+    if path[-1] == "path" and (kind == "none_required" or (kind == "string_type" and value is None)):
+        return why_no_path(path, params, value)
+    if kind == "union_tag_invalid":
+        value = value[path[-1]]
+    if kind == "value_error":
+        return f"{show(value)} {given['error']}"
+    if kind in LIMITS:
+        limit = next(size for size in given.values() if isinstance(size, int | float))
+        return f"{show(value)} {LIMITS[kind]} {limit:g}"
+    if kind == "string_too_short":
+        return f"{show(value)} is empty; fill it in"
+    if kind in ("literal_error", "union_tag_invalid"):
+        return f"{show(value)} is unknown, {offer(choice for form in forms for choice in choices_of(form))}"
+    return f"{show(value)} is not {type_name(forms)}{as_number(value, forms)}"
 
 
 def why_unknown(path: Path, params: Any) -> str:
@@ -105,15 +119,12 @@ def needed_by(path: Path, params: Any) -> str:
 
 def why_no_path(path: Path, params: Any, value: Any) -> str:
     """Why a path is not for the source that was chosen."""
-    choice = CHOICES[str(path[0])]
     source = params[path[0]]["source"]
     if value is None:
         return f"null, but source {source} needs one; set it"
-    others = [tag for tag, member in choice.members.items() if member.model_fields["path"].annotation is not type(None)]
+    members = CHOICES[str(path[0])].members.items()
+    others = [tag for tag, member in members if member.model_fields["path"].annotation is not type(None)]
     return f"{show(value)} is unused by source {source}; set source to {' or '.join(others)}, or path to null"
-
-
-# --- What the schema says ---
 
 
 @cache
@@ -122,36 +133,22 @@ def full_schema() -> Schema:
     return Everything.model_json_schema()
 
 
-def schemas_at(path: Path) -> list[Schema]:
-    """What the schema says of the value at a path, once for each choice that has it."""
-    forms_at = [full_schema()]
-    for part in path:
-        forms = [*flat(forms_at)]
-        names = ["items"] if isinstance(part, int) else ["properties", part]
-        forms_at = [inner for form in forms if (inner := look_up(form, names)) is not None]
-    return forms_at
-
-
-def look_up(schema: Schema, names: list[Any]) -> Any:
-    """The value under names, one within the other; None where there is none."""
-    value: Any = schema
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def flat(schemas: Iterable[Schema]) -> Iterator[Schema]:
-    """Schemas with each of their alternatives by itself."""
-    for schema in schemas:
-        inner = schema.get("anyOf") or schema.get("oneOf")
-        if "$ref" in schema:
-            inner = [full_schema()["$defs"][schema["$ref"].rpartition("/")[2]]]
-        yield from flat(inner) if inner else [schema]
+def flat(schema: Schema) -> list[Schema]:
+    """The forms that a schema allows, each with what is said of the whole."""
+    inner = schema.get("anyOf") or schema.get("oneOf") or []
+    if "$ref" in schema:
+        inner = [full_schema()["$defs"][schema["$ref"].rpartition("/")[2]]]
+    said = {"description": schema["description"]} if "description" in schema else {}
+    return [form | said for one in inner for form in flat(one)] or [schema]
 
 
 def forms_at(path: Path) -> list[Schema]:
-    """The forms that the value at a path may have."""
-    return [*flat(schemas_at(path))]
+    """The forms that the value at a path may have, in each choice that has it."""
+    forms = flat(full_schema())
+    for part in path:
+        inner = [form.get("items") if isinstance(part, int) else form.get("properties", {}).get(part) for form in forms]
+        forms = [form for schema in inner if schema for form in flat(schema)]
+    return forms
 
 
 def choices_of(form: Schema) -> list[Any]:
@@ -159,35 +156,9 @@ def choices_of(form: Schema) -> list[Any]:
     return form.get("enum", [form["const"]] if "const" in form else [None] if form.get("type") == "null" else [])
 
 
-def description(path: Path) -> str:
+def description(forms: list[Schema]) -> str:
     """What a key or section does, without the full stop."""
-    texts = [schema["description"] for schema in [*schemas_at(path), *forms_at(path)] if "description" in schema]
-    return " ".join(texts[0].split()).rstrip(".")
-
-
-# --- Words ---
-
-
-def place_of(error: ErrorDetails) -> Path:
-    """Where pydantic says that an error is, without the name of what a section chose."""
-    loc = error["loc"]
-    return (loc[0], *loc[2:]) if len(loc) > 1 and loc[0] in CHOICES else loc
-
-
-def path_of(error: ErrorDetails, params: Any) -> Path:
-    """Where an error is: pydantic's place without the names of alternatives."""
-    path: list[int | str] = []
-    value = params
-    for number, part in enumerate(place_of(error), start=1):
-        names_key = number == len(place_of(error)) and error["type"] in ("missing", *UNKNOWN)
-        if (
-            names_key
-            or (isinstance(value, dict) and part in value)
-            or (isinstance(value, list) and isinstance(part, int))
-        ):
-            path.append(part)
-            value = None if names_key else value[part]
-    return tuple(path)
+    return str(forms[0]["description"]).rstrip(".")
 
 
 def key_name(path: Iterable[Any]) -> str:

@@ -12,8 +12,10 @@ from stagecraft.config.messages import show
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "params.yaml"
 
+Params = dict[str, Any]  # sections by their names, and single values, as YAML has them
 
-def read_params(path: Path) -> dict[str, Any]:
+
+def read_params(path: Path) -> Params:
     """Read a YAML mapping; ValueError, with the line, when it is none or would not be read as it is written."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,23 +1,14 @@
 """What each stage reads of the params: its model, of which a change of no other key can alter its results."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from stagecraft.config import sections
-from stagecraft.config.sections import (
-    CHOICES,
-    Everything,
-    Noised,
-    OfArchitecture,
-    OnDevice,
-    Precise,
-    Sampled,
-    Section,
-    Seeded,
-)
+from stagecraft.config.sections import CHOICES, Everything, Noised, OfArchitecture, OnDevice, Precise, Sampled, Seeded
 
 
-class StageParams(Section):
+class StageParams(sections.Section):
     """The params of a stage: sections, or parts of them, of which its command line gives each key as `section.key`."""
 
     @classmethod
@@ -32,27 +23,17 @@ class StageParams(Section):
     @classmethod
     def section_of(cls, section: str, value: Any) -> Any:
         """A section with its type, that of its choice where there is one; any other value as it is."""
-        model = cls.model_fields[section].annotation
         choice = CHOICES.get(section)
-        if choice is not None:
-            model = choice.members[value[choice.key]]
-        if isinstance(model, type) and issubclass(model, Section):
-            return model.model_construct(**value)
-        return value
+        model: Any = choice.members[value[choice.key]] if choice else cls.model_fields[section].annotation
+        return model.model_construct(**value) if isinstance(value, dict) else value
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """The sections, and single keys of sections, that the stage reads."""
-        return tuple(name for section in cls.model_fields for name in cls.names_of(section))
-
-    @classmethod
-    def names_of(cls, section: str) -> list[str]:
-        """The name of a section, or those of its keys when only a part of it is read."""
-        model = cls.model_fields[section].annotation
-        if model == Everything.model_fields[section].annotation:
-            return [section]
-        assert isinstance(model, type) and issubclass(model, Section)
-        return [f"{section}.{key}" for key in model.model_fields]
+    def names(cls) -> Iterator[str]:
+        """The sections that the stage reads, and the single keys of those of which it reads only a part."""
+        for section, field in cls.model_fields.items():
+            model: Any = field.annotation
+            whole = model == Everything.model_fields[section].annotation
+            yield from [section] if whole else [f"{section}.{key}" for key in model.model_fields]
 
     def as_given(self) -> dict[str, Any]:
         """The params as the command line has them, and as results carry them."""
@@ -125,13 +106,10 @@ class Publish(StageParams):
     publish: sections.Publish
 
 
-def stage_name(model: type[StageParams]) -> str:
-    """The stage of a model: its name in snake case."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in model.__name__).removeprefix("_")
-
-
-STAGES: dict[str, type[StageParams]] = {stage_name(model): model for model in StageParams.__subclasses__()}
-STAGE_SECTIONS = {name: model.names() for name, model in STAGES.items()}
+STAGES: dict[str, type[StageParams]] = {
+    re.sub(r"\B(?=[A-Z])", "_", model.__name__).lower(): model for model in StageParams.__subclasses__()
+}
+STAGE_SECTIONS = {name: tuple(model.names()) for name, model in STAGES.items()}
 SPACE_KEYS = tuple(sections.SearchSpace.model_fields)
 
 
@@ -148,4 +126,7 @@ def stage_model(params: Mapping[str, Any], stage: str) -> Any:
 def param_at(params: Mapping[str, Any], name: str) -> Any:
     """The value under `section` or `section.key`; None when there is none."""
     section, _, key = name.partition(".")
-    return params.get(section, {}).get(key) if key else params.get(section)
+    value = params.get(section)
+    if key:
+        return value.get(key) if isinstance(value, Mapping) else None
+    return value

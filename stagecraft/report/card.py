@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from stagecraft.config.sections import Publish
+from stagecraft.evaluation.metrics import Metrics
 from stagecraft.report import charts
 from stagecraft.report.page import shared_text, verdict
 from stagecraft.report.table import feature_name, measured_with, table_rows
+from stagecraft.training.plan import Plan
 
 TASK = "unconditional-image-generation"
 SHOWN = 32
@@ -31,8 +33,8 @@ class Student:
         params: the params that it was made and measured with.
     """
 
-    metrics: dict[str, Any]
-    architecture: dict[str, Any]
+    metrics: Metrics
+    architecture: Plan
     config: dict[str, Any]
     params: dict[str, Any]
 
@@ -100,13 +102,13 @@ def card_template() -> jinja2.Template:
     return environment.get_template("card.md.j2")
 
 
-def model_name(metrics: dict[str, Any], settings: Publish) -> str:
+def model_name(metrics: Metrics, settings: Publish) -> str:
     """A name for the student: that of its teacher on the hub, or of its images, with what it is."""
     origin = settings.base_model or settings.dataset or metrics["protocol"]["reference"]["source"]
     return f"{origin.rpartition('/')[2]}-student"
 
 
-def card_data(name: str, metrics: dict[str, Any], settings: Publish, license: dict[str, Any]) -> ModelCardData:
+def card_data(name: str, metrics: Metrics, settings: Publish, license: dict[str, Any]) -> ModelCardData:
     """The metadata of the card; keys that nothing is known of are left out."""
     derived: dict[str, Any] = {}
     if settings.base_model is not None:
@@ -119,13 +121,13 @@ def card_data(name: str, metrics: dict[str, Any], settings: Publish, license: di
         datasets=None if settings.dataset is None else [settings.dataset],
         metrics=["fid", "kid"],
         model_name=name,
-        eval_results=[evaluation(key, metrics, settings) for key in ("fid", "kid")],
+        eval_results=[evaluation("fid", metrics, settings), evaluation("kid", metrics, settings)],
         **license,
         **derived,
     )
 
 
-def evaluation(key: str, metrics: dict[str, Any], settings: Publish) -> EvalResult:
+def evaluation(key: Literal["fid", "kid"], metrics: Metrics, settings: Publish) -> EvalResult:
     """One figure of the student with the protocol that it was measured by."""
     protocol = metrics["protocol"]
     reference = protocol["reference"]
