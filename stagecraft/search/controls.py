@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from stagecraft.elastic.kinds import searchables_of
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, site_named, sites_of
-from stagecraft.networks.family import Spec
+from stagecraft.networks.family import Choice
 from stagecraft.search.selection import Block, Budget, Candidate, Costs, fits, infeasible, totals
 
 Grades = dict[str, int]  # how much of each layer is kept, by site and name: `down_blocks.0.resnets.1`
@@ -70,7 +70,7 @@ def narrowed(unet: UNet2DModel, job: Block, grades: Grades) -> dict[str, Any]:
     """The block of a search job with layers of these grades, and its costs."""
     site = site_named(unet, job.place)
     block = unet.get_submodule(site.name)
-    spec: Spec = {}
+    spec: dict[str, Choice] = {}
     for name, layer in searchables_of(block).items():
         candidates = [candidate["spec"][name] for candidate in job.candidates]
         grade = grades.get(f"{site.name}.{name}", layer.grades)
