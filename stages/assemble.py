@@ -53,7 +53,7 @@ def assemble(
         "steps_per_interval": steps,
         "sampler": sampling.as_dict(),
     }
-    write_checked_json(output, architecture | how | {"params": params.as_given()})
+    write_checked_json(output, {**architecture, **how, "params": params.as_given()})
     print(f"assemble: {costs_in_words(architecture['expected'])}")
 
 

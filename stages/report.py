@@ -31,7 +31,7 @@ def report(
         images,
         read_checked_json(clusters, "cluster_timesteps"),
         read_checked_json(architecture, "assemble"),
-        read_results(search),
+        {name: dict(result) for name, result in read_results(search).items()},
         {path.stem: read_checked_json(path, path.stem) for path in logs},
         params,
     )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,9 @@ def read_json(path: Path, remedy: str = "replace it") -> dict[str, Any]:
     return data
 
 
-def write_checked_json(path: Path, data: dict[str, Any]) -> None:
+def write_checked_json(path: Path, data: Mapping[str, object]) -> None:
     """Write `data` with the hash of its own content, for `read_checked_json`."""
-    write_json(path, data | {CONTENT_HASH: sha256_content(data)})
+    write_json(path, {**data, CONTENT_HASH: sha256_content(data)})
 
 
 def read_checked_json(path: Path, stage: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def read_checked_json(path: Path, stage: str) -> dict[str, Any]:
     return data
 
 
-def check_content(path: Path, data: dict[str, Any], stage: str) -> None:
+def check_content(path: Path, data: dict[str, object], stage: str) -> None:
     """Take the hash of its own content out of `data`; ValueError unless it is that of the rest."""
     said = data.pop(CONTENT_HASH, None)
     check_same_hash(path, sha256_content(data), said, f"its {CONTENT_HASH}", run_again(stage, path))
@@ -145,7 +145,7 @@ def run_again(stage: str, path: Path) -> str:
     return f"run {stage} again (snakemake --forcerun {path if stage == 'search_block' else stage})"
 
 
-def sha256_content(data: dict[str, Any]) -> str:
+def sha256_content(data: Mapping[str, object]) -> str:
     """Hex SHA-256 of what a JSON object says, however it is laid out."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

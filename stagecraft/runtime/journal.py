@@ -2,15 +2,16 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from stagecraft.runtime.files import atomic_path, read_json, remove_leftovers, sha256_file, write_json
 
 JOURNAL = "pieces.json"
+T = TypeVar("T")
 
 
 class Pieces:
@@ -26,7 +27,7 @@ class Pieces:
         ValueError: `pieces.json` cannot be read.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
         self.sha256: dict[str, str] = {}
@@ -92,10 +93,11 @@ def keep_array(pieces: Pieces | None, name: str, array: np.ndarray) -> np.ndarra
     return array
 
 
-def kept_record(pieces: Pieces | None, name: str, make: Callable[[], Any]) -> Any:
+def kept_record(pieces: Pieces | None, name: str, make: Callable[[], T]) -> T:
     """As `kept_array`, for what JSON can hold."""
     if pieces and pieces.has(name):
-        return read_json(pieces.path(name))["record"]
+        kept: T = read_json(pieces.path(name))["record"]
+        return kept
     record = make()
     if pieces:
         write_json(pieces.path(name), {"record": record})
