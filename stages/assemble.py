@@ -51,7 +51,7 @@ def assemble(
         "sampler": sampling.as_dict(),
         "params": params.as_given(),
     }
-    write_checked_json(output, architecture | describe_intervals(process, boundaries) | made_for)
+    write_checked_json(output, {**architecture, **describe_intervals(process, boundaries), **made_for})
     print(f"assemble: {costs_in_words(architecture['expected'])}")
 
 

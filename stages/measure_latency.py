@@ -36,7 +36,7 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
         device = pick_device(params.device, min(threads, settings.threads))
         stopwatch = Stopwatch(device, settings.batch_size, settings.repeats, params.precision)
         layers = stopwatch.measure(pairs)
-        content = {"layers": layers, "overhead": overhead_of(layers, whole)} | stopwatch.describe()
+        content = {**stopwatch.describe(), "layers": layers, "overhead": overhead_of(layers, whole)}
     else:
         table = LatencyTable.read(Path(*latency_files(settings)))
         table.check(pairs)

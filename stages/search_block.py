@@ -36,7 +36,7 @@ def search_block(
     report = job.report()
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in job.supernet.state_dict().items()}, aside)
-    write_checked_json(output, report | {"weights_sha256": sha256_file(weights)})
+    write_checked_json(output, {**report, "weights_sha256": sha256_file(weights)})
     job.clean_up()
 
 

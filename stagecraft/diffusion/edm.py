@@ -1,11 +1,13 @@
 """The process of EDM (Karras et al. 2022), with its preconditioning."""
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
 from stagecraft.config.keys import PROCESS_KEYS
+from stagecraft.config.sections import EDM
 from stagecraft.diffusion.process import Pair, Process
 
 
@@ -20,15 +22,18 @@ class EDMProcess(Process):
 
     name = "edm"
     keys = tuple(key for key in PROCESS_KEYS["edm"] if not key.startswith("p_"))  # without those of training alone
-    schedulers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+    schedulers: ClassVar[dict[str, tuple[str, Mapping[str, object]]]] = {
         "edm_euler": ("EDMEulerScheduler", {}),
         "edm_dpm_solver": ("EDMDPMSolverMultistepScheduler", {}),
     }
 
-    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object], stated: Mapping[str, object] | None = None) -> None:
         super().__init__(settings, stated)
-        self.sigma_data, self.p_mean, self.p_std = (settings[key] for key in ("sigma_data", "p_mean", "p_std"))
-        self.low, self.high = (self.as_t(math.log(settings[key]) / 4) for key in ("sigma_min", "sigma_max"))
+        own = EDM.model_construct(None, **settings)
+        self.sigma_data = own.sigma_data
+        self.p_mean = own.p_mean
+        self.p_std = own.p_std
+        self.low, self.high = (self.as_t(math.log(level) / 4) for level in (own.sigma_min, own.sigma_max))
 
     def draw(
         self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None

@@ -1,11 +1,13 @@
 """Rectified flow, with the time shift of SD3."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from stagecraft.config.keys import PROCESS_KEYS
+from stagecraft.config.sections import Flow
 from stagecraft.diffusion.boundaries import flow_range, shifted
 from stagecraft.diffusion.process import Pair, Process
 
@@ -21,13 +23,14 @@ class FlowProcess(Process):
 
     name = "flow"
     keys = PROCESS_KEYS["flow"]
-    schedulers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+    schedulers: ClassVar[dict[str, tuple[str, Mapping[str, object]]]] = {
         "flow_euler": ("FlowMatchEulerDiscreteScheduler", {})
     }
 
-    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object], stated: Mapping[str, object] | None = None) -> None:
         super().__init__(settings, stated)
-        self.shift: float = settings["shift"]
+        own = Flow.model_construct(None, **settings)
+        self.shift = own.shift
         self.low, self.high = map(self.as_t, flow_range(settings))
 
     def draw(

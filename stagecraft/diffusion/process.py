@@ -35,13 +35,13 @@ class Process(ABC):
     keys: ClassVar[tuple[str, ...]]  # of the settings and of diffusers' scheduler configs
     # diffusers' class by the name that `sampling.scheduler` uses, with the settings that differ from its defaults; the first is
     # the one that a pipeline folder holds.
-    schedulers: ClassVar[dict[str, tuple[str, dict[str, Any]]]]
+    schedulers: ClassVar[dict[str, tuple[str, Mapping[str, object]]]]
     # What the scheduler of a pipeline folder has beside, unless the teacher was given with a scheduler of its own.
-    saved: ClassVar[dict[str, Any]] = {}
+    saved: ClassVar[Mapping[str, object]] = {}
     low: float  # least t
     high: float  # t is below this
 
-    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object], stated: Mapping[str, object] | None = None) -> None:
         self.settings = settings
         self.stated = stated
         self.kept = kept_settings(stated, self.name)
@@ -138,17 +138,17 @@ class Process(ABC):
 
         kind, extra = self.schedulers[name or next(iter(self.schedulers))]
         saved = self.saved if name is None and self.stated is None else {}
-        return getattr(diffusers, kind).from_config(extra | saved | self.kept_for(name) | self.config)
+        return getattr(diffusers, kind).from_config({**extra, **saved, **self.kept_for(name), **self.config})
 
-    def kept_for(self, name: str | None) -> dict[str, Any]:
+    def kept_for(self, name: str | None) -> Mapping[str, object]:
         """What a sampler, or with None the scheduler of a pipeline folder, keeps of a given teacher's scheduler config."""
         return self.kept
 
-    def check_same_as(self, scheduler_config: dict[str, Any] | None, folder: str) -> None:
+    def check_same_as(self, scheduler_config: Mapping[str, object] | None, folder: str) -> None:
         """Raise a ValueError when a teacher's own scheduler config, if it has one, states another process than the params do."""
         check_stated(scheduler_config, pipeline_file(folder, "scheduler", "scheduler_config.json"), self.settings)
 
-    def check_steps(self, sampling: dict[str, Any]) -> None:
+    def check_steps(self, sampling: Mapping[str, object]) -> None:
         """Raise a ValueError when the `sampling` section asks for steps that are no different timesteps of this process."""
         check_steps(sampling, self.settings, self.kept)
 

@@ -1,7 +1,7 @@
 """The one sampler of all evaluation: sample i is drawn from its own generator, whatever the batch it is in."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -59,7 +59,7 @@ class Sampler:
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         conditions: Condition | None = None,
-        stated: dict[str, Any] | None = None,
+        stated: Mapping[str, object] | None = None,
     ) -> Self:
         """The sampler that params describe.
 

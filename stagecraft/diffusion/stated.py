@@ -50,7 +50,7 @@ BETA_KEYS = ("beta_schedule", "beta_start", "beta_end", "trained_betas")
 # Beginnings of the names of schedulers of other processes.
 OTHERS = {"FlowMatch": "flow matching", "ScoreSdeVe": "variance exploding", "ScoreSdeVp": "of continuous time"}
 # What diffusers takes for keys that a scheduler_config.json does not hold; of schedulers, so without the density of training.
-DEFAULTS: dict[str, dict[str, Any]] = {
+DEFAULTS: dict[str, dict[str, object]] = {
     "vp": dict(
         zip((*PROCESS_KEYS["vp"], *OPTIONAL_KEYS["vp"]), (1000, "linear", 0.0001, 0.02, "epsilon", False), strict=True)
     ),
@@ -207,7 +207,7 @@ def are_betas(given: Any, settings: Config) -> bool:
     return all(math.isclose(b, beta, rel_tol=NEAR) for b, beta in zip(given, betas_of(settings), strict=True))
 
 
-def kept_settings(stated: Config | None, process: str) -> dict[str, Any]:
+def kept_settings(stated: Config | None, process: str) -> dict[str, object]:
     """What teacher and student are sampled with of a teacher's scheduler config; its learned variance has become a fixed one."""
     if stated is None or says_nothing(stated, process):
         return {}
@@ -215,7 +215,7 @@ def kept_settings(stated: Config | None, process: str) -> dict[str, Any]:
     return kept | ({"variance_type": "fixed_small"} if str(kept.get("variance_type")).startswith("learned") else {})
 
 
-def fit_solver(kept: Config) -> dict[str, Any]:
+def fit_solver(kept: Config) -> dict[str, object]:
     """Settings that DPM-Solver can have: DEIS, SA-Solver and configs from before final_sigmas_type say algorithms it refuses."""
     algorithm = kept.get("algorithm_type", "dpmsolver++")
     if algorithm not in SOLVER_ALGORITHMS:

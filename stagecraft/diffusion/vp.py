@@ -1,11 +1,13 @@
 """The variance-preserving process of DDPM, on diffusers' discrete schedules."""
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
 from stagecraft.config.keys import OPTIONAL_KEYS, PROCESS_KEYS
+from stagecraft.config.sections import VP
 from stagecraft.diffusion.process import Pair, Process
 from stagecraft.diffusion.stated import fit_solver, spacing_of
 
@@ -21,25 +23,26 @@ class VPProcess(Process):
     name = "vp"
     keys = PROCESS_KEYS["vp"] + OPTIONAL_KEYS["vp"]
     # Clipping x0 to the images' range helps DDPM's noisy steps and biases DDIM's, which keep the old eps beside the clipped x0.
-    schedulers: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+    schedulers: ClassVar[dict[str, tuple[str, Mapping[str, object]]]] = {
         "ddpm": ("DDPMScheduler", {}),  # which clips
         "ddim": ("DDIMScheduler", {"clip_sample": False}),
         "dpm_solver": ("DPMSolverMultistepScheduler", {}),
     }
-    saved: ClassVar[dict[str, Any]] = {"timestep_spacing": "linspace"}
+    saved: ClassVar[Mapping[str, object]] = {"timestep_spacing": "linspace"}
 
-    def __init__(self, settings: dict[str, Any], stated: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object], stated: Mapping[str, object] | None = None) -> None:
         from diffusers import DDPMScheduler
 
         super().__init__(settings, stated)
-        self.prediction_type = settings["prediction_type"]
+        own = VP.model_construct(None, **settings)
+        self.prediction_type = own.prediction_type
         self.abar_T = DDPMScheduler(**self.config).alphas_cumprod.double()
         self.low = 0
         self.high = len(self.abar_T)
-        if settings["beta_schedule"] == "sigmoid":  # which diffusers' other schedulers know by its betas only
+        if own.beta_schedule == "sigmoid":  # which diffusers' other schedulers know by its betas only
             plain = DDPMScheduler(**self.config | {"rescale_betas_zero_snr": False})
             self.config["trained_betas"] = plain.betas.tolist()
-        if settings.get("rescale_betas_zero_snr"):
+        if own.rescale_betas_zero_snr:
             self.kept = {"timestep_spacing": spacing_of("ddpm", settings, {})} | self.kept
 
     def draw(
@@ -90,6 +93,6 @@ class VPProcess(Process):
             return torch.ones_like(alpha), torch.zeros_like(alpha)
         return -sigma, alpha
 
-    def kept_for(self, name: str | None) -> dict[str, Any]:
+    def kept_for(self, name: str | None) -> Mapping[str, object]:
         """Of what the teacher's config says, what DPM-Solver can have is all that it keeps."""
         return fit_solver(self.kept) if name == "dpm_solver" else self.kept

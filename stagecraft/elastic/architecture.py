@@ -1,11 +1,10 @@
 """Architectures as data: for every site of a teacher the ranges of intervals that have a block there, and its spec."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.families import sites_of
-from stagecraft.networks.family import Architecture, Module, Spec
+from stagecraft.networks.family import Architecture, Entry, Module, Spec
 
 
 def identity_architecture(teacher: Module, intervals: int = 1) -> Architecture:
@@ -17,14 +16,14 @@ def identity_architecture(teacher: Module, intervals: int = 1) -> Architecture:
     return {"blocks": blocks}
 
 
-def entry(intervals: Iterable[int], spec: Spec) -> dict[str, Any]:
+def entry(intervals: Iterable[int], spec: Spec) -> Entry:
     """The block of a range of intervals, as an architecture holds it."""
     return {"range": list(intervals), "spec": spec}
 
 
 def chosen_architecture(chosen: Iterable[tuple[str, Sequence[int], Spec]]) -> Architecture:
     """The architecture of blocks given by site, intervals and spec."""
-    blocks: dict[str, list[dict[str, Any]]] = {}
+    blocks: dict[str, list[Entry]] = {}
     for site, intervals, spec in sorted(chosen, key=lambda item: (item[0], list(item[1]))):
         blocks.setdefault(site, []).append(entry(intervals, spec))
     return {"blocks": blocks}

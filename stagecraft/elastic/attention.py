@@ -1,12 +1,13 @@
 """Attentions: kept or dropped as a whole."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from stagecraft.elastic.searchable import Choice, Choices, Description, Order, Searchable, Settings
+from stagecraft.elastic.searchable import Choice, Description, Order, Searchable, Settings
 
-KEPT: Choice = {}
+KEPT: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,20 @@ class AttentionChoices:
         return self.draw(rng)
 
 
-class SearchableAttention(Searchable):
+class SearchableAttention(Searchable[Mapping[str, object]]):
     """A self-attention over the pixels."""
 
     kind = "attentions"
 
-    def identity(self) -> Choice:
+    def identity(self) -> Mapping[str, object]:
         """Kept."""
         return KEPT
 
-    def choices(self, settings: Settings, order: Order) -> Choices:
+    def choices(self, settings: Settings, order: Order) -> AttentionChoices:
         """By `drop_attention`."""
         return AttentionChoices(settings.drop_attention)
 
     @staticmethod
-    def describe_choice(choice: Choice, identity: Choice) -> Description:
+    def describe_choice(choice: Choice, identity: Mapping[str, object]) -> Description:
         """Kept or not."""
         return Description("no attention", 0.0) if choice is None else Description("attention", 1.0)

@@ -7,6 +7,7 @@ weights. The same slices are what the student inherits, so a sub-block and its e
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class ElasticBlock(nn.Module):
         self.block: Module = copy.deepcopy(block).requires_grad_(True)
         self._template = [copy.deepcopy(block).to("meta")]  # in a list, so that it is no part of the state
         self._skeletons: dict[str, nn.Module] = {}
-        self.layers: dict[str, Searchable] = searchables_of(self._template[0])
+        self.layers: dict[str, Searchable[Any]] = searchables_of(self._template[0])
         self.other_kernels = nn.ParameterDict()
         self.stored: dict[str, str] = {}  # names of the supernet's own weights in its state
         for layer in searchables_of(block).values():

@@ -1,16 +1,18 @@
 """The kinds of layers that can be searched, by the class of the teacher's layer."""
 
+from typing import Any
+
 from stagecraft.elastic.attention import SearchableAttention
 from stagecraft.elastic.resnet import SearchableResnet
 from stagecraft.elastic.searchable import Choice, Description, Searchable
 from stagecraft.networks.family import Module, Spec
 
-KINDS: dict[str, type[Searchable]] = {"ResnetBlock2D": SearchableResnet, "Attention": SearchableAttention}
+KINDS: dict[str, type[Searchable[Any]]] = {"ResnetBlock2D": SearchableResnet, "Attention": SearchableAttention}
 
 
-def searchables_of(block: Module) -> dict[str, Searchable]:
+def searchables_of(block: Module) -> dict[str, Searchable[Any]]:
     """The layers of a teacher's block that can be searched, by their names in a spec, kind by kind as KINDS has them."""
-    searchables: dict[str, Searchable] = {}
+    searchables: dict[str, Searchable[Any]] = {}
     for kind in KINDS.values():
         for index, layer in enumerate(getattr(block, kind.kind, None) or ()):
             if layer is not None:

@@ -8,19 +8,25 @@ which start from the centre of the teacher's kernel.
 import itertools
 import math
 from collections.abc import Mapping, Sequence, Sized
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stagecraft.elastic.searchable import Choice, Choices, Description, Order, Searchable, Seen, Settings
+from stagecraft.elastic.searchable import Description, Order, Searchable, Seen, Settings
 from stagecraft.networks.family import Module
-from stagecraft.networks.unet2d.multi_decoder_unet import PartialLayer, group_size, norm_size, output_group_size
+from stagecraft.networks.unet2d.multi_decoder_unet import (
+    PartialLayer,
+    ResnetChoice,
+    group_size,
+    norm_size,
+    output_group_size,
+)
 
 DROPPED = 1 / 8  # share of random draws in which a layer that may be dropped is
-PARTS = ("reads", "writes")
+PARTS: tuple[Literal["reads", "writes"], ...] = ("reads", "writes")
 
 
 class ResnetChoices:
@@ -56,35 +62,37 @@ class ResnetChoices:
         dimensions: tuple[Sized, ...] = (self.widths, *self.kernels, self.reads, self.writes)
         return tuple(map(len, dimensions))
 
-    def choice(self, width: int, first: int, second: int, read: int, write: int) -> dict[str, Any]:
+    def choice(self, width: int, first: int, second: int, read: int, write: int) -> ResnetChoice:
         """The choice of the options with these numbers."""
         kernels = [self.kernels[0][first], self.kernels[1][second]]
-        choice: dict[str, Any] = {"width": self.widths[width], "kernels": kernels}
+        choice: ResnetChoice = {"width": self.widths[width], "kernels": kernels}
         if read < len(self.reads) - 1:
             choice["reads"] = self.reads[read]
         if write < len(self.writes) - 1:
             choice["writes"] = self.writes[write]
         return choice
 
-    def numbers(self, choice: dict[str, Any]) -> list[int]:
+    def numbers(self, choice: ResnetChoice) -> list[int]:
         """The numbers of a choice's options, as `choice` takes them."""
         kernels = [options.index(kernel) for options, kernel in zip(self.kernels, choice["kernels"], strict=True)]
         read = self.reads.index(choice.get("reads", self.reads[-1]))
         write = self.writes.index(choice.get("writes", self.writes[-1]))
         return [self.widths.index(choice["width"]), *kernels, read, write]
 
-    def smallest(self) -> Choice:
+    def smallest(self) -> ResnetChoice:
         """The least of everything, not dropped."""
         return self.choice(0, 0, 0, 0, 0)
 
-    def all(self) -> list[Choice]:
+    def all(self) -> list[ResnetChoice | None]:
         """Every choice, the dropped layer last."""
-        kept: list[Choice] = [self.choice(*numbers) for numbers in itertools.product(*map(range, self.sizes))]
+        kept: list[ResnetChoice | None] = [
+            self.choice(*numbers) for numbers in itertools.product(*map(range, self.sizes))
+        ]
         return [*kept, None] if self.may_drop else kept
 
-    def plain(self) -> list[Choice]:
+    def plain(self) -> list[ResnetChoice | None]:
         """The same share of all that is read, held and written, from the teacher's down; the dropped layer."""
-        kept: list[Choice] = []
+        kept: list[ResnetChoice | None] = []
         for less in range(max(len(self.widths), len(self.reads))):
             shares = (self.widths, self.reads, self.writes)
             width, read, write = (max(0, len(options) - 1 - less) for options in shares)
@@ -92,13 +100,13 @@ class ResnetChoices:
             kept.append(self.choice(width, first, second, read, write))
         return [*kept, None] if self.may_drop else kept
 
-    def draw(self, rng: np.random.Generator) -> Choice:
+    def draw(self, rng: np.random.Generator) -> ResnetChoice | None:
         """Each dimension uniform over its options, dropped once in eight."""
         if self.may_drop and rng.random() < DROPPED:
             return None
         return self.choice(*(int(rng.integers(size)) for size in self.sizes))
 
-    def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
+    def changed(self, choice: ResnetChoice | None, rng: np.random.Generator) -> ResnetChoice | None:
         """A choice that differs in one dimension; any at all for a dropped layer."""
         if choice is None or (self.may_drop and rng.random() < DROPPED):
             return self.draw(rng) if choice is None else None
@@ -111,7 +119,7 @@ class ResnetChoices:
         return self.choice(*numbers)
 
 
-class SearchableResnet(Searchable):
+class SearchableResnet(Searchable[ResnetChoice]):
     """A ResnetBlock2D between the samplers of a block."""
 
     kind = "resnets"
@@ -122,13 +130,13 @@ class SearchableResnet(Searchable):
         groups: int = self.layer.norm2.num_groups
         return groups
 
-    def identity(self) -> Choice:
+    def identity(self) -> ResnetChoice:
         """The teacher's width and kernels."""
         resnet = self.layer
         kernels = [resnet.conv1.kernel_size[0], resnet.conv2.kernel_size[0]]
         return {"width": resnet.conv1.out_channels, "kernels": kernels}
 
-    def choices(self, settings: Settings, order: Order) -> Choices:
+    def choices(self, settings: Settings, order: Order) -> ResnetChoices:
         """As `ResnetChoices`."""
         return ResnetChoices(self.layer, settings, order)
 
@@ -201,10 +209,9 @@ class SearchableResnet(Searchable):
         for name, kernel in own.items():
             kernel.copy_(kernel[order] if name.startswith(f"{self.name}.conv1") else kernel[:, order])
 
-    def graded(self, count: int, order: Order, candidates: Sequence[Choice]) -> Choice:
+    def graded(self, count: int, order: Order, candidates: Sequence[ResnetChoice | None]) -> ResnetChoice | None:
         """So many inner groups, and, where candidates have parts of them, that share of the groups read and written."""
         choice = self.identity()
-        assert choice is not None
         choice["width"] = count * group_size(self.layer)
         if any(set(PARTS) & candidate.keys() for candidate in candidates if candidate):
             for key in PARTS:
@@ -215,11 +222,10 @@ class SearchableResnet(Searchable):
         return choice
 
     @staticmethod
-    def describe_choice(choice: Choice, identity: Choice) -> Description:
+    def describe_choice(choice: ResnetChoice | None, identity: ResnetChoice) -> Description:
         """Inner width, kernels, and what is read and written where that is not all."""
         if choice is None:
             return Description("dropped", 0.0)
-        assert identity is not None
         kernels = " ".join(f"{k}×{k}" for k in choice["kernels"])
         partial = [f"{key} {len(choice[key])} groups" for key in PARTS if key in choice]
         share = min(1.0, choice["width"] / identity["width"])

@@ -6,40 +6,41 @@ A *choice* is JSON: the options that a spec gives a layer, None where the layer 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from stagecraft.config.sections import SearchSpace
+from stagecraft.networks.family import Choice as Choice  # of any kind
 from stagecraft.networks.family import Module
 
-Choice = dict[str, Any] | None
+C = TypeVar("C", bound=Mapping[str, object])  # what a choice of this kind says of a layer that is kept
 Order = dict[str, list[int]]  # what a choice takes parts of, the most important first
 Seen = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # input and output of each convolution and linear layer, by name
 Settings = SearchSpace  # what of the `search_block` section says which layer shapes there are
 
 
-class Choices(Protocol):
+class Choices(Protocol[C]):
     """All choices that the params admit for one layer; the teacher's own is always among them."""
 
     def __len__(self) -> int:
         """Number of choices."""
 
-    def all(self) -> list[Choice]:
+    def all(self) -> list[C | None]:
         """Every choice."""
 
-    def plain(self) -> list[Choice]:
+    def plain(self) -> list[C | None]:
         """The choices that treat all dimensions of the layer alike, from the teacher's down."""
 
-    def smallest(self) -> Choice:
+    def smallest(self) -> C | None:
         """The least that the sandwich rule trains."""
 
-    def draw(self, rng: np.random.Generator) -> Choice:
+    def draw(self, rng: np.random.Generator) -> C | None:
         """A random choice."""
 
-    def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
+    def changed(self, choice: C | None, rng: np.random.Generator) -> C | None:
         """A choice near another."""
 
 
@@ -51,7 +52,7 @@ class Description:
     share: float
 
 
-class Searchable(ABC):
+class Searchable(ABC, Generic[C]):
     """A layer of the teacher that can be searched.
 
     Args:
@@ -66,11 +67,11 @@ class Searchable(ABC):
         self.layer = layer
 
     @abstractmethod
-    def identity(self) -> Choice:
+    def identity(self) -> C:
         """The choice that is the teacher's layer."""
 
     @abstractmethod
-    def choices(self, settings: Settings, order: Order) -> Choices:
+    def choices(self, settings: Settings, order: Order) -> Choices[C]:
         """What may be chosen.
 
         Args:
@@ -97,7 +98,7 @@ class Searchable(ABC):
         """The part of a weight that the layer as it is built takes for a parameter."""
         return weight
 
-    def graded(self, count: int, order: Order, candidates: Sequence[Choice]) -> Choice:
+    def graded(self, count: int, order: Order, candidates: Sequence[C | None]) -> C | None:
         """The choice with `count` of `grades` of everything that the candidates have in parts, nothing dropped."""
         return self.identity()
 
@@ -108,5 +109,5 @@ class Searchable(ABC):
 
     @staticmethod
     @abstractmethod
-    def describe_choice(choice: Choice, identity: Choice) -> Description:
+    def describe_choice(choice: C | None, identity: C) -> Description:
         """A choice beside the teacher's."""

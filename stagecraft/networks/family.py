@@ -1,16 +1,31 @@
 """What the library asks of a kind of network: where its blocks stand, what passes between them, and how to run one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 import torch
 
 from stagecraft.data.condition import UNCONDITIONAL, Condition
 
 Module = Any  # a diffusers module: its layers are attributes that no type describes
-Spec = dict[str, dict[str, Any] | None]  # of a block: what is chosen of its layers, by name; None for a dropped one
-Architecture = dict[str, Any]  # {"blocks": {site: [{"range": intervals, "spec": spec}, ...]}}
+Choice = Mapping[str, object] | None  # what is chosen of a layer, with keys of its kind's own; None for a dropped one
+Spec = Mapping[str, Choice]  # of a block: the choices of its layers, by name
+
+
+class Entry(TypedDict):
+    """The block of a range of intervals; `channels` are those of its output, where they are not the teacher's."""
+
+    range: list[int]
+    spec: Spec
+    channels: NotRequired[int]
+
+
+class Architecture(TypedDict):
+    """The entries of each site by its name, and the channels of the residual stream by level, where some are dropped."""
+
+    blocks: dict[str, list[Entry]]
+    stream: NotRequired[list[list[int]]]
 
 
 @dataclass(frozen=True)

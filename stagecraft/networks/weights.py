@@ -7,7 +7,7 @@ import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from stagecraft.runtime.files import read_json
 
@@ -20,7 +20,13 @@ SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "
 SIZES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
-Header = dict[str, dict[str, Any]]
+
+class TensorEntry(TypedDict):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def check_weights(weights: Weights, kind: str, remedy: str) -> None:
             raise ValueError(f"{weights.files[0]}: says that {name} holds {tensor}, which it lacks; {remedy}")
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, `dtype`, `shape` and `data_offsets` by name; ValueError unless they fill the file."""
     size = file.stat().st_size
     with open(file, "rb") as opened:
@@ -181,10 +187,10 @@ def read_header(file: Path) -> Header:
         place = end
     if place != size - 8 - length:
         raise ValueError(f"its header describes {place} bytes of numbers, and there are {size - 8 - length}")
-    return header
+    return cast(dict[str, TensorEntry], header)
 
 
-def check_tensor(name: str, tensor: dict[str, Any], length: int) -> None:
+def check_tensor(name: str, tensor: TensorEntry, length: int) -> None:
     """Raise ValueError unless a tensor's type and shape take as many bytes as it has."""
     kind = tensor["dtype"]
     shape = tensor["shape"]

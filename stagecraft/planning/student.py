@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from stagecraft.search.architecture import assemble_architecture, given_architec
 from stagecraft.search.importance import choose_stream
 from stagecraft.search.job import Spending
 from stagecraft.search.latency import LatencyTable
+from stagecraft.search.results import SearchResult
 from stagecraft.search.selection import Budget
 from stagecraft.search.space import BlockSpace
 from stagecraft.search.supernet import SAMPLED
@@ -140,12 +141,12 @@ class Search:
         """The search at a site that all intervals share."""
         return Job(site.name, tuple(range(self.setup.intervals)) if site.per_range else None)
 
-    def result_of(self, job: Job) -> dict[str, Any]:
+    def result_of(self, job: Job) -> SearchResult:
         """What a search would report, each candidate with the MACs that it saves as its error."""
         candidates = self.candidates[job.site]
         identity = candidates[0]
         scores = [{"nmse": float(identity["macs"] - one["macs"]), "output": None} for one in candidates]
-        return {
+        report = {
             "block": job.site,
             "intervals": None if job.intervals is None else list(job.intervals),
             "identity": identity["spec"],
@@ -154,3 +155,4 @@ class Search:
             "stream": self.stream,
             "weights_sha256": "",
         }
+        return cast(SearchResult, report)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from stagecraft.config.messages import show
 from stagecraft.config.params import PROJECT
@@ -58,11 +57,11 @@ def teacher_shape(settings: TrainTeacher) -> tuple[int, bool]:
     return shape_of(read_teacher_config(settings))
 
 
-def read_teacher_config(settings: TrainTeacher) -> dict[str, Any]:
+def read_teacher_config(settings: TrainTeacher) -> dict[str, object]:
     """unet/config.json of a given teacher; ValueError when it is not that of a UNet2DModel."""
     config = teacher_config_file(settings)
     try:
-        unet: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        unet: dict[str, object] = json.loads(config.read_text(encoding="utf-8"))
         shape_of(unet)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from stagecraft.preflight.params import load_params
 from stagecraft.runtime.files import read_json
 from stagecraft.runtime.provenance import ROOT
 
-Params = dict[str, Any]
 Results = dict[str, list[str]]
 SETTLED = {"STAGECRAFT_SETTLING": "1"}  # for a Snakemake that need not ask DVC what changed
 EMBEDDED = re.compile(r'<script type="application/json" id="params">(.*?)</script>', re.DOTALL)
@@ -71,7 +70,7 @@ def foreign(results: Results, made_at: Callable[[str], float | None]) -> set[str
 # --- The params that results carry ---
 
 
-def carried_params(path: Path) -> Params | None:
+def carried_params(path: Path) -> Mapping[str, Any] | None:
     """The params that a JSON file or report page was made with; None for files that carry none."""
     if path.suffix == ".html":
         embedded = EMBEDDED.search(path.read_text(encoding="utf-8"))
@@ -94,7 +93,7 @@ def differences(given: Any, wanted: Any, key: str = "") -> list[str]:
     ]
 
 
-def check_carried(results: Iterable[Path], params: Params) -> None:
+def check_carried(results: Iterable[Path], params: Mapping[str, object]) -> None:
     """Raise a ValueError when a result was made with other params than these."""
     for path in results:
         carried = carried_params(path)
@@ -106,7 +105,7 @@ def check_carried(results: Iterable[Path], params: Params) -> None:
 # --- Committing ---
 
 
-def reason_not_to_commit(params: Params) -> str | None:
+def reason_not_to_commit(params: Mapping[str, object]) -> str | None:
     """Why a run with these params is none that DVC can describe, in words; None when it is one."""
     if not under_dvc():
         return "no DVC repository here, so nothing is committed"

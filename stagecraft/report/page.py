@@ -15,13 +15,13 @@ from stagecraft.clustering.record import Clusters, Curves, Spread
 from stagecraft.config.stages import Report, Retrain, TrainTeacher
 from stagecraft.elastic.kinds import describe_choice, place_of_layer
 from stagecraft.evaluation.metrics import Metrics
-from stagecraft.networks.family import Architecture, Spec
+from stagecraft.networks.family import Architecture, Entry, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
 from stagecraft.report.table import feature_name, measured_with, table_rows
 from stagecraft.search.record import Search
 from stagecraft.training.log import TrainingLog
-from stagecraft.training.plan import BlockOfRange, Chosen, Plan
+from stagecraft.training.plan import Chosen, Plan
 from stagecraft.training.schedule import passes_per_step
 
 PACKAGES = (
@@ -365,7 +365,7 @@ def architecture_rows(architecture: Plan, searches: Searches) -> list[BlockRow]:
 
 
 def block_row(
-    name: str, identity: Spec, entries: list[BlockOfRange], chosen: dict[str, Chosen], searches: Searches
+    name: str, identity: Spec, entries: list[Entry], chosen: dict[str, Chosen], searches: Searches
 ) -> BlockRow:
     """The teacher's block and the chosen ones, with their costs when they were searched, and how many intervals they span."""
     if not chosen:

@@ -1,8 +1,8 @@
 """From search results to an architecture: what architecture.json holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TypedDict
 
 from diffusers import UNet2DModel
 
@@ -14,15 +14,16 @@ from stagecraft.networks.families import family_of, sites_of
 from stagecraft.networks.family import Architecture, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
-from stagecraft.networks.unet2d.stream import narrowed_teacher
+from stagecraft.networks.unet2d.stream import Stream, narrowed_teacher
 from stagecraft.search.controls import select_largest, select_uniform
 from stagecraft.search.latency import LatencyTable, layers_of
-from stagecraft.search.results import AGAIN, stream_of
+from stagecraft.search.results import AGAIN, SearchResult, stream_of
 from stagecraft.search.selection import (
     Block,
     Budget,
-    Candidate,
+    Chosen,
     Costs,
+    PlacedBlock,
     by_place,
     fewest_blocks,
     select_budget,
@@ -31,6 +32,21 @@ from stagecraft.search.selection import (
     tilings,
     totals,
 )
+
+
+class Assembled(TypedDict):
+    """What is chosen, of architecture.json, and what it costs; `chosen` and `supernets` (their hashes) go by search job."""
+
+    rule: str
+    score: str | None
+    tau: float | None
+    budget: dict[str, float | None] | None
+    unet: Architecture
+    identity: Architecture
+    chosen: Chosen
+    supernets: dict[str, str]
+    expected: dict[str, float]
+    teacher: dict[str, float | None]
 
 
 def costs_of(
@@ -53,7 +69,7 @@ def costs_of(
     return replace(costs, teacher_time=latency.of_teacher(), fixed_time=fixed_time)
 
 
-def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
+def block_of(unet: UNet2DModel, name: str, result: SearchResult) -> Block:
     """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
     intervals = None if result["intervals"] is None else tuple(result["intervals"])
@@ -62,19 +78,19 @@ def block_of(unet: UNet2DModel, name: str, result: dict[str, Any]) -> Block:
     return Block(name, intervals, identity, tuple(result["candidates"]), result["order"], head)
 
 
-def named_block(name: str) -> Block:
+def named_block(name: str) -> PlacedBlock:
     """The block of a search job as far as its name tells."""
-    return Block(name, Job.parse(name).intervals, {}, ())
+    return PlacedBlock(name, Job.parse(name).intervals)
 
 
 def assemble_architecture(
     unet: UNet2DModel,
-    results: dict[str, dict[str, Any]],
+    results: Mapping[str, SearchResult],
     steps: Sequence[int],
     settings: Assemble,
     seed: int,
     latency: LatencyTable | None = None,
-) -> dict[str, Any]:
+) -> Assembled:
     """Choose a spec per block and interval.
 
     Args:
@@ -82,10 +98,6 @@ def assemble_architecture(
         settings: the `assemble` section of the params.
         seed: of the rule `random`.
         latency: measured times of layers, where the candidates have one.
-
-    Returns:
-        rule, score, budget, tau, unet, identity, chosen, supernets (hashes of their weights), expected and teacher of
-        architecture.json.
 
     Raises:
         ValueError: the budget cannot be met, the results are those of other blocks or intervals, or they lack the times.
@@ -104,7 +116,7 @@ def assemble_architecture(
         "score": settings.score if settings.rule == "budget" else None,
         "tau": tau,
         "budget": asdict(Budget.of(settings)),
-        "unet": architecture_of(specs, len(steps)) | ({} if stream is None else {"stream": stream}),
+        "unet": architecture_of(specs, len(steps), stream),
         "identity": identity_architecture(unet),
         "chosen": chosen,
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
@@ -115,7 +127,7 @@ def assemble_architecture(
 
 def select(
     narrowed: UNet2DModel, blocks: Sequence[Block], costs: Costs, settings: Assemble, seed: int
-) -> tuple[dict[str, Candidate], float | None]:
+) -> tuple[Chosen, float | None]:
     """The candidate that `assemble.rule` chooses of each block, by name, and the tau of the local rule.
 
     Args:
@@ -136,7 +148,7 @@ def select(
     return select_budget(blocks, costs, budget, settings.score), None
 
 
-def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence[float]) -> dict[str, Any]:
+def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence[float]) -> Assembled:
     """Decoders of given widths without a search: the multi-stage method as published (arXiv 2312.09181, section 4.3).
 
     The encoder and the mid block are the teacher's. A decoder's channels are the teacher's at every level times its entry of
@@ -191,7 +203,7 @@ def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs) -> 
     }
 
 
-def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], intervals: int) -> None:
+def check_results(unet: UNet2DModel, results: Mapping[str, SearchResult], intervals: int) -> None:
     """Raise ValueError unless there is one result per block of the teacher, and per interval in the decoder."""
     missing = f"as the teacher and {intervals} interval(s) go; {AGAIN}"
     sites = {site.name: site for site in sites_of(unet)}
@@ -210,7 +222,7 @@ def check_results(unet: UNet2DModel, results: dict[str, dict[str, Any]], interva
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
 
 
-def check_times(results: dict[str, dict[str, Any]]) -> None:
+def check_times(results: Mapping[str, SearchResult]) -> None:
     """Raise ValueError unless every candidate has a `time`."""
     for name, result in results.items():
         if any("time" not in candidate for candidate in result["candidates"]):
@@ -219,10 +231,13 @@ def check_times(results: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def architecture_of(specs: dict[str, Spec], intervals: int) -> Architecture:
-    """The architecture of the specs that are chosen, by job name."""
+def architecture_of(specs: Mapping[str, Spec], intervals: int, stream: Stream | None = None) -> Architecture:
+    """The architecture of the specs that are chosen, by job name, and the channels of the residual stream that it keeps."""
     jobs = [(Job.parse(name), spec) for name, spec in specs.items()]
     everywhere = list(range(intervals))
-    return chosen_architecture(
+    architecture = chosen_architecture(
         (job.site, everywhere if job.intervals is None else job.intervals, spec) for job, spec in jobs
     )
+    if stream is not None:
+        architecture["stream"] = stream
+    return architecture

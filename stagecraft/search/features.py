@@ -3,9 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -89,7 +88,7 @@ class FeatureWriter:
                     f"{need / GIB:.3f} GiB and {name} {room / GIB:.3f} GiB; lower triples_per_interval"
                 )
 
-    def write(self, folder: Path, params: dict[str, Any], **inputs: str) -> Pieces:
+    def write(self, folder: Path, params: Mapping[str, object], **inputs: str) -> Pieces:
         """Write the shards that `folder` does not hold yet, then the index.
 
         Args:

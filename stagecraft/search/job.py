@@ -1,9 +1,9 @@
 """One search job: the supernet of one block (and, in the decoder, of one interval) trained, and its sub-blocks scored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from diffusers import UNet2DModel
@@ -23,6 +23,8 @@ from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features
 from stagecraft.search.importance import choose_stream
 from stagecraft.search.latency import LatencyTable
+from stagecraft.search.results import SearchReport, read_result
+from stagecraft.search.selection import Candidate
 from stagecraft.search.space import BlockSpace
 from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_supernet
 from stagecraft.training.loop import TrainSettings, train
@@ -68,9 +70,9 @@ class Start:
     @classmethod
     def read(cls, report: Path, weights: Path) -> Self:
         """The supernet of a finished search job; ValueError when a file is not as it was written."""
-        job = read_checked_json(report, "search_block")
+        job = read_result(report)
         check_file(weights, job["weights_sha256"], report, "search_block")
-        return cls(load_file(weights), job["order"], job["weights_sha256"])
+        return cls(load_file(weights), dict(job["order"]), job["weights_sha256"])
 
 
 class SearchJob:
@@ -115,28 +117,30 @@ class SearchJob:
         self.site = site_named(teacher, job.site)
         self.intervals = None if job.intervals is None else list(job.intervals)
         ranked = read_checked_json(importance, "rank_channels")
-        self.stream_triples = ranked["stream_triples"]
+        self.stream_triples: int = ranked["stream_triples"]
         self.stream = choose_stream(
             teacher, self.settings.channels, ranked["stream_importance"], self.settings.channel_multiple
         )
         self.kept = kept_channels(teacher, self.stream)
         narrowed = narrowed_teacher(self.teacher, self.stream)
         self.block = narrowed.get_submodule(self.site.name)
-        table = None if latency is None else LatencyTable.of_stage(latency)
-        self.latency_of = None if table is None else table.latency_of(narrowed, self.site.name)
+        self.latency_of = latencies_of(narrowed, self.site.name, latency)
         self.features = self._open([*self.site.reads, *self.site.writes], self.kept)
         self.family = family_of(teacher)
         self.supernet = ElasticBlock(self.block, self.family, self.site, self.settings).to(device)
         self.steps = self.settings.steps if start is None else self.settings.refine_steps
         self.space = BlockSpace(self.block, self.settings, self._prepare(start))
-        self.fingerprint: dict[str, object] = {
-            "params": params.as_given(),
-            "features": sha256_file(folder / "index.json"),
-            "stream": self.stream,
-        }
-        self.fingerprint |= {} if start is None else {"start": start.sha256}
+        self.fingerprint = self._made_from(start)
         times = {} if latency is None else {"latency": sha256_file(latency)}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint | times)
+
+    def _made_from(self, start: Start | None) -> dict[str, object]:
+        made_from: dict[str, object] = {
+            "params": self.params.as_given(),
+            "features": sha256_file(self.folder / "index.json"),
+            "stream": self.stream,
+        }
+        return made_from | ({} if start is None else {"start": start.sha256})
 
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
         return Features(self.folder, names, self.intervals, kept)
@@ -164,12 +168,12 @@ class SearchJob:
             label=f"search_block {self.name}",
         ).history
 
-    def scores(self) -> list[dict[str, Any]]:
+    def scores(self) -> list[Candidate]:
         """Every candidate with its costs and both scores."""
         candidates = explore(self.space, self.block_score(), self.settings.candidates, self.params.seed, self.pieces)
         most = self.settings.output_candidates
         if not most:
-            return [candidate | {"output": None} for candidate in candidates]
+            return [{**candidate, "output": None} for candidate in candidates]
         return score_outputs(self.supernet, candidates, self.output_score(), most, self.pieces)
 
     def block_score(self) -> BlockScore:
@@ -183,13 +187,13 @@ class SearchJob:
         features = self._open(OutputScore.names(self.teacher, self.site, self.kept), {})
         return OutputScore(self.teacher, self.site, features, self.settings.output_triples, self.kept)
 
-    def measured(self, spec: Spec) -> dict[str, Any]:
+    def measured(self, spec: Spec) -> Candidate:
         """One sub-block of the supernet as it is, with its costs and both scores."""
         (candidate,) = self.block_score()([spec])
-        return candidate | {"output": self.output_score()(self.supernet, spec)}
+        return {**candidate, "output": self.output_score()(self.supernet, spec)}
 
-    def report(self) -> dict[str, Any]:
-        """Train and score; the content of results/search/<name>.json without the hash of the weights."""
+    def report(self) -> SearchReport:
+        """Train and score."""
         history = self.train()
         candidates = self.scores()
         block = self.teacher.get_submodule(self.site.name)
@@ -210,7 +214,7 @@ class SearchJob:
             "params": self.params.as_given(),
         }
 
-    def macs_spent(self, candidates: list[dict[str, Any]]) -> dict[str, float]:
+    def macs_spent(self, candidates: list[Candidate]) -> dict[str, float]:
         """MACs of the job; see `Spending`."""
         macs = [candidate["macs"] for candidate in candidates]
         measured = sum(candidate["output"] is not None for candidate in candidates)
@@ -221,3 +225,9 @@ class SearchJob:
         """Remove what was kept for a run that is killed."""
         self.checkpoint.unlink(missing_ok=True)
         self.pieces.remove()
+
+
+def latencies_of(unet: UNet2DModel, name: str, latency: Path | None) -> Callable[[Spec], float] | None:
+    """What gives the latency of a block by its spec, from a file of `measure_latency`; None where nothing was measured."""
+    table = None if latency is None else LatencyTable.of_stage(latency)
+    return None if table is None else table.latency_of(unet, name)

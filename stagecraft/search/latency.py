@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import diffusers
 import torch
@@ -34,6 +34,23 @@ CLOCK_WARM_UP = 1.0  # seconds of work before the first sample on CUDA
 DESCRIPTION = ("device", "threads", "batch", "precision", "versions")
 
 # --- Measuring ---
+
+
+class Conditions(TypedDict, total=False):
+    """What latencies depend on beside the layers, the keys of DESCRIPTION; tables from elsewhere may lack some."""
+
+    device: str
+    threads: int
+    batch: int
+    precision: str
+    versions: dict[str, str]
+
+
+class Latencies(Conditions):
+    """A table of latencies: milliseconds an image by layer, and what each layer takes more within a network."""
+
+    layers: dict[str, float]
+    overhead: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,7 @@ class Stopwatch:
                 square @ square
                 torch.cuda.synchronize(self.device)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Conditions:
         """What the times depend on beside the layers."""
         cuda = self.device.type == "cuda"
         return {
@@ -193,9 +210,9 @@ class LatencyTable:
         origin: where it is from, for messages.
     """
 
-    def __init__(self, content: dict[str, Any], origin: str) -> None:
-        self.layers: dict[str, float] = content["layers"]
-        self.overhead: float = content.get("overhead", 0.0)
+    def __init__(self, content: Latencies, origin: str) -> None:
+        self.layers = content["layers"]
+        self.overhead = content.get("overhead", 0.0)
         self.content = content
         self.origin = origin
 
@@ -203,7 +220,7 @@ class LatencyTable:
     def of_stage(cls, path: Path) -> "LatencyTable | None":
         """What the stage measure_latency wrote; None when it was told to measure nothing."""
         content = read_checked_json(path, "measure_latency")
-        return None if content["source"] == "none" else cls(content, str(path))
+        return None if content["source"] == "none" else cls(cast(Latencies, content), str(path))
 
     @classmethod
     def read(cls, path: Path) -> "LatencyTable":
@@ -212,7 +229,7 @@ class LatencyTable:
         layers = content.get("layers")
         if not isinstance(layers, dict) or not all(isinstance(value, float) for value in layers.values()):
             raise ValueError(f"{path}: holds no `layers` with milliseconds; set measure_latency.source: measure")
-        return cls(content, str(path))
+        return cls(cast(Latencies, content), str(path))
 
     def of_teacher(self) -> float:
         """Milliseconds an image of the whole teacher; ValueError where the table lacks it."""

@@ -1,25 +1,46 @@
 """Selection: one candidate per block, by the local rule of DiffNAS or by an integer programme under budgets.
 
-A candidate is a dict with `spec`, `macs`, `params`, `time` (milliseconds an image, where that was measured), and two scores:
-`nmse` of the block's own outputs, and `output`, the error of the teacher's denoised image for every interval in which the block
-runs (None when it was not measured).
+A candidate is a sub-block with two scores: `nmse` of the block's own outputs, and `output`, the error of the teacher's denoised
+image for every interval in which the block runs (None when it was not measured).
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Literal, NotRequired, Self, TypedDict, TypeVar
 
 import numpy as np
 
 from stagecraft.config.sections import Assemble
 from stagecraft.elastic.searchable import Order
+from stagecraft.networks.family import Spec
 from stagecraft.networks.jobs import Job
 
-Candidate = dict[str, Any]
+Cost = Literal["macs", "time", "params"]
 TOLERANCE = 0.02  # how far below the budget a control may stay
-COSTS_OF_CANDIDATES = ("macs", "time", "params")
+COSTS_OF_CANDIDATES: tuple[Cost, ...] = ("macs", "time", "params")
+# The cost of a candidate that each budget limits.
+LIMITED: dict[str, Cost] = {"macs": "macs", "time": "time", "params": "params", "params_active": "params"}
+
+
+class SubBlock(TypedDict):
+    """What a spec makes of a block, and what it costs; `time` is in milliseconds an image, where that was measured."""
+
+    spec: Spec
+    macs: int
+    params: int
+    time: NotRequired[float]
+
+
+class Candidate(SubBlock):
+    """A sub-block with its scores."""
+
+    nmse: float
+    output: NotRequired[list[float] | None]
+
+
+Chosen = Mapping[str, SubBlock]  # by the name of the search job
 
 
 @dataclass(frozen=True)
@@ -65,38 +86,46 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Block:
-    """One search job's result.
-
-    Args:
-        intervals: those in which it runs, None for all.
-        order: that of `ElasticBlock.sort`.
-        head_params: parameters of the output head that stands behind it.
-    """
+class PlacedBlock:
+    """Where the block of a search job stands; `intervals` are those in which it runs, None for all."""
 
     name: str
     intervals: tuple[int, ...] | None
-    identity: Candidate
-    candidates: tuple[Candidate, ...]
-    order: Mapping[str, Order] = field(default_factory=dict)
-    head_params: int = 0
 
     @property
     def place(self) -> str:
         """The teacher's block that this one stands for."""
         return Job.parse(self.name).site
 
-    def params_of(self, candidate: Candidate) -> int:
-        """Parameters of a candidate, with those of the head behind it."""
-        return int(candidate["params"]) + self.head_params
-
     def runs_in(self, interval: int) -> bool:
         """Whether it runs in an interval."""
         return self.intervals is None or interval in self.intervals
 
 
+@dataclass(frozen=True)
+class Block(PlacedBlock):
+    """One search job's result.
+
+    Args:
+        order: that of `ElasticBlock.sort`.
+        head_params: parameters of the output head that stands behind it.
+    """
+
+    identity: Candidate
+    candidates: tuple[Candidate, ...]
+    order: Mapping[str, Order] = field(default_factory=dict)
+    head_params: int = 0
+
+    def params_of(self, candidate: SubBlock) -> int:
+        """Parameters of a candidate, with those of the head behind it."""
+        return int(candidate["params"]) + self.head_params
+
+
+P = TypeVar("P", bound=PlacedBlock)
+
+
 def pareto(
-    candidates: Sequence[Candidate], values: Sequence[float] | None = None, costs: Sequence[str] = COSTS_OF_CANDIDATES
+    candidates: Sequence[Candidate], values: Sequence[float] | None = None, costs: Sequence[Cost] = COSTS_OF_CANDIDATES
 ) -> list[Candidate]:
     """Candidates that no other beats in value and in every cost at once, by ascending value; values default to NMSE.
 
@@ -112,25 +141,25 @@ def pareto(
     return front
 
 
-def weight_of(block: Block, costs: Costs) -> float:
+def weight_of(block: PlacedBlock, costs: Costs) -> float:
     """Share of the sampler's steps in which a block runs."""
     return 1.0 if block.intervals is None else sum(costs.interval_weights[interval] for interval in block.intervals)
 
 
-def by_place(blocks: Sequence[Block]) -> dict[str, list[Block]]:
+def by_place(blocks: Sequence[P]) -> dict[str, list[P]]:
     """The blocks that stand for each of the teacher's, of which those chosen have to tile the intervals."""
-    places: dict[str, list[Block]] = {}
+    places: dict[str, list[P]] = {}
     for block in blocks:
         places.setdefault(block.place, []).append(block)
     return places
 
 
-def tilings(blocks: Sequence[Block], intervals: int) -> list[list[Block]]:
+def tilings(blocks: Sequence[P], intervals: int) -> list[list[P]]:
     """All choices of blocks of one place that run in every interval once."""
     if blocks[0].intervals is None:
         return [list(blocks)]
 
-    def from_interval(first: int) -> list[list[Block]]:
+    def from_interval(first: int) -> list[list[P]]:
         if first == intervals:
             return [[]]
         starting = [block for block in blocks if block.intervals and block.intervals[0] == first]
@@ -144,7 +173,7 @@ def fewest_blocks(blocks: Sequence[Block], intervals: int) -> list[Block]:
     return [block for searched in by_place(blocks).values() for block in min(tilings(searched, intervals), key=len)]
 
 
-def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) -> dict[str, float]:
+def totals(blocks: Sequence[Block], chosen: Chosen, costs: Costs) -> dict[str, float]:
     """Costs of a whole student and their ratios to the teacher's; `params_active` is that of the largest interval.
 
     Args:
@@ -171,7 +200,7 @@ def totals(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs) 
     return total | {"time": time, "time_ratio": time / costs.teacher_time}
 
 
-def weighted_sum(blocks: Sequence[Block], chosen: dict[str, Candidate], costs: Costs, key: str) -> float:
+def weighted_sum(blocks: Sequence[PlacedBlock], chosen: Chosen, costs: Costs, key: Cost) -> float:
     """Sum of one cost of the chosen candidates, each by the share of the sampler's steps in which it runs."""
     return sum(weight_of(block, costs) * chosen[block.name][key] for block in blocks)
 
@@ -286,7 +315,7 @@ def measured(blocks: Sequence[Block], score: str) -> list[Block]:
     return kept
 
 
-def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> float:
+def value_of(block: PlacedBlock, candidate: Candidate, costs: Costs, score: str) -> float:
     """What a candidate adds to the objective.
 
     `local` is its `nmse`, `output` its `output`, and `combined` the geometric mean of the two, each by the share of the sampler's
@@ -301,6 +330,7 @@ def value_of(block: Block, candidate: Candidate, costs: Costs, score: str) -> fl
         else [costs.interval_weights[interval] for interval in block.intervals]
     )
     values = candidate["output"]
+    assert values is not None, "candidates that were not measured have been left out"
     if score == "combined":
         values = [math.sqrt(candidate["nmse"] * value) for value in values]
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
@@ -330,7 +360,7 @@ def round_up(value: float, digits: int = 4) -> float:
 
 def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Candidate]:
     """The choice that costs least by `macs`, `time`, `params` or `params_active`."""
-    cost = "params" if key == "params_active" else key
+    cost = LIMITED[key]
     least = {block.name: min(block.candidates, key=lambda candidate: candidate[cost]) for block in blocks}
 
     def cost_of(tiling: list[Block]) -> float:
@@ -338,7 +368,7 @@ def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Cand
             return max(block.params_of(least[block.name]) for block in tiling)
         if key == "params":
             return sum(block.params_of(least[block.name]) for block in tiling)
-        return weighted_sum(tiling, least, costs, key)
+        return weighted_sum(tiling, least, costs, cost)
 
     intervals = len(costs.interval_weights)
     best = [min(tilings(searched, intervals), key=cost_of) for searched in by_place(blocks).values()]
@@ -394,7 +424,7 @@ class _Programme:
         blocks = zip(self.blocks, counted, self.options, strict=True)
         return np.array([counts * block.params_of(c) for block, counts, options in blocks for c in options], float)
 
-    def row(self, key: str, weights: Sequence[float]) -> np.ndarray:
+    def row(self, key: Cost, weights: Sequence[float]) -> np.ndarray:
         """Coefficients of one linear form over all variables."""
         return np.array([w * c[key] for w, options in zip(weights, self.options, strict=True) for c in options])
 

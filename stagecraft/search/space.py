@@ -11,7 +11,7 @@ from stagecraft.elastic.block import natural_orders
 from stagecraft.elastic.kinds import searchables_of
 from stagecraft.elastic.searchable import Choices, Order, Settings
 from stagecraft.networks.families import sites_of
-from stagecraft.networks.family import Module, Spec
+from stagecraft.networks.family import Choice, Module, Spec
 
 ATTEMPTS = 20  # children tried for each that is wanted
 
@@ -96,7 +96,7 @@ class BlockSpace:
 
     def _child(self, parents: list[Spec], rng: np.random.Generator) -> Spec:
         pair = [parents[rng.integers(len(parents))] for _ in range(2)]
-        spec: Spec = {name: pair[rng.integers(2)][name] for name in self.choices}
+        spec: dict[str, Choice] = {name: pair[rng.integers(2)][name] for name in self.choices}
         name = [*self.choices][int(rng.integers(len(self.choices)))]
         spec[name] = self.choices[name].changed(spec[name], rng)
         return spec

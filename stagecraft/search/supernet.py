@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,29 +117,32 @@ class BlockScore:
         self.sizes = torch.tensor([float(len(batch[0])) for batch in self.batches])
 
     @torch.no_grad()
-    def __call__(self, specs: list[Spec]) -> list[dict[str, Any]]:
-        """[{"spec", "nmse", "macs", "params"}, ...] in the order of `specs`; with "time" where layers were measured."""
+    def __call__(self, specs: list[Spec]) -> list[Candidate]:
+        """Candidates in the order of `specs`, without `output`."""
         return [self._one(spec) for spec in specs]
 
-    def _one(self, spec: Spec) -> dict[str, Any]:
+    def _one(self, spec: Spec) -> Candidate:
         inputs = self.inputs
         losses = [nmse(self.supernet(spec, batch[:inputs]), batch[inputs:]).cpu() for batch in self.batches]
         skeleton = self.supernet.skeleton(spec)
-        return {
+        candidate: Candidate = {
             "spec": spec,
             "nmse": float((torch.stack(losses) * self.sizes).sum() / self.sizes.sum()),
             "macs": self.supernet.family.block_macs(skeleton, self.supernet.site),
             "params": count_parameters(skeleton),
-        } | ({} if self.latency_of is None else {"time": self.latency_of(spec)})
+        }
+        if self.latency_of is not None:
+            candidate["time"] = self.latency_of(spec)
+        return candidate
 
 
 def explore(
     space: BlockSpace,
-    measure: Callable[[list[Spec]], list[dict[str, Any]]],
+    measure: Callable[[list[Spec]], list[Candidate]],
     most: int,
     seed: int,
     pieces: Pieces | None,
-) -> list[dict[str, Any]]:
+) -> list[Candidate]:
     """At most `most` scored candidates: a seeded sample first, then children of the best, a few at a time.
 
     Crosses and single changes of what is on a front (`best_of`) find better sub-blocks than draws do (evolutionary search, as in
@@ -150,7 +152,7 @@ def explore(
         measure: a `BlockScore`.
         pieces: candidates scored by a run that was killed, and where to keep those of this one.
     """
-    scored: list[dict[str, Any]] = []
+    scored: list[Candidate] = []
     exhaustive = len(space) <= most
     waiting = space.first(most if exhaustive else math.ceil(most * SAMPLED), np.random.default_rng(seed))
     while waiting:
@@ -227,8 +229,8 @@ class OutputScore:
 
 
 def score_outputs(
-    supernet: ElasticBlock, scored: list[dict[str, Any]], measure: OutputScore, most: int, pieces: Pieces | None = None
-) -> list[dict[str, Any]]:
+    supernet: ElasticBlock, scored: list[Candidate], measure: OutputScore, most: int, pieces: Pieces | None = None
+) -> list[Candidate]:
     """The scored candidates, the best of them with `output`, their `OutputScore` per interval; the others with None.
 
     Args:
@@ -247,7 +249,7 @@ def score_outputs(
     return [candidate | {"output": known.get(key_of(candidate["spec"]))} for candidate in scored]
 
 
-def front_of(scored: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def front_of(scored: list[Candidate], most: int) -> list[Candidate]:
     """The first candidate and at most `most` - 1 others of `best_of`, evenly by latency, by MACs where that was not measured."""
     best = [c for c in best_of(scored) if c is not scored[0]]
     front = sorted(best, key=lambda c: c["time"] if "time" in c else c["macs"])

@@ -8,13 +8,6 @@ from stagecraft.networks.family import Architecture, Spec
 from stagecraft.runtime.files import read_checked_json
 
 
-class BlockOfRange(TypedDict):
-    """The block of a range of intervals."""
-
-    range: list[int]
-    spec: Spec
-
-
 class Chosen(TypedDict):
     """The candidate that was chosen of a search, with its costs and, where they were measured, its errors and its time."""
 

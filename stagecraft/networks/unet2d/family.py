@@ -148,11 +148,11 @@ class UNet2DFamily:
         return sites[sites.index(site) + 1 :]
 
 
-def student_config(teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> dict[str, Any]:
+def student_config(teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> dict[str, object]:
     """The arguments of a student's class."""
     config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
     repeated = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
-    how = {"unet": config, "architecture": architecture, "boundaries": list(boundaries)}
+    how: dict[str, object] = {"unet": config, "architecture": architecture, "boundaries": list(boundaries)}
     return how | {key: config[key] for key in repeated}
 
 
@@ -177,7 +177,7 @@ def is_down(site: Site) -> bool:
 def keep_outputs(site: Site, seen: dict[str, torch.Tensor]) -> Callable[..., None]:
     """A forward hook that keeps what the block at a site writes, and the time embedding."""
 
-    def hook(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, torch.Tensor], output: Any) -> None:
         states = output[1] if is_down(site) else (output,)
         # Attention leaves channels-last strides; torch 2.12's CPU GroupNorm crashes in the backward pass on such an input
         # when the input itself needs no gradient, as a block's input here. At 1 x 1 pixels contiguous() would keep them.

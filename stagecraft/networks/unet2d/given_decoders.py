@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from stagecraft.networks.family import Architecture, Module, Site, Spec
+from stagecraft.networks.family import Architecture, Entry, Module, Site
 from stagecraft.networks.unet2d.costs import count
 from stagecraft.networks.unet2d.family import UNet2DFamily, level_of
 from stagecraft.networks.unet2d.multi_decoder_unet import Decoder
@@ -21,21 +21,21 @@ def widen_decoders(unet: Module, identity: Architecture, widths: Sequence[float]
     for site in UNet2DFamily().sites(unet):
         if site.per_range:
             blocks[site.name] = [
-                entry | widened(unet, site, entry["spec"], share)
-                for entry, share in zip(blocks[site.name], widths, strict=True)
+                widened(unet, site, entry, share) for entry, share in zip(blocks[site.name], widths, strict=True)
             ]
     return {"blocks": blocks}
 
 
-def widened(unet: Module, site: Site, spec: Spec, share: float) -> dict[str, Any]:
-    """What a share of the teacher's channels makes of an up block: its `spec` and `channels`."""
+def widened(unet: Module, site: Site, entry: Entry, share: float) -> Entry:
+    """What a share of the teacher's channels makes of the entry of an up block."""
     usual = unet.config["block_out_channels"][level_of(unet, site)]
     unit = math.lcm(unet.config["norm_num_groups"], unet.config["attention_head_dim"] or 1)
     channels = max(unit, round(share * usual / unit) * unit)
     if channels == usual:
-        return {"spec": spec}
-    wide = {layer: choice | {"width": channels} if choice else choice for layer, choice in spec.items()}
-    return {"spec": wide, "channels": channels}
+        return entry
+    spec = entry["spec"]
+    wide = {layer: {**choice, "width": channels} if choice else choice for layer, choice in spec.items()}
+    return {"range": entry["range"], "spec": wide, "channels": channels}
 
 
 def decoder_costs(unet: Module, architecture: Architecture) -> list[tuple[int, int]]:

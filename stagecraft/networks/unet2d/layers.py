@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from stagecraft.networks.family import Module, Spec
+from stagecraft.networks.family import Choice, Module, Spec
 from stagecraft.networks.layer import Layer
 from stagecraft.networks.unet2d.family import UNet2DFamily
 from stagecraft.networks.unet2d.multi_decoder_unet import BUILDERS, Dropped, PartialLayer, ShortcutLayer
@@ -94,10 +94,10 @@ class LayersOf:
         layers = [self.layer(name, part, choice) for part, choice in parts.items()]
         return [layer for layer in layers if layer is not None]
 
-    def parts(self, name: str, spec: Spec) -> dict[str, Any]:
+    def parts(self, name: str, spec: Spec) -> Spec:
         """What is chosen of each layer of a block, by its name there; of a sampler, which cannot be searched, nothing."""
         samplers = samplers_of(self.unet.get_submodule(name))
-        return spec | {part: None for part in samplers if part not in spec}
+        return {**spec, **{part: None for part in samplers if part not in spec}}
 
     def own(self) -> list[Layer]:
         """All layers of the UNet itself."""
@@ -109,7 +109,7 @@ class LayersOf:
         """The UNet's own layer at a place, for a comparison in turn."""
         return self._layer(name, part, self.unet.get_submodule(f"{name}.{part}"))
 
-    def layer(self, name: str, part: str, choice: Any) -> Layer | None:
+    def layer(self, name: str, part: str, choice: Choice) -> Layer | None:
         """What a choice makes of a layer of a block; None where that computes nothing."""
         known = f"{name}.{part} {json.dumps(choice, sort_keys=True)}"
         if known not in self._known:
@@ -130,7 +130,7 @@ def samplers_of(block: Module) -> list[str]:
     ]
 
 
-def built_part(block: Module, part: str, choice: Any) -> Module:
+def built_part(block: Module, part: str, choice: Choice) -> Module:
     """What a choice makes of one layer of a block, which stays as it is."""
     kind, _, _ = part.partition(".")
     layer = block.get_submodule(part)

@@ -19,9 +19,9 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import torch
 from diffusers import UNet2DModel
@@ -33,6 +33,32 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 Module = Any  # a diffusers module: its layers are attributes that no type describes
+Spec = Mapping[str, Mapping[str, object] | None]  # of a block: what is chosen of its layers, by name
+
+
+class ResnetChoice(TypedDict):
+    """What is chosen of a ResNet layer."""
+
+    width: int
+    kernels: list[int]
+    reads: NotRequired[list[int]]
+    writes: NotRequired[list[int]]
+
+
+class Entry(TypedDict):
+    """The block of a range of intervals."""
+
+    range: list[int]
+    spec: Spec
+    channels: NotRequired[int]
+
+
+class Architecture(TypedDict):
+    """The entries of each block by its name, and the residual stream where some of it is dropped."""
+
+    blocks: dict[str, list[Entry]]
+    stream: NotRequired[list[list[int]]]
+
 
 BLOCK_TYPES = {
     "DownBlock2D",
@@ -103,7 +129,7 @@ class PartialLayer(nn.Module):
         super().__init__()
         inner = resnet.conv1
         outer = resnet.conv2
-        factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
+        factory = {"device": inner.weight.device, "dtype": inner.weight.dtype}
         read = channels_of("reads", reads, inner.in_channels, norm_size(resnet.norm1))
         write = channels_of("writes", writes, outer.out_channels, output_group_size(resnet))
         # Buffers that are no part of the state: the spec says all that they hold.
@@ -165,7 +191,7 @@ def output_group_size(resnet: Module) -> int:
     return resnet.conv2.out_channels // groups
 
 
-def build_resnet(resnet: Module, choice: dict[str, Any] | None) -> Module:
+def build_resnet(resnet: Module, choice: ResnetChoice | None) -> Module:
     """What a choice makes of a ResNet layer, which is changed in place."""
     if choice is None:
         return ShortcutLayer(resnet)
@@ -176,13 +202,13 @@ def build_resnet(resnet: Module, choice: dict[str, Any] | None) -> Module:
     return PartialLayer(resnet, choice.get("reads", all_groups), choice.get("writes", all_groups))
 
 
-def build_attention(attention: Module, choice: dict[str, Any] | None) -> Module:
+def build_attention(attention: Module, choice: Mapping[str, object] | None) -> Module:
     """What a choice makes of an attention."""
     return Dropped() if choice is None else attention
 
 
 # How each kind of layer that can be searched is built, by the name of the list that holds it in a block.
-BUILDERS: dict[str, Callable[[Module, dict[str, Any] | None], Module]] = {
+BUILDERS: dict[str, Callable[[Module, Any], Module]] = {
     "resnets": build_resnet,
     "attentions": build_attention,
 }
@@ -197,7 +223,7 @@ def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
     groups, remainder = divmod(width, group_size(resnet))
     if remainder or width <= 0:
         raise ValueError(f"architecture: width {width} is no multiple of the group size {group_size(resnet)}")
-    factory: dict[str, Any] = {"device": inner.weight.device, "dtype": inner.weight.dtype}
+    factory = {"device": inner.weight.device, "dtype": inner.weight.dtype}
     resnet.conv1 = convolution(inner.in_channels, width, kernels[0], **factory)
     resnet.conv2 = convolution(width, outer.out_channels, kernels[1], **factory)
     resnet.norm2 = nn.GroupNorm(groups, width, eps=resnet.norm2.eps, **factory)
@@ -208,7 +234,7 @@ def resize_layer(resnet: Module, width: int, kernels: list[int]) -> Module:
     return resnet
 
 
-def apply_spec(block: Module, spec: dict[str, Any]) -> Module:
+def apply_spec(block: Module, spec: Spec) -> Module:
     """Rebuild a diffusers block in place as its spec says; the weights of changed layers are left to the caller."""
     check_type(block)
     for name, choice in spec.items():
@@ -266,7 +292,7 @@ def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
     return wide
 
 
-def _known(config: dict[str, Any]) -> dict[str, Any]:
+def _known(config: Mapping[str, object]) -> dict[str, object]:
     """What UNet2DModel takes of a config."""
     known = inspect.signature(UNet2DModel.__init__).parameters
     return {key: value for key, value in config.items() if key in known}
@@ -422,7 +448,7 @@ class Decoder(nn.Module):
     blocks: tuple[Module, ...]
     head: tuple[Module, ...]
 
-    def __init__(self, unet: UNet2DModel, ranges: list[dict[str, Any]], lenders: "list[Decoder | None]") -> None:
+    def __init__(self, unet: UNet2DModel, ranges: list[Entry], lenders: "list[Decoder | None]") -> None:
         super().__init__()
         usual = reversed(unet.config["block_out_channels"])
         unet = with_channels(unet, [entry.get("channels", width) for entry, width in zip(ranges, usual, strict=True)])
@@ -459,7 +485,7 @@ def block_names(unet: Module) -> list[str]:
     return [*down, *middle, *(f"up_blocks.{i}" for i in range(len(unet.up_blocks)))]
 
 
-def check_architecture(architecture: dict[str, Any], names: list[str], intervals: int) -> None:
+def check_architecture(architecture: Architecture, names: list[str], intervals: int) -> None:
     """Raise ValueError unless each of these blocks has ranges that tile the intervals, in the encoder a single one."""
     blocks = architecture["blocks"]
     if blocks.keys() != set(names):
@@ -472,7 +498,7 @@ def check_architecture(architecture: dict[str, Any], names: list[str], intervals
             raise ValueError(f"architecture: {name} has ranges {ranges}, but only up blocks can have several")
 
 
-def entry_of(entries: list[dict[str, Any]], interval: int) -> dict[str, Any]:
+def entry_of(entries: list[Entry], interval: int) -> Entry:
     """The entry of a block whose range has an interval."""
     return next(entry for entry in entries if interval in entry["range"])
 
@@ -532,8 +558,8 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
     @register_to_config
     def __init__(
         self,
-        unet: dict[str, Any],
-        architecture: dict[str, Any],
+        unet: Mapping[str, object],
+        architecture: Architecture,
         boundaries: list[float],
         sample_size: int | None = None,
         in_channels: int = 3,
