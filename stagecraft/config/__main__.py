@@ -12,32 +12,32 @@ from typing import Any
 
 import yaml
 
+from stagecraft.config.params import Params
 from stagecraft.preflight.params import load_over
 
-LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?P<comment> +#.*)?")
+LINE = re.compile(r"(?P<start> *(?P<key>\w+):)(?: (?P<value>.*?))?(?P<comment> +#.*)?\n?")
 
 
-def with_values(text: str, params: dict[str, Any]) -> str:
+def with_values(text: str, params: Params) -> str:
     """The text of a params file with other values; comments stay, keys that the params lack go, others end their section."""
     head, *sections = re.split(r"^(?=\w+:)", text, flags=re.MULTILINE)
     return head + "".join("".join(lines_of(section.splitlines(keepends=True), params)) for section in sections)
 
 
-def lines_of(lines: list[str], params: dict[str, Any]) -> Iterator[str]:
+def lines_of(lines: list[str], params: Params) -> Iterator[str]:
     """The lines of a section, or of a key outside of all, with other values."""
     section = lines[0].partition(":")[0]
     left = dict(params[section]) if isinstance(params[section], dict) else {section: params[section]}
-    for line in lines:
-        found = LINE.fullmatch(line.rstrip("\n"))
+    for line in [*lines, ""]:
+        found = LINE.fullmatch(line)
         if found and found["value"] and found["key"] in left:
             value = left.pop(found["key"])
             same = yaml.safe_load(found["value"]) == value
-            yield line if same else f"{found['indent']}{found['key']}: {flow(value)}{found['comment'] or ''}\n"
+            yield line if same else f"{found['start']} {flow(value)}{found['comment'] or ''}\n"
         elif not (found and found["value"]):
             if not line.strip():
                 yield from (f"  {key}: {flow(left.pop(key))}\n" for key in [*left])
             yield line
-    yield from (f"  {key}: {flow(value)}\n" for key, value in left.items())
 
 
 def flow(value: Any) -> str:
@@ -56,10 +56,10 @@ def main() -> None:
         text = with_values(base.read_text(encoding="utf-8"), load_over(*arguments.presets, base=base))
         if arguments.output:
             arguments.output.write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if not arguments.output:
-        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -102,11 +102,11 @@ def problem_of_value(error: ErrorDetails, path: Path, params: Any) -> str:
 def why_unknown(path: Path, params: Any) -> str:
     """Why a key is none: it belongs to another choice, or to none."""
     *section, key = path
-    known = [name for form in forms_at(tuple(section)) for name in form.get("properties", {})]
+    known = {name: None for form in forms_at(tuple(section)) for name in form.get("properties", {})}
     if key in known:
         choice = CHOICES[str(section[0])].key
         return f"unused by {choice} {params[section[0]][choice]}; remove it"
-    return f"unknown key, {suggest(key, dict.fromkeys(known))}"
+    return f"unknown key, {suggest(key, known)}"
 
 
 def needed_by(path: Path, params: Any) -> str:

@@ -300,10 +300,8 @@ class SearchBlock(SearchSpace, Warmed):
     ranges: Literal["all", "own", "shared"] = doc("""Ranges of intervals that a block of the decoder is searched for.
         all (every contiguous range; the rule budget then decides which intervals share a block), own (each interval by
         itself) or shared (all intervals together, an ordinary UNet).""")
-    refine_steps: Count = doc("""With ranges all, the supernet of all intervals is trained for `steps` and fine-tuned
-        for so many for each other range.""")
-    local_triples: Count = doc("""Held-out triples of each interval that the error of their own outputs, the score
-        local, is measured on.""")
+    refine_steps: Count = doc("Fine-tuning steps, with ranges all, from all intervals' supernet to each other range.")
+    local_triples: Count = doc("Held-out triples per interval for the score local, the error of the own outputs.")
     output_candidates: Annotated[int, Field(ge=0, le=10**6)] = doc("""The best of them whose effect on the teacher's
         denoised image is measured, for the scores output and combined; 0: none.""")
     output_triples: Count = doc("Held-out triples of each interval that this is measured on.")
@@ -335,10 +333,8 @@ class Assemble(Section):
     score: Literal["local", "output", "combined"] = doc("""What budget sums up, the error of each block's own outputs
         (local), or of the teacher's denoised image with it (output), or the geometric mean of both (combined); each
         counts by the share of the sampler's steps.""")
-    macs: Positive | None = doc("""MACs as a share of the teacher's, weighted by the sampler's steps in each interval;
-        null for no limit.""")
-    time: Positive | None = doc("""Time of a network evaluation as a share of the teacher's, likewise, by the table of
-        measure_latency; null for no limit.""")
+    macs: Positive | None = doc("MACs as a share of the teacher's, weighted by the sampler's steps; null for no limit.")
+    time: Positive | None = doc("Evaluation time, likewise, by the table of measure_latency; null for no limit.")
     params: Positive | None = doc("Parameters in total as a share of the teacher's; null for no limit.")
     params_active: Positive | None = doc("Parameters used in a step as a share of the teacher's; null for no limit.")
     tau: NotNegative | Literal["auto"] = doc("""Error allowed above that of the teacher-shaped block by the rule local,
@@ -355,9 +351,7 @@ class Retrain(Averaged):
         the teacher's weights, or from scratch.""")
     joint_loss: Literal["linear", "constant", "none"] = doc("""How the weight a of the end-to-end losses against the
         block losses rises from 0 to 1; none leaves the latter out.""")
-    ramp: Kept[Annotated[Finite, Field(ge=0, le=1)]] = doc(
-        "With linear, the share of steps until all loss is end to end."
-    )
+    ramp: Kept[Annotated[Finite, Field(ge=0, le=1)]] = doc("With linear, share of steps until all loss is end to end.")
     output_weight: NotNegative = doc("Weight lambda of the teacher's output among the end-to-end losses.")
     jacobian_weight: NotNegative = doc("""Weight mu of the difference of the student's and the teacher's Jacobian-vector
         products along random directions. Above 0 both networks run twice in a step.""")
@@ -398,8 +392,7 @@ class OnDevice(Section):
 
 
 class Precise(OnDevice):
-    precision: Literal["fp32", "bf16"] = doc("""Number format while training and sampling; bf16 is autocast, weights
-        stay fp32.""")
+    precision: Literal["fp32", "bf16"] = doc("Number format; bf16 is autocast in training and sampling, weights fp32.")
 
 
 class OfArchitecture(Section):
@@ -442,13 +435,11 @@ class Choice(NamedTuple):
     members: dict[str, type[Section]]
 
 
-def members_of(models: tuple[type[Section], ...], key: str) -> dict[str, type[Section]]:
-    """The model for each value of the key that decides."""
-    return {tag: model for model in models for tag in get_args(model.model_fields[key].annotation)}
-
-
 CHOICES = {
-    name: Choice(field.discriminator, members_of(get_args(field.annotation), field.discriminator))
+    name: Choice(
+        key,
+        {tag: model for model in get_args(field.annotation) for tag in get_args(model.model_fields[key].annotation)},
+    )
     for name, field in Everything.model_fields.items()
-    if isinstance(field.discriminator, str)
+    if isinstance(key := field.discriminator, str)
 }
