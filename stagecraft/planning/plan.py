@@ -128,8 +128,8 @@ def plan_as_json(plan: Plan, machine: Machine, gpu: Gpu) -> dict[str, Any]:
 
 def format_plan(plan: Plan, machine: Machine, gpu: Gpu) -> str:
     """The plan as text."""
-    lines = [*facts(plan, machine, gpu), "", *table(plan, machine, gpu), "", *notes(plan)]
-    return "\n".join(lines)
+    parts = [facts(plan, machine, gpu), table(plan, machine, gpu), notes(plan)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def facts(plan: Plan, machine: Machine, gpu: Gpu) -> list[str]:
@@ -187,8 +187,8 @@ def align(rows: list[list[str]]) -> list[str]:
 
 
 def quantity(value: float) -> str:
-    """A large number with three digits and its prefix, or with a power of ten: `16.1 M`, `2.3e+18`."""
-    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M")):
+    """A large number with three digits and its prefix, or with a power of ten: `16.1 M`, `2.3e+21`."""
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if 10**power <= value < 1000 * 10**power:
             return f"{value / 10**power:.3g} {prefix}"
     return f"{value:.3g}"
@@ -206,6 +206,8 @@ def speed(seconds: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds to three digits, in hours from an hour on, and in minutes from a minute on."""
+    if seconds >= 1000 * HOUR:
+        return f"{seconds / HOUR:,.0f} h"
     for size, unit in ((HOUR, "h"), (MINUTE, "min")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
