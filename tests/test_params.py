@@ -437,7 +437,7 @@ def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any
         block_names(checked)
     config.write_text(json.dumps({"down_block_types": ["DownBlock2D"], "mid_block_type": None}))
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: not found"):
-        block_names(checked)
+        teacher_files(checked.train_teacher)
     weights.touch()
     assert block_names(checked) == ["down_blocks.0", "up_blocks.0.interval_0"]
     assert teacher_files(checked.train_teacher) == [str(config), str(weights)]

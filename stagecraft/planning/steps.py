@@ -33,6 +33,7 @@ RULES = (
     "retrain",
     "evaluate",
     "report",
+    "publish",
     "record",
 )
 
