@@ -1,5 +1,7 @@
 # make        set up .venv and run the pipeline on params.yaml
 # make test   set up .venv, check style and types, run the tests
+# make quick  the fast tests, under 30 seconds on one core
+# make docs   build the site of docs/ into build/site; a dead link or anchor ends it
 # make lock   write requirements.lock anew from the newest versions that pyproject.toml allows
 #
 # PYTHON=python3.12 make   chooses the interpreter, 3.11 or newer, that .venv is made with.
@@ -13,7 +15,11 @@ export HOME ?= $(CURDIR)/$(VENV)
 # Without build isolation: the build tool is pinned in the lock as well.
 INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 
-.PHONY: run test lock
+.PHONY: run test quick docs lock
+
+# Tests of single functions and of the pages, which start no run.
+QUICK := dependencies links params overlay house batches cost depth diffusion features joint_loss matching multi_decoder_unet \
+	pieces scores selection stated training_loop
 
 run: $(STAMP)
 	$(BIN)/snakemake
@@ -27,6 +33,14 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+quick: export OMP_NUM_THREADS := 1
+quick: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest --quiet $(QUICK:%=tests/test_%.py)
+
+docs: $(STAMP)
+	$(BIN)/zensical build --strict --clean
+
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is older than Python 3.11; set PYTHON" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv --clear $(VENV)
@@ -38,7 +52,7 @@ $(STAMP): requirements.lock pyproject.toml
 # NVIDIA's packages exist for Linux only; PyTorch needs none elsewhere.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --editable '.[slurm,test]'
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[slurm,test,docs]'
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude stagecraft \
 		| sed -E 's/^((nvidia|cuda|triton)[^=]*==.*)$$/\1 ; sys_platform == "linux"/' | LC_ALL=C sort --ignore-case > requirements.lock
 	touch $(STAMP)

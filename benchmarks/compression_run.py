@@ -60,7 +60,7 @@ class Run:
         from stagecraft.evaluation.fidelity import open_extractor
         from stagecraft.networks.autoencoder import open_autoencoder
         from stagecraft.networks.pipelines import load_teacher, read_stated
-        from stagecraft.runtime.command import keep_freed_memory
+        from stagecraft.runtime.threads import keep_freed_memory
 
         torch.set_num_threads(1)
         keep_freed_memory()

@@ -28,8 +28,8 @@ from stagecraft.evaluation.speed import time_evaluation
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.networks.unet2d.multi_decoder_unet import Module
 from stagecraft.preflight.params import validate_params
-from stagecraft.runtime.command import keep_freed_memory
 from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.threads import keep_freed_memory
 from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
 from stagecraft.search.space import BlockSpace
 from stagecraft.training.student import build_student

@@ -1,6 +1,6 @@
 """The README's picture: samples of teacher and student from the same seeds, side by side.
 
-python benchmarks/picture.py results/samples.npz benchmarks/results/digits.png
+python benchmarks/picture.py results/samples.npz docs/images/digits.png
 """
 
 import sys

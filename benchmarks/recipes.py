@@ -177,7 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from stagecraft.runtime.command import keep_freed_memory
+    from stagecraft.runtime.threads import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()

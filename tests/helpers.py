@@ -207,10 +207,21 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
                 return
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The README's code blocks of one language."""
-    text = (ROOT / "README.md").read_text()
-    return [block.strip() for block in re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)]
+def documentation() -> list[Path]:
+    """The pages that users read, README first."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    return pages + sorted((ROOT / "docs").glob("*.md"))
+
+
+def documented_blocks(language: str) -> list[str]:
+    """The code blocks of one language on all pages, each once, in their order."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+    return list(dict.fromkeys(block.strip() for page in documentation() for block in fence.findall(page.read_text())))
+
+
+def without_blocks(page: Path) -> str:
+    """A page's text without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def clone(folder: Path) -> Path:

@@ -150,8 +150,8 @@ def test_the_kept_teacher_is_one_of_its_preset():
 
 
 def section_of(heading):
-    """A section of the README."""
-    return (ROOT / "README.md").read_text().split(f"### {heading}\n")[1].split("\n##")[0]
+    """A section of the page of benchmarks."""
+    return (ROOT / "docs" / "benchmarks.md").read_text().split(f"## {heading}\n")[1].split("\n##")[0]
 
 
 def runs_of(name):
@@ -172,7 +172,7 @@ def spread(values, digits, sign=""):
 
 
 @pytest.mark.parametrize("name", ["digits"])
-def test_the_readme_has_the_figures_of_the_comparison_by_the_clock(name):
+def test_the_docs_have_the_figures_of_the_comparison_by_the_clock(name):
     summary = compression_table.summarise(runs_of(f"compression-{name}"))
     rows = cells_of(section_of("Does the search pay?"), f"{name}, 0.5 of the time")
     assert set(rows) == set(summary["0.5"]) >= {"search", "teacher", "depth", "random", "diff-pruning", "fewer-steps"}
@@ -184,7 +184,7 @@ def test_the_readme_has_the_figures_of_the_comparison_by_the_clock(name):
         assert fid == spread(found["fid"]["classifier"], 4)
 
 
-def test_the_readme_has_the_figures_of_the_choices():
+def test_the_docs_have_the_figures_of_the_choices():
     networks = json.loads((RESULTS / "choices.json").read_text())["networks"]
     rows = cells_of(section_of("What pays in time"), "MACs | time")
     for at, network in enumerate(networks.values()):
@@ -192,7 +192,7 @@ def test_the_readme_has_the_figures_of_the_choices():
         assert found == {choice: cells[2 * at : 2 * at + 2] for choice, cells in rows.items()}
 
 
-def test_the_readme_has_the_figures_of_the_kinds_of_choices():
+def test_the_docs_have_the_figures_of_the_kinds_of_choices():
     least = json.loads((RESULTS / "space.json").read_text())["digits"]["least"]
     rows = cells_of(section_of("What pays in time"), "time 0.65")
     best = {budget: space.mean_of(least[space.ALL], budget) for budget in ("0.65", "0.5", "0.35")}
@@ -201,7 +201,7 @@ def test_the_readme_has_the_figures_of_the_kinds_of_choices():
         assert cells == [space.written(value, "{:.2f}") for value in wanted]
 
 
-def test_the_readme_has_the_figures_of_the_recipes():
+def test_the_docs_have_the_figures_of_the_recipes():
     runs: dict[str, list] = {}
     for run in runs_of("recipes-digits"):
         runs.setdefault(run["recipe"], []).append(run)
@@ -212,3 +212,25 @@ def test_the_readme_has_the_figures_of_the_recipes():
         assert seeds == str(len(found))
         assert error == f"{statistics.mean(run['error'] for run in found):.4f}"
         assert fid == f"{statistics.mean(run['fid']['classifier'] for run in found):.4f}"
+
+
+def test_the_docs_show_the_curves_of_the_results():
+    assert (ROOT / "docs/images/multistage.svg").read_bytes() == (RESULTS / "multistage/curves.svg").read_bytes()
+
+
+def test_the_readme_has_the_figures_of_the_default_run():
+    metrics = json.loads((ROOT / "results" / "metrics.json").read_text())
+    rows = cells_of((ROOT / "README.md").read_text(), "teacher | student | ratio")
+    forms = {
+        "FID": ("fid", "{:.4f}", f"{metrics['ratio']['fid_difference']:.5f}"),
+        "milliseconds": ("milliseconds", "{:.3f}", f"{metrics['ratio']['time']:.3f}"),
+        "MACs": ("macs", "{:,.0f}", f"{metrics['ratio']['macs']:.3f}"),
+        "parameters, total": ("params", "{:,}", f"{metrics['ratio']['params']:.3f}"),
+        "parameters, active": ("params_active", "{:,}", f"{metrics['ratio']['params_active']:.3f}"),
+        "images": ("images_per_second", "{:.0f}", f"{metrics['ratio']['images_per_second']:.2f}"),
+    }
+    assert len(rows) == len(forms)
+    for (name, cells), (start, (key, form, ratio)) in zip(rows.items(), forms.items(), strict=True):
+        assert name.startswith(start)
+        assert cells[:3] == [form.format(metrics["teacher"][key]), form.format(metrics["student"][key]), ratio]
+    assert rows["FID (classifier features)"][3] == f"{metrics['held_out']['fid']:.4f}"

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import chain
 
 import pytest
 from helpers import ROOT
@@ -12,7 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 RANGES = {
     canonicalize_name(requirement.name): requirement.specifier
-    for requirement in map(Requirement, [*PROJECT["project"]["dependencies"], *EXTRAS["slurm"], *EXTRAS["test"]])
+    for requirement in map(Requirement, chain(PROJECT["project"]["dependencies"], *EXTRAS.values()))
 }
 
 

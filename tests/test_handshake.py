@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import activated, readme_blocks, run
+from helpers import activated, documented_blocks, run
 
 IDENTITY = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 
@@ -180,8 +180,8 @@ def test_outside_a_dvc_repository_a_run_ends_well_and_says_so(recorded):
     assert "no DVC repository here, so nothing is committed" in ok(recorded, "snakemake")
 
 
-def test_two_queued_experiments_run_at_once_as_the_readme_says(recorded):
-    queueing = next(block for block in readme_blocks("sh") if "--queue" in block)
+def test_two_queued_experiments_run_at_once_as_the_docs_say(recorded):
+    queueing = next(block for block in documented_blocks("sh") if "--queue" in block)
     # The workers stay and would keep a captured output open.
     ok(recorded, "bash", "-c", f"set -euo pipefail; ({queueing}) > queue.log 2>&1")
     seen = []
