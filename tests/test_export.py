@@ -1,6 +1,7 @@
 """Students as ONNX: what the graphs compute, by onnxruntime, and what is written about them."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -192,3 +193,14 @@ def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
     )
     with pytest.raises(ValueError, match=r"^export needs the package onnxruntime; pip install onnxruntime$"):
         export(None, threads=1, **nothing)
+
+
+@needs_packages
+def test_the_example_of_the_docs_runs(exporter, tmp_path):
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "export.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "onnx").symlink_to(exporter.folder)
+    check = "assert output.shape == (2, 1, 8, 8) and np.isfinite(output).all()"
+    subprocess.run([sys.executable, "-c", f"{example}\n{check}"], cwd=tmp_path, check=True)
