@@ -52,7 +52,7 @@ $(STAMP): requirements.lock pyproject.toml
 # NVIDIA's packages exist for Linux only; PyTorch needs none elsewhere.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --editable '.[slurm,test,docs]'
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[docs,export,slurm,test]'
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude stagecraft \
 		| sed -E 's/^((nvidia|cuda|triton)[^=]*==.*)$$/\1 ; sys_platform == "linux"/' | LC_ALL=C sort --ignore-case > requirements.lock
 	touch $(STAMP)

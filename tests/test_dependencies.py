@@ -48,6 +48,7 @@ def test_the_docs_name_every_range_and_what_sets_it() -> None:
         ("diffusers", "0.37.1", "0.38.0"),
         ("filelock", "3.20.2", "3.20.3"),
         ("jinja2", "3.1.5", "3.1.6"),
+        ("onnx", "1.21.0", "1.22.0"),
         ("pillow", "12.3.0", "13.0.0"),
         ("pytest", "9.0.2", "9.0.3"),
         ("scikit-learn", "1.4.2", "1.5.0"),

@@ -41,7 +41,7 @@ from stagecraft.training.student import build_student, start_student, warm_start
 PACKAGE = ROOT / "stagecraft"
 # Every room may import those before it.
 ROOMS = ["runtime", "config", "data", "diffusion", "networks", "elastic", "training", "search"]
-ROOMS += ["clustering", "evaluation", "report", "preflight", "planning"]
+ROOMS += ["clustering", "evaluation", "export", "report", "preflight", "planning"]
 SPACE = {"widths": [0.5, 1.0], "kernels": [3], "stream": [1.0], "channel_multiple": 1}
 SPACE |= {"drop_layers": False, "drop_attention": False}
 

@@ -28,6 +28,8 @@ from stagecraft.evaluation import fidelity
 from stagecraft.evaluation.comparison import check_architecture
 from stagecraft.evaluation.extractor import read_classifier
 from stagecraft.evaluation.samples import load_samples
+from stagecraft.export import packages
+from stagecraft.export.check import check_differences
 from stagecraft.networks.autoencoder import load_given_autoencoder
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.preflight import versions
@@ -367,6 +369,11 @@ STAGES: dict[str, list[Provocation]] = {
         plain(lambda scene: read_license(None, [str(scene.write("README.md", b"---\nlicense: [mit\n---\n"))])),
         plain(lambda scene: read_license(None, [str(scene.write("README.md", b"---\n- mit\n---\n"))])),
     ],
+    "export-packages": [patched(packages, "find_spec", lambda name: None, lambda scene: packages.check_packages())],
+    "export-differs": [
+        plain(lambda scene: check_differences({"routed": {"worst": 2e-4}})),
+        plain(lambda scene: check_differences({"routed": {"worst": np.nan}})),
+    ],
     "record-other": [
         plain(other_params),
         patched(versions, "run_quietly", lambda *_: Planned, lambda scene: versions.commit()),
@@ -386,5 +393,12 @@ def test_what_only_a_stage_can_know_is_refused_by_it(scenes, name, monkeypatch):
 def test_every_row_of_the_page_that_names_a_stage_is_provoked():
     assert names() == [*STAGES]
     moments = {moment for name in STAGES for moment in ROWS[name].moment.split(", ")}
-    general = {"any stage", "any stage with networks", "any stage that trains on them", "any training", "record"}
+    general = {
+        "any stage",
+        "any stage with networks",
+        "any stage that trains on them",
+        "any training",
+        "export",
+        "record",
+    }
     assert moments <= {*STAGE_SECTIONS} | general

@@ -177,7 +177,7 @@ class Evaluation:
             shape,
             self.device,
             settings.batch_size,
-            restarts=self.boundaries if self.restart and name == "student" else (),
+            restarts=self.boundaries if self.restart and name != "teacher" else (),
             decode=None if vae is None else partial(decode, vae),
             conditions=self.conditions() if is_class_conditional(model) else None,
             stated=self.stated,

@@ -20,12 +20,15 @@ import yaml
 from helpers import FILES_IN_LATENTS, activated, preset_params, smoke_text
 from PIL import Image
 
+from stagecraft.export.packages import PACKAGES
 from stagecraft.runtime import lifeline, provenance
 from stagecraft.runtime.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.interval_{interval}" for level in range(2) for interval in range(2)]
+# For modules that a test puts beside the workflow.
+HERE = {"PYTHONPATH": "."}
 AFTER_RETRAIN = {"retrain", "evaluate", "report", "publish", "record"}
 
 # Stands in for stages/__init__.py, which Python runs before a command: it parses the real flags but imports and computes nothing.
@@ -68,9 +71,9 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def planned(folder: Path, *arguments: str) -> dict[str, int]:
+def planned(folder: Path, *arguments: str, **variables: str) -> dict[str, int]:
     """Jobs per rule that Snakemake would run, without those that only ask for files."""
-    result = run(folder, "--dry-run", *arguments)
+    result = run(folder, "--dry-run", *arguments, **variables)
     assert result.returncode == 0, result.stderr + result.stdout
     table = re.search(r"^Job stats:\n.*\n[- ]+\n((?:.+\n)*?)total", result.stdout + result.stderr, flags=re.MULTILINE)
     counts = dict(line.split() for line in table[1].splitlines()) if table else {}
@@ -96,7 +99,7 @@ def finished(rules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
         Image.new("L", (8, 8)).save(folder / "images" / name)
     edit(folder / "params.yaml", "source: digits\n  path: null", "source: folder\n  path: images")
     shards = {f"results/features/interval_{s}-shard_{i}.safetensors" for s in range(2) for i in range(2)}
-    outputs = {name: rule.outputs for name, rule in rules.items() if rule.outputs}
+    outputs = {name: rule.outputs for name, rule in rules.items() if rule.outputs and name != "export"}
     outputs["cache_features"] = shards | {"results/features/index.json"}
     (folder / "outputs.json").write_text(json.dumps(outputs, default=sorted))
     (folder / "stages" / "__init__.py").write_text(STUB)
@@ -131,6 +134,31 @@ def test_nothing_runs_again_in_another_folder_with_newer_code_files(copied: Path
     for path in copied.glob("stage*/**/*.py"):
         path.touch()
     assert planned(copied) == {}
+
+
+def test_an_export_is_made_when_it_is_asked_for_and_by_itself(copied: Path, rules: dict[str, Any]) -> None:
+    for package in PACKAGES:
+        (copied / f"{package}.py").touch()
+    assert planned(copied, "export", **HERE) == {"export": 1}
+    outputs = json.loads((copied / "outputs.json").read_text()) | {"export": sorted(rules["export"].outputs)}
+    (copied / "outputs.json").write_text(json.dumps(outputs))
+    result = run(copied, "export", **HERE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (copied / "results" / "onnx" / "interval_1.int8.onnx").is_file()
+    assert planned(copied) == {} and planned(copied, "export", **HERE) == {}
+
+
+def test_an_export_without_its_packages_ends_before_any_job(copied: Path) -> None:
+    lines = ["from importlib import util", "find = util.find_spec"]
+    lines += ["util.find_spec = lambda name, *rest: None if name.startswith('onnx') else find(name, *rest)"]
+    (copied / "sitecustomize.py").write_text("\n".join(lines))
+    assert planned(copied, **HERE) == {}
+    shutil.rmtree(copied / "results" / "student")
+    result = run(copied, "export", **HERE)
+    assert result.returncode != 0 and not (copied / "results" / "student").exists()
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: export needs the package onnx, onnxruntime, onnxscript; pip"
+    )
 
 
 def test_a_change_of_retrain_reruns_what_follows_only(copied: Path) -> None:
@@ -529,10 +557,12 @@ def test_every_job_has_a_log_and_resources(rules: dict[str, Any]) -> None:
             assert {"mem_mb", "runtime"} <= set(rule.raw.resources)
 
 
-def test_the_conda_environment_is_that_of_the_package() -> None:
+@pytest.mark.parametrize(("name", "extras"), [("stagecraft", []), ("export", ["export"])])
+def test_the_conda_environments_are_those_of_the_package(name: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    environment = yaml.safe_load((ROOT / "workflow" / "envs" / "stagecraft.yaml").read_text())
-    assert environment["dependencies"][-1]["pip"] == project["dependencies"]
+    environment = yaml.safe_load((ROOT / "workflow" / "envs" / f"{name}.yaml").read_text())
+    wanted = [*project["dependencies"], *(need for extra in extras for need in project["optional-dependencies"][extra])]
+    assert environment["dependencies"][-1]["pip"] == wanted
     assert environment["dependencies"][0] == f"python {project['requires-python']}"
 
 
@@ -559,7 +589,14 @@ def test_code_files_follow_imports_of_all_kinds(tmp_path: Path, monkeypatch: pyt
 
 
 def test_parsing_imports_nothing_heavy() -> None:
-    light = ("preflight.params", "preflight.jobs", "preflight.run", "runtime.provenance", "data.sources")
+    light = (
+        "export.packages",
+        "preflight.params",
+        "preflight.jobs",
+        "preflight.run",
+        "runtime.provenance",
+        "data.sources",
+    )
     modules = ", ".join(f"stagecraft.{name}" for name in light)
     check = f"import sys, {modules}; print({{'torch', 'numpy'}} & {{*sys.modules}})"
     result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)

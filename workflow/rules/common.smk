@@ -18,6 +18,7 @@ from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.params import typed
 from stagecraft.config.stages import stage_params
 from stagecraft.data.sources import source_fingerprint
+from stagecraft.export.packages import check_packages
 from stagecraft.planning.gpu import Gpu
 from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
@@ -109,6 +110,12 @@ def check_inputs():
 def check_comparison(wildcards):
     """End the run that would evaluate when there are too few images to compare with; Snakemake asks as it plans the job."""
     check(preflight.check_counts, PARAMS)
+    return []
+
+
+def check_export(wildcards):
+    """End the run that would export when packages are missing; Snakemake asks as it plans the job."""
+    check(check_packages)
     return []
 
 
@@ -207,6 +214,12 @@ def name_shards():
         interval=range(PARAMS.cluster_timesteps.intervals),
         shard=range(math.ceil(sizes.triples_per_interval / sizes.shard_size)),
     )
+
+
+def name_graphs():
+    """Names of the ONNX graphs of a student."""
+    intervals = range(PARAMS.cluster_timesteps.intervals)
+    return ["routed", *(f"interval_{interval}{kind}" for interval in intervals for kind in ("", ".int8"))]
 
 
 def count_gpus():

@@ -1,0 +1,1 @@
+"""Students as ONNX graphs: written, checked against PyTorch, quantised, scored and timed."""
