@@ -12,7 +12,8 @@ from stagecraft.networks.autoencoder import open_autoencoder
 from stagecraft.networks.pipelines import load_student, read_stated
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
-from stagecraft.runtime.files import atomic_folder, read_checked_json, write_json
+from stagecraft.runtime.files import atomic_folder, write_json
+from stagecraft.training.plan import read_plan
 
 
 def export(
@@ -36,7 +37,7 @@ def export(
     device = pick_device("cpu", threads)
     prepared = PreparedData.load(data)
     small = load_student(student)
-    plan = read_checked_json(architecture, "assemble")
+    plan = read_plan(architecture)
     check_architecture(small, plan, str(student))
     evaluation = Evaluation(
         params,

@@ -11,6 +11,7 @@ import torch
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.evaluation.comparison import Evaluation
+from stagecraft.evaluation.metrics import Fidelity
 from stagecraft.export.check import check_differences, compare_outputs, measure_milliseconds, random_inputs
 from stagecraft.export.graphs import IntervalUNet, RoutedUNet, write_graph
 from stagecraft.export.packages import PACKAGES
@@ -19,7 +20,7 @@ from stagecraft.export.session import OnnxUNet
 from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.runtime.files import sha256_file
 
-Record = dict[str, Any]
+Record = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Exporter:
         config = self.student.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    def score(self, name: str, model: OnnxUNet) -> dict[str, float]:
+    def score(self, name: str, model: OnnxUNet) -> Fidelity:
         """FID, KID, precision and recall, from the seeds of all evaluation."""
         return self.evaluation.score(name, self.evaluation.draw(name, model, self.shape))
 
