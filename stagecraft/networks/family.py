@@ -11,6 +11,7 @@ from stagecraft.data.condition import UNCONDITIONAL, Condition
 Module = Any  # a diffusers module: its layers are attributes that no type describes
 Choice = Mapping[str, object] | None  # what is chosen of a layer, with keys of its kind's own; None for a dropped one
 Spec = Mapping[str, Choice]  # of a block: the choices of its layers, by name
+Stream = list[list[int]]  # for every level the channels of the residual stream that are kept, ascending
 
 
 class Entry(TypedDict):
@@ -25,7 +26,7 @@ class Architecture(TypedDict):
     """The entries of each site by its name, and the channels of the residual stream by level, where some are dropped."""
 
     blocks: dict[str, list[Entry]]
-    stream: NotRequired[list[list[int]]]
+    stream: NotRequired[Stream]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,25 @@ class FixedCosts:
         return self.entrance_macs + self.head_macs
 
 
+@dataclass(frozen=True)
+class ResidualStream:
+    """The residual stream of a network, which passes from layer to layer, by levels of as many channels.
+
+    Args:
+        widths: channels of each level.
+        groups: in how many groups GroupNorms take the channels of a level.
+        shared: a number for each level, the same for levels that have their channels in common.
+        levels: the level of each tensor between blocks, by name; others are no part of the stream.
+        writers: the modules whose output is the stream, and their levels.
+    """
+
+    widths: tuple[int, ...]
+    groups: int
+    shared: tuple[int, ...]
+    levels: Mapping[str, int]
+    writers: Mapping[Module, int]
+
+
 class Family(Protocol):
     """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such."""
 
@@ -103,6 +123,12 @@ class Family(Protocol):
 
     def fixed_costs(self, net: Module) -> FixedCosts:
         """What a network costs beside its blocks."""
+
+    def residual_stream(self, net: Module) -> ResidualStream:
+        """What passes from layer to layer of a network."""
+
+    def narrow(self, net: Module, stream: Stream) -> Module:
+        """A copy of a network with these channels of its residual stream alone, and the weights that belong to them."""
 
     def build_student(self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> Module:
         """A student of a teacher, with random weights."""

@@ -11,10 +11,10 @@ from stagecraft.elastic.architecture import chosen_architecture, identity_archit
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.costs import count_network_macs, count_parameters
 from stagecraft.networks.families import family_of, sites_of
-from stagecraft.networks.family import Architecture, Spec
+from stagecraft.networks.family import Architecture, Spec, Stream
 from stagecraft.networks.jobs import Job
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
-from stagecraft.networks.unet2d.stream import Stream, narrowed_teacher
 from stagecraft.search.controls import select_largest, select_uniform
 from stagecraft.search.latency import LatencyTable, layers_of
 from stagecraft.search.results import AGAIN, SearchResult, stream_of

@@ -16,7 +16,7 @@ from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.families import family_of
-from stagecraft.networks.unet2d.stream import kept_part
+from stagecraft.networks.stream import kept_part
 from stagecraft.runtime.files import (
     atomic_path,
     check_same_hash,

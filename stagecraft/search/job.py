@@ -17,7 +17,7 @@ from stagecraft.networks.costs import count_parameters, count_tail_macs
 from stagecraft.networks.families import family_of, site_named
 from stagecraft.networks.family import Spec
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.stream import kept_channels, narrowed_teacher
+from stagecraft.networks.stream import kept_channels, narrowed_teacher
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file
 from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features

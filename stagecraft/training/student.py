@@ -17,8 +17,8 @@ from stagecraft.networks.families import family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.pipelines import is_class_conditional
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
-from stagecraft.networks.unet2d.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.plan import Plan
 

@@ -4,6 +4,7 @@ The tensors between blocks, each named once: `emb` (N, D); `skip.0` (conv_in's o
 block emits, the last of a block being its output); `mid`; `up.0`, `up.1`, ... (each up block's output), all N,C,H,W.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,20 @@ import torch
 
 from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.diffusion.losses import predict
-from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
+from stagecraft.networks.family import (
+    Architecture,
+    FixedCosts,
+    Module,
+    ResidualStream,
+    Site,
+    Spec,
+    Stream,
+    StudentBlock,
+)
 from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec, narrow_stream
 from stagecraft.networks.unet2d.names import DOWN, MID, UP
+from stagecraft.networks.unet2d.stream import residual_stream
 
 IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
@@ -114,6 +125,14 @@ class UNet2DFamily:
         """What a UNet costs beside its blocks."""
         return fixed_costs(net)
 
+    def residual_stream(self, net: Module) -> ResidualStream:
+        """What passes from layer to layer of a UNet."""
+        return residual_stream(net, self.sites(net))
+
+    def narrow(self, net: Module, stream: Stream) -> Module:
+        """A copy of a UNet with these channels of its residual stream alone; see `narrow_stream`."""
+        return narrow_stream(copy.deepcopy(net), stream)
+
     def build_student(
         self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]
     ) -> MultiDecoderUNet2DModel:
@@ -126,8 +145,8 @@ class UNet2DFamily:
         with torch.no_grad():
             for name, value in teacher.state_dict().items():
                 if not name.startswith((DOWN, MID, UP)):
-                    for copy in copies_of(own, name, student.num_intervals):
-                        copy.copy_(value)
+                    for own_copy in copies_of(own, name, student.num_intervals):
+                        own_copy.copy_(value)
 
     def copy_all(self, student: Module, teacher: Module) -> None:
         """Copy the teacher's weights in place, into every decoder.
@@ -138,9 +157,9 @@ class UNet2DFamily:
         own = student.state_dict()
         with torch.no_grad():
             for name, value in teacher.state_dict().items():
-                for copy in copies_of(own, name, student.num_intervals):
-                    common = tuple(slice(min(sizes)) for sizes in zip(copy.shape, value.shape, strict=True))
-                    copy[common].copy_(value[common])
+                for own_copy in copies_of(own, name, student.num_intervals):
+                    common = tuple(slice(min(sizes)) for sizes in zip(own_copy.shape, value.shape, strict=True))
+                    own_copy[common].copy_(value[common])
 
     def sites_after(self, net: Module, site: Site) -> list[Site]:
         """The sites whose blocks run after that of one."""
@@ -160,13 +179,6 @@ def copies_of(own: Mapping[str, torch.Tensor], name: str, intervals: int) -> lis
     """A student's own weights that stand for one of the teacher's: in every decoder that has one, or one outside of them."""
     copies = [f"decoders.{k}.{name}" for k in range(intervals)] if name.startswith(IN_DECODER) else [name]
     return [own[copy] for copy in copies if copy in own]
-
-
-def level_of(net: Module, site: Site) -> int:
-    """The resolution level of a site, 0 for the finest."""
-    kind, _, index = site.name.partition(".")
-    deepest = len(net.down_blocks) - 1
-    return {DOWN: lambda: int(index), MID: lambda: deepest, UP: lambda: deepest - int(index)}[kind]()
 
 
 def is_down(site: Site) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 from stagecraft.networks.family import Architecture, Entry, Module, Site
 from stagecraft.networks.unet2d.costs import count
-from stagecraft.networks.unet2d.family import UNet2DFamily, level_of
+from stagecraft.networks.unet2d.family import UNet2DFamily
 from stagecraft.networks.unet2d.multi_decoder_unet import Decoder
+from stagecraft.networks.unet2d.stream import level_of
 
 
 def widen_decoders(unet: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
