@@ -23,6 +23,8 @@ from stagecraft.networks.family import (
     StudentBlock,
 )
 from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
+from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
+from stagecraft.networks.unet2d.layers import UNet2DLayers
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec, narrow_stream
 from stagecraft.networks.unet2d.names import DOWN, MID, UP
 from stagecraft.networks.unet2d.stream import residual_stream
@@ -125,6 +127,10 @@ class UNet2DFamily:
         """What a UNet costs beside its blocks."""
         return fixed_costs(net)
 
+    def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNet2DLayers:
+        """The layers of a UNet, to be measured one by one."""
+        return UNet2DLayers(net, identities)
+
     def residual_stream(self, net: Module) -> ResidualStream:
         """What passes from layer to layer of a UNet."""
         return residual_stream(net, self.sites(net))
@@ -132,6 +138,14 @@ class UNet2DFamily:
     def narrow(self, net: Module, stream: Stream) -> Module:
         """A copy of a UNet with these channels of its residual stream alone; see `narrow_stream`."""
         return narrow_stream(copy.deepcopy(net), stream)
+
+    def widen_decoders(self, net: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
+        """The identity with decoders whose channels are shares of the teacher's, in whole groups and attention heads."""
+        return widen_decoders(net, self.decoder_sites(net), identity, widths)
+
+    def decoder_costs(self, net: Module, architecture: Architecture) -> list[tuple[int, int]]:
+        """MACs for one sample and parameters of every interval's decoder, its output head included."""
+        return decoder_costs(net, self.decoder_sites(net), architecture)
 
     def build_student(
         self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]
@@ -160,6 +174,10 @@ class UNet2DFamily:
                 for own_copy in copies_of(own, name, student.num_intervals):
                     common = tuple(slice(min(sizes)) for sizes in zip(own_copy.shape, value.shape, strict=True))
                     own_copy[common].copy_(value[common])
+
+    def decoder_sites(self, net: Module) -> list[Site]:
+        """The sites of the up blocks."""
+        return [site for site in self.sites(net) if site.per_range]
 
     def sites_after(self, net: Module, site: Site) -> list[Site]:
         """The sites whose blocks run after that of one."""
