@@ -152,7 +152,18 @@ class Layers(ABC):
 
 
 class Family(Protocol):
-    """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such."""
+    """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such.
+
+    Args:
+        teacher_class: the diffusers class of its teachers.
+        student_class: the class of its students, in a self-contained file that is saved with them.
+    """
+
+    teacher_class: Any
+    student_class: Any
+
+    def fit(self, teacher: Module, side: int) -> Module:
+        """Make a given teacher, in place, one of this side that predicts the mean alone, also if it has learned a variance."""
 
     def sites(self, net: Module) -> list[Site]:
         """The places of a network's blocks, in the order in which they run."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 
 from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.diffusion.losses import predict
@@ -34,6 +35,20 @@ IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
 class UNet2DFamily:
     """The family of diffusers' UNet2DModel."""
+
+    teacher_class = UNet2DModel
+    student_class = MultiDecoderUNet2DModel
+
+    def fit(self, teacher: Module, side: int) -> Module:
+        """Give a teacher, in place, a side, and of an output head with a learned variance the mean alone."""
+        channels = teacher.config["in_channels"]
+        if teacher.config["out_channels"] == 2 * channels:
+            output = teacher.conv_out
+            output.weight = torch.nn.Parameter(output.weight.detach()[:channels].clone())
+            output.bias = torch.nn.Parameter(output.bias.detach()[:channels].clone())
+            output.out_channels = channels
+        teacher.register_to_config(out_channels=channels, sample_size=side)
+        return teacher
 
     def sites(self, net: Module) -> list[Site]:
         """The places of all blocks, in the order in which they run."""
