@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stagecraft.config.stages import MeasureLatency
 from stagecraft.networks.pipelines import load_teacher
-from stagecraft.networks.unet2d.stream import narrowed_teacher
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.preflight.jobs import latency_files
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device

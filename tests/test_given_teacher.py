@@ -21,9 +21,10 @@ from stagecraft.data.survey import Survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.stated import check_steps
 from stagecraft.networks.autoencoder import encode, load_given_autoencoder
-from stagecraft.networks.given import BLOCK_TYPES, Space
+from stagecraft.networks.given import Space
 from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.unet2d.config import BLOCK_TYPES
 from stagecraft.networks.unet2d.multi_decoder_unet import BLOCK_TYPES as REBUILT
 from stagecraft.networks.weights import find_weights
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space

@@ -2,7 +2,8 @@
 
 import ast
 import copy
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d import UNet2DOutput
-from helpers import ROOT, space_of, supernet_of, tiny_unet
+from chain import Chain, ChainConfig, ChainFamily, ChainStudent
+from helpers import ROOT, preset_params, space_of, supernet_of, tiny_unet
 from torch import nn
 
-from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
+from stagecraft.clustering.gradients import bounded_gradients
+from stagecraft.config.overlay import lay_over
+from stagecraft.config.sections import Assemble, CacheFeatures, Retrain, SearchSpace
 from stagecraft.config.stages import SearchBlock
-from stagecraft.data.condition import Condition
+from stagecraft.data.survey import survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
@@ -25,15 +27,27 @@ from stagecraft.elastic import kinds
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import student_state
 from stagecraft.elastic.searchable import Choice, Choices, Description, Order, Searchable, Settings
-from stagecraft.networks.costs import count_parameters
+from stagecraft.evaluation.cost import model_cost
+from stagecraft.networks.configs import CONFIGS
+from stagecraft.networks.costs import count_network_macs, count_parameters
 from stagecraft.networks.families import FAMILIES, family_of, sites_of
-from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
+from stagecraft.networks.given import Space
+from stagecraft.networks.given_teacher import open_given_teacher
+from stagecraft.networks.pipelines import load_student, load_teacher, save_student, save_teacher
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.planning.setup import read_setup
+from stagecraft.preflight.given_models import check_given_teacher
+from stagecraft.preflight.jobs import block_names
+from stagecraft.preflight.params import validate_params
 from stagecraft.runtime.files import write_checked_json
-from stagecraft.search.architecture import assemble_architecture
+from stagecraft.search import importance
+from stagecraft.search.architecture import assemble_architecture, given_architecture
 from stagecraft.search.features import FeatureWriter
+from stagecraft.search.importance import measure_importance
 from stagecraft.search.job import SearchJob
-from stagecraft.search.latency import layers_of
+from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.space import covering_specs
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, start_student, warm_start
@@ -49,7 +63,9 @@ SPACE |= {"drop_layers": False, "drop_attention": False}
 def imports_of(file: Path) -> Iterator[str]:
     """The modules of the library that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(file.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         yield from (name for name in names if name.startswith("stagecraft."))
 
@@ -70,17 +86,37 @@ def test_the_library_does_not_know_the_commands() -> None:
     assert not [file for file in PACKAGE.rglob("*.py") if "from stages" in file.read_text()]
 
 
+# Where families are registered; and who slices the weights of a layer that stands in the students' self-contained file.
+REGISTRIES = {"networks/families.py", "networks/configs.py"}
+OF_STUDENTS = {"elastic/resnet.py"}
+OF_UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+
+
+def words_of(file: Path) -> Iterator[str]:
+    """The words in names and texts of a file's code, those of docstrings and comments left out."""
+    tree = ast.parse(file.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if id(node) not in docstrings:
+                yield from re.findall(r"\w+", text)
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                yield name
+
+
 def test_one_family_alone_knows_its_network() -> None:
-    """What is outside of a family's folder imports its family from the registry, but for the student file's own layers."""
-    allowed = {"networks/families.py"}
-    for file in PACKAGE.rglob("*.py"):
-        name = file.relative_to(PACKAGE).as_posix()
-        if "networks/unet2d" not in name and name not in allowed:
-            assert "networks.unet2d.family" not in file.read_text() or name in KNOWN, name
-
-
-# Still to learn of families only.
-KNOWN = {"training/student.py"}
+    """Neither the library nor the commands import what is in a family's folder, or name its classes and types of blocks."""
+    files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
+    files |= {file.relative_to(ROOT).as_posix(): file for file in (ROOT / "stages").rglob("*.py")}
+    outside = {
+        name: file for name, file in files.items() if not name.startswith("networks/unet2d/") and name not in REGISTRIES
+    }
+    assert len(outside) > 100
+    importing = {name for name, file in outside.items() if any("unet2d" in i.split(".") for i in imports_of(file))}
+    assert importing == OF_STUDENTS
+    naming = {name: OF_UNET2D.intersection(words_of(file)) for name, file in outside.items()}
+    assert {name: words for name, words in naming.items() if words} == {}
+    assert {word for name in files for word in words_of(files[name])} >= OF_UNET2D, "the search finds what is there"
 
 
 # --- A kind of layer that is not in the library: downsamplers, with their convolution or a mean over 2 x 2 pixels ---
@@ -184,106 +220,7 @@ def test_a_student_with_the_new_kind_is_built_and_timed() -> None:
     assert not any(name.startswith("downsamplers") for name in state)
 
 
-# --- A family that is not in the library: a chain of blocks, with one decoder block for every range of noise levels ---
-
-
-class Block(nn.Module):
-    """Two ResNet layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock2D(in_channels=16, temb_channels=8, groups=4) for _ in range(2))
-
-    def forward(self, hidden: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        for resnet in self.resnets:
-            hidden = resnet(hidden, emb)
-        return hidden
-
-
-class Chain(nn.Module):
-    """An input layer, a block, and for each interval a block and an output layer."""
-
-    def __init__(self, boundaries: list[float] | None = None) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {"sample_size": 8, "num_class_embeds": None, "boundaries": boundaries or []}
-        self.conv_in = nn.Conv2d(1, 16, 3, padding=1)
-        self.time = nn.Linear(1, 8)
-        self.first = Block()
-        self.last = nn.ModuleList(Block() for _ in range(1 + len(self.config["boundaries"])))
-        self.conv_out = nn.Conv2d(16, 1, 3, padding=1)
-
-    def interval_of(self, t: torch.Tensor) -> torch.Tensor:
-        return multi_decoder_unet.interval_of(t, self.config["boundaries"])
-
-    def embed(self, t: torch.Tensor) -> torch.Tensor:
-        return self.time(t.float()[:, None] / 1000)
-
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> UNet2DOutput:
-        emb = self.embed(t)
-        hidden = self.first(self.conv_in(x_t), emb)
-        parts = zip(hidden.split(1), emb.split(1), self.interval_of(t).tolist(), strict=True)
-        return UNet2DOutput(sample=self.conv_out(torch.cat([self.last[interval](h, e) for h, e, interval in parts])))
-
-
-class ChainFamily:
-    """What the library is told of a Chain."""
-
-    def sites(self, net: Module) -> list[Site]:
-        return [
-            Site("first", ("emb", "in"), ("middle",), False, 8),
-            Site("last.0", ("emb", "middle"), ("out",), True, 8),
-        ]
-
-    def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        emb, hidden = tensors
-        return (block(hidden, emb),)
-
-    def trace(self, net: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> dict[str, torch.Tensor]:
-        seen = {"emb": net.embed(t), "in": net.conv_in(x_t)}
-        seen["middle"] = net.first(seen["in"], seen["emb"])
-        seen["out"] = net.last[0](seen["middle"], seen["emb"])
-        return seen | {"output": net.conv_out(seen["out"])}
-
-    def tail_reads(self, net: Module, site: Site) -> tuple[str, ...]:
-        return () if site.per_range else ("emb",)
-
-    def tail(self, net: Module, site: Site, outputs: Sequence[torch.Tensor], seen: dict[str, Any]) -> torch.Tensor:
-        (hidden,) = outputs
-        return net.conv_out(hidden if site.per_range else net.last[0](hidden, seen["emb"]))
-
-    def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
-        entries = student.config["architecture"]["blocks"][site.name]
-        modules = [student.last[entry["range"][0]] if site.per_range else student.first for entry in entries]
-        return [
-            StudentBlock(block, entry["spec"], entry["range"]) for block, entry in zip(modules, entries, strict=True)
-        ]
-
-    def rebuild(self, block: Module, spec: Spec) -> Module:
-        for name, choice in spec.items():
-            index = int(name.partition(".")[2])
-            block.resnets[index] = multi_decoder_unet.build_resnet(block.resnets[index], choice)
-        return block
-
-    def block_macs(self, block: Module, site: Site) -> int:
-        return sum(m.weight.numel() * site.side**2 for m in block.modules() if isinstance(m, nn.Conv2d))
-
-    def fixed_costs(self, net: Module) -> FixedCosts:
-        return FixedCosts(9 * 16 * 64, 9 * 16 * 64, count_parameters(net.conv_in), count_parameters(net.conv_out))
-
-    def build_student(self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> Module:
-        student = Chain(list(boundaries))
-        student.config["architecture"] = architecture
-        for site in self.sites(teacher):
-            for entry, block in zip(architecture["blocks"][site.name], self.blocks(student, site), strict=True):
-                self.rebuild(block.module, entry["spec"])
-        return student
-
-    def copy_fixed(self, student: Module, teacher: Module) -> None:
-        for name in ("conv_in", "time", "conv_out"):
-            getattr(student, name).load_state_dict(getattr(teacher, name).state_dict())
-
-    def copy_all(self, student: Module, teacher: Module) -> None:
-        raise NotImplementedError
+# --- A family that is not in the library (chain.py) ---
 
 
 SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
@@ -293,27 +230,49 @@ CACHED = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_s
 CPU = torch.device("cpu")
 
 
-def test_a_new_family_goes_from_features_to_a_trained_student(digits, diffusion_settings, tmp_path, monkeypatch):
+@pytest.fixture
+def chain(monkeypatch: pytest.MonkeyPatch) -> Chain:
+    """A teacher of the new family, registered."""
     monkeypatch.setitem(FAMILIES, "Chain", ChainFamily())
+    monkeypatch.setitem(CONFIGS, "Chain", ChainConfig())
     torch.manual_seed(0)
-    teacher, process, data = Chain().eval(), VPProcess(diffusion_settings), TrainingSet.of_images(digits)
+    return Chain().eval()
+
+
+def write_importance(path: Path, teacher: Chain, data: TrainingSet, process: VPProcess) -> None:
+    """What rank_channels writes."""
+    levels = measure_importance(teacher, process, data, 0, CPU)
+    assert len(levels) == 1 and len(levels[0]) == 16 and min(levels[0]) > 0
+    write_checked_json(path, {"stream_importance": levels, "stream_triples": 0})
+
+
+@pytest.mark.parametrize(("channels", "least", "budget"), [(1.0, 0.5, 0.8), (0.5, 0.25, 0.4)])
+def test_a_new_family_goes_from_features_to_a_trained_student(
+    chain, digits, diffusion_settings, tmp_path, monkeypatch, channels, least, budget
+):
+    monkeypatch.setattr(importance, "BATCHES", 2)
+    teacher, process, data = chain, VPProcess(diffusion_settings), TrainingSet.of_images(digits)
     sizes = CacheFeatures.model_construct(**CACHED)
     intervals = process.edges([400])
     FeatureWriter(teacher, process, data, intervals, sizes, 0, CPU).write(tmp_path / "features", {})
-    importance = tmp_path / "importance.json"
-    write_checked_json(importance, {"stream_importance": None, "stream_triples": 0})
-    params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": SETTINGS})
+    ranked = tmp_path / "importance.json"
+    write_importance(ranked, teacher, data, process)
+    settings = SETTINGS | {"channels": channels}
+    params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": settings})
     results, states = {}, {}
     for name in ("first", "last.0.interval_0", "last.0.interval_1"):
-        job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", importance)
+        job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", ranked)
         results[name] = job.report() | {"weights_sha256": ""}
         states[name] = job.supernet.state_dict()
-    budget = {"rule": "budget", "score": "combined", "macs": 0.8, "time": None, "params": None, "params_active": None}
-    plan = assemble_architecture(teacher, results, [10, 15], Assemble.model_construct(**budget), 0)
-    assert plan["unet"]["blocks"].keys() == {"first", "last.0"} and 0.5 < plan["expected"]["macs_ratio"] <= 0.8
+    rule = {"rule": "budget", "score": "combined", "macs": budget, "time": None, "params": None, "params_active": None}
+    plan = assemble_architecture(teacher, results, [10, 15], Assemble.model_construct(**rule), 0)
+    assert plan["unet"]["blocks"].keys() == {"first", "last.0"} and least < plan["expected"]["macs_ratio"] <= budget
+    assert ("stream" in plan["unet"]) == (channels < 1)
     chosen = plan | {"boundaries": [400]}
     student = start_student(teacher, chosen, "inherit", 0, states.__getitem__)
     assert count_parameters(student.first) == plan["chosen"]["first"]["params"]
+    counted = model_cost(student, data.shape, [400], [10, 15])["macs"]
+    assert counted == pytest.approx(plan["expected"]["macs"], rel=0.01)  # which leaves out the time embedding
     retraining = Retrain.model_construct(
         steps=4, joint_loss="constant", ramp=1.0, output_weight=9.0, jacobian_weight=0.0
     )
@@ -321,3 +280,57 @@ def test_a_new_family_goes_from_features_to_a_trained_student(digits, diffusion_
     loss = JointLoss(student, teacher, batches, retraining, "fp32")
     history = train(student, loss, TrainSettings(steps=4, learning_rate=1e-3)).history
     assert {"blocks", "end_to_end"} <= {name for entry in history for name in entry}
+    save_student(tmp_path / "student", student, process.scheduler(), {})
+    loaded = load_student(tmp_path / "student")
+    weights = student.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    assert type(loaded) is ChainStudent and loaded.config["architecture"] == plan["unet"]
+
+
+def test_a_new_family_is_timed_layer_by_layer(chain: Chain) -> None:
+    narrowed = narrowed_teacher(chain, [list(range(0, 16, 2))])
+    settings = SearchSpace.model_construct(**SPACE)
+    whole, student = layers_of(chain), layers_of(narrowed)
+    pairs = pairs_to_measure(whole, student, covering_specs(narrowed, settings))
+    # The ResNet layer, the input and the output layer of 16 and of 8 channels, that of 8 at half its inner width, and all.
+    assert len(pairs) == 8
+    times = Stopwatch(CPU, 2, 1, "fp32").measure(pairs)
+    table = LatencyTable({"layers": times, "overhead": overhead_of(times, whole)}, "latency.json")
+    assert table.milliseconds(whole.own()) == pytest.approx(table.of_teacher())
+    spec = identity_architecture(narrowed)["blocks"]["first"][0]["spec"]
+    assert table.latency_of(narrowed, "first")(spec) > 0
+
+
+def test_a_new_family_has_decoders_of_given_widths(chain: Chain) -> None:
+    plan = given_architecture(chain, [10, 15], [1.0, 0.5])
+    student = start_student(chain, plan | {"boundaries": [400]}, "scratch", 0, dict.__getitem__)
+    assert [block.resnets[0].conv1.out_channels for block in student.last] == [16, 8]
+    counted = model_cost(student, (1, 8, 8), [400], [10, 15])["macs"]
+    assert counted == pytest.approx(plan["expected"]["macs"], rel=0.01)
+
+
+def test_a_new_family_is_clustered_by_its_gradients(chain, digits, diffusion_settings):
+    process, data = VPProcess(diffusion_settings), TrainingSet.of_images(digits)
+    gradients = bounded_gradients(chain, process, data, 4, np.array([10, 500]), 0)
+    assert gradients.shape == (2, count_parameters(chain)) and np.abs(gradients).max() > 0
+
+
+def test_a_teacher_of_a_new_family_may_come_from_elsewhere(chain, digits, diffusion_settings, tmp_path):
+    process, data = VPProcess(diffusion_settings), TrainingSet.of_images(digits)
+    save_teacher(tmp_path / "given", chain, process.scheduler(), {"train_teacher": {"source": "train"}})
+    own = load_teacher(tmp_path / "given")
+    given, stated = open_given_teacher(str(tmp_path / "given"), data, diffusion_settings, Space(8, 1))
+    x_t, t = torch.randn(2, *data.shape), torch.tensor([5, 900])
+    for loaded in (own, given):
+        assert type(loaded) is Chain and torch.equal(loaded(x_t, t).sample, chain(x_t, t).sample)
+    assert stated is not None and stated["num_train_timesteps"] == 1000
+    changes = {"train_teacher": {"source": "path", "path": str(tmp_path / "given")}}
+    changes |= {"search_block": {"channels": 0.5}}  # of all levels alike: a chain has one
+    params = validate_params(lay_over(preset_params("smoke"), changes), "params.yaml")
+    check_given_teacher(params, survey(params.prepare_data))
+    count = params.cluster_timesteps.intervals
+    assert [name for name in block_names(params) if ".interval_" not in name] == ["first"]
+    assert {name.partition(".interval_")[0] for name in block_names(params)} == {"first", "last.0"} and count > 1
+    setup = read_setup(params)
+    assert type(setup.teacher) is Chain and next(setup.teacher.parameters()).is_meta
+    assert count_network_macs(setup.teacher) == count_network_macs(chain)

@@ -80,7 +80,7 @@ def test_every_option_of_a_space_runs_by_itself(stream):
 
 def test_layers_of_one_shape_have_one_key_and_others_another():
     layers = layers_of(tiny_unet())
-    spec = identity_spec(layers.unet.up_blocks[1])
+    spec = identity_spec(layers.net.up_blocks[1])
     narrow = spec | {"resnets.0": spec["resnets.0"] | {"width": 4}}
     half = spec | {"resnets.0": spec["resnets.0"] | {"reads": [0, 1]}}
     keys = [[layer.key for layer in layers.block("up_blocks.1", one)] for one in (spec, narrow, half)]
@@ -92,7 +92,7 @@ def test_layers_of_one_shape_have_one_key_and_others_another():
 def test_a_dropped_attention_takes_no_time_and_a_dropped_layer_that_of_its_shortcut():
     layers = layers_of(tiny_unet())
     name = "down_blocks.1"
-    spec = identity_spec(layers.unet.get_submodule(name))
+    spec = identity_spec(layers.net.get_submodule(name))
     dropped = {"resnets.0": None, "attentions.0": None}
     whole, left = layers.block(name, spec), layers.block(name, dropped)
     assert len(whole) == 2 and [layer.key.split(" ")[0] for layer in left] == ["ShortcutLayer"]

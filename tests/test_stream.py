@@ -20,13 +20,13 @@ from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, site_named, sites_of
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream, stream_levels
-from stagecraft.networks.unet2d.stream import kept_channels, kept_part, narrowed_teacher, with_part
+from stagecraft.networks.stream import kept_channels, kept_part, narrowed_teacher, with_part
+from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream
 from stagecraft.runtime.files import write_checked_json
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.search.architecture import assemble_architecture, stream_of
 from stagecraft.search.features import FeatureWriter
-from stagecraft.search.importance import choose_stream, measure_importance, stream_importance, stream_writers
+from stagecraft.search.importance import choose_stream, measure_importance, stream_importance
 from stagecraft.search.job import SearchJob
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.student import start_student
@@ -150,7 +150,7 @@ def test_importance_is_the_change_of_the_image_to_first_order(unet, digits, diff
     draws = 160
     found = stream_importance(unet, [batch] * draws, [factor] * draws, generator_for(0, "signs", 0))
     masks = [torch.ones(16), torch.ones(32)]
-    writers = {module: level for level, module in stream_writers(unet)}
+    writers = family_of(unet).residual_stream(unet).writers
     handles = [
         module.register_forward_hook(lambda module, args, output: output * masks[writers[module]][:, None, None])
         for module in writers
@@ -172,7 +172,7 @@ def test_levels_of_equal_width_keep_the_same_channels():
     unet = tiny_unet(
         block_out_channels=(16, 32, 32), down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3
     )
-    assert stream_levels(unet) == [0, 1, 1]
+    assert family_of(unet).residual_stream(unet).shared == (0, 1, 1)
     rising = [list(range(16)), list(range(32)), [3 * (32 - i) for i in range(32)]]
     stream = choose_stream(unet, 0.5, rising)
     assert stream[1] == stream[2] == [8 * g + i for g in range(4) for i in range(4)]

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 
 from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
+from stagecraft.networks.family import Module
 from stagecraft.runtime.seeds import generator_for
 
 BATCH = 256  # pairs at once, at most
@@ -33,7 +33,7 @@ class Sketch:
 
 
 def bounded_gradients(
-    unet: UNet2DModel, process: Process, data: TrainingSet, draws: int, t: np.ndarray, seed: int
+    unet: Module, process: Process, data: TrainingSet, draws: int, t: np.ndarray, seed: int
 ) -> np.ndarray:
     """`loss_gradients` of a teacher, of as many pairs at once as memory allows."""
     with bounded_activations(unet, data.shape, BATCH) as at_once:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from stagecraft.data.condition import Condition
 from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.networks.family import Module
 
 Run = Callable[[Any, torch.Tensor, torch.Tensor, Condition], torch.Tensor]
 
@@ -18,7 +18,7 @@ BOUND = 2 * 2**30  # bytes of activations that a pass may keep, unless one image
 
 @contextmanager
 def bounded_activations(
-    unet: UNet2DModel, shape: Sequence[int], most: int, run: Run = predict, bound: int = BOUND
+    unet: Module, shape: Sequence[int], most: int, run: Run = predict, bound: int = BOUND
 ) -> Iterator[int]:
     """Give the number of images in a pass, at most `most`, whose activations take no more than `bound` bytes, at least 1.
 
@@ -41,10 +41,10 @@ def bounded_activations(
             unet.disable_gradient_checkpointing()
 
 
-def activation_bytes(unet: UNet2DModel, shape: Sequence[int], run: Run = predict, checkpointing: bool = False) -> int:
+def activation_bytes(unet: Module, shape: Sequence[int], run: Run = predict, checkpointing: bool = False) -> int:
     """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated."""
     with torch.device("meta"):
-        empty = UNet2DModel.from_config(unet.config).eval()
+        empty = type(unet).from_config(unet.config).eval()
         if checkpointing:
             empty.enable_gradient_checkpointing()
         x = torch.zeros(1, *shape, requires_grad=True)

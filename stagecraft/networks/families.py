@@ -1,4 +1,6 @@
-"""The kinds of network that can be compressed, by the class of the teacher."""
+"""The kinds of network that can be compressed, by the class of the teacher; configs.py has what reads their configs."""
+
+from typing import Any
 
 from stagecraft.networks.family import Family, Module, Site
 from stagecraft.networks.unet2d.family import UNet2DFamily
@@ -9,6 +11,16 @@ FAMILIES: dict[str, Family] = {"UNet2DModel": UNet2DFamily()}
 def family_of(net: Module) -> Family:
     """The family that a teacher belongs to."""
     return FAMILIES[type(net).__name__]
+
+
+def teacher_class(name: str) -> Any:
+    """The class of teachers of this name."""
+    return FAMILIES[name].teacher_class
+
+
+def student_class(name: str) -> Any:
+    """The class of students of this name."""
+    return {family.student_class.__name__: family.student_class for family in FAMILIES.values()}[name]
 
 
 def sites_of(net: Module) -> list[Site]:

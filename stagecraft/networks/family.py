@@ -1,5 +1,8 @@
 """What the library asks of a kind of network: where its blocks stand, what passes between them, and how to run one."""
 
+import copy
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
@@ -7,10 +10,12 @@ from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 import torch
 
 from stagecraft.data.condition import UNCONDITIONAL, Condition
+from stagecraft.networks.layer import Layer
 
 Module = Any  # a diffusers module: its layers are attributes that no type describes
 Choice = Mapping[str, object] | None  # what is chosen of a layer, with keys of its kind's own; None for a dropped one
 Spec = Mapping[str, Choice]  # of a block: the choices of its layers, by name
+Stream = list[list[int]]  # for every level the channels of the residual stream that are kept, ascending
 
 
 class Entry(TypedDict):
@@ -25,7 +30,7 @@ class Architecture(TypedDict):
     """The entries of each site by its name, and the channels of the residual stream by level, where some are dropped."""
 
     blocks: dict[str, list[Entry]]
-    stream: NotRequired[list[list[int]]]
+    stream: NotRequired[Stream]
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,95 @@ class FixedCosts:
         return self.entrance_macs + self.head_macs
 
 
+@dataclass(frozen=True)
+class ResidualStream:
+    """The residual stream of a network, which passes from layer to layer, by levels of as many channels.
+
+    Args:
+        widths: channels of each level.
+        groups: in how many groups GroupNorms take the channels of a level.
+        shared: a number for each level, the same for levels that have their channels in common.
+        levels: the level of each tensor between blocks, by name; others are no part of the stream.
+        writers: the modules whose output is the stream, and their levels.
+    """
+
+    widths: tuple[int, ...]
+    groups: int
+    shared: tuple[int, ...]
+    levels: Mapping[str, int]
+    writers: Mapping[Module, int]
+
+
+class Layers(ABC):
+    """The layers of a network one by one, and those that specs make of its blocks.
+
+    Args:
+        net: the teacher, or the teacher with the student's hidden channels.
+        identities: the spec of each of its blocks as it is, by site, in the order in which they run.
+    """
+
+    def __init__(self, net: Module, identities: Mapping[str, Spec]) -> None:
+        self.identities = identities
+        self.net: Module = copy.deepcopy(net).to("meta")
+        self._known: dict[str, Layer | None] = {}
+
+    @abstractmethod
+    def fixed(self) -> list[Layer]:
+        """What every student has: the input side, and one output head."""
+
+    @abstractmethod
+    def together(self) -> Layer:
+        """The whole network, whose time is more than the sum of its layers': what lies between them takes some as well."""
+
+    @abstractmethod
+    def build(self, name: str, part: str, choice: Choice) -> Module | None:
+        """What a choice makes of a layer of a block, a copy; None where that computes nothing."""
+
+    @abstractmethod
+    def place(self, name: str, part: str, module: Module) -> Layer:
+        """A module that stands in place of a layer of a block."""
+
+    def parts(self, name: str, spec: Spec) -> Spec:
+        """What is chosen of each layer of a block, by its name there; None of those that cannot be searched."""
+        return spec
+
+    def block(self, name: str, spec: Spec) -> list[Layer]:
+        """The layers of a block (`down_blocks.0`) as a spec makes it, without those that compute nothing."""
+        parts = self.parts(name, spec)
+        layers = [self.layer(name, part, choice) for part, choice in parts.items()]
+        return [layer for layer in layers if layer is not None]
+
+    def own(self) -> list[Layer]:
+        """All layers of the network itself."""
+        inside = [self.block(name, identity) for name, identity in self.identities.items()]
+        return [*self.fixed(), *(layer for layers in inside for layer in layers)]
+
+    def counterpart(self, name: str, part: str) -> Layer:
+        """The network's own layer at a place, for a comparison in turn."""
+        return self.place(name, part, self.net.get_submodule(f"{name}.{part}"))
+
+    def layer(self, name: str, part: str, choice: Choice) -> Layer | None:
+        """What a choice makes of a layer of a block; None where that computes nothing."""
+        known = f"{name}.{part} {json.dumps(choice, sort_keys=True)}"
+        if known not in self._known:
+            module = self.build(name, part, choice)
+            self._known[known] = None if module is None else self.place(name, part, module)
+        return self._known[known]
+
+
 class Family(Protocol):
-    """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such."""
+    """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such.
+
+    Args:
+        teacher_class: the diffusers class of its teachers.
+        student_class: the class of its students, in a self-contained file that is saved with them.
+    """
+
+    teacher_class: Any
+    student_class: Any
+
+    def fit(self, teacher: Module, side: int) -> Module:
+        """Make a given teacher, in place, one of this side that predicts the mean alone, also if it has learned a variance."""
 
     def sites(self, net: Module) -> list[Site]:
         """The places of a network's blocks, in the order in which they run."""
@@ -103,6 +195,21 @@ class Family(Protocol):
 
     def fixed_costs(self, net: Module) -> FixedCosts:
         """What a network costs beside its blocks."""
+
+    def layers(self, net: Module, identities: Mapping[str, Spec]) -> Layers:
+        """The layers of a network, to be measured one by one; `identities` as in `Layers`."""
+
+    def residual_stream(self, net: Module) -> ResidualStream:
+        """What passes from layer to layer of a network."""
+
+    def narrow(self, net: Module, stream: Stream) -> Module:
+        """A copy of a network with these channels of its residual stream alone, and the weights that belong to them."""
+
+    def widen_decoders(self, net: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
+        """An identity architecture with other channels in its decoders, shares of the teacher's for each interval."""
+
+    def decoder_costs(self, net: Module, architecture: Architecture) -> list[tuple[int, int]]:
+        """MACs for one sample and parameters of every interval's decoder, its output head included."""
 
     def build_student(self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> Module:
         """A student of a teacher, with random weights."""

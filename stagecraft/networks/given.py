@@ -1,4 +1,4 @@
-"""A teacher and an autoencoder from elsewhere, checked by what their folders say, against the images. Light: no torch.
+"""What a network draws, and an autoencoder from elsewhere checked by its folder, against the images. Light: no torch.
 
 A run's first moment (stagecraft/preflight/given_models.py) and the stages that load the models ask the same functions.
 """
@@ -17,22 +17,9 @@ from stagecraft.runtime.files import pipeline_file, read_json
 
 Config = Mapping[str, Any]
 
-# Types of blocks that can be searched; stagecraft/networks/unet2d/multi_decoder_unet.py rebuilds them.
-BLOCK_TYPES = {
-    "DownBlock2D",
-    "AttnDownBlock2D",
-    "ResnetDownsampleBlock2D",
-    "UNetMidBlock2D",
-    "UpBlock2D",
-    "AttnUpBlock2D",
-    "ResnetUpsampleBlock2D",
-}
-# What UNet2DModel can do and the search cannot.
-UNSUPPORTED = ("class_embed_type",)
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
 TEACHER = "give another teacher"
 AUTOENCODER = "give another autoencoder"
-WIDTHS = [224, 448, 672, 896]  # of a UNet2DModel whose config says none
 GROUPS = 32  # of a model whose config says none
 CHANNELS = (1, 3)  # of images
 SIDES = (4, 4096)  # pixels that prepare_data.resolution may be
@@ -84,6 +71,11 @@ class Sides:
     unit: int
     only: int | None = None
 
+    @property
+    def levels(self) -> int:
+        """Resolution levels of which each but the last halves the side."""
+        return self.unit.bit_length()
+
     def near(self, side: int, factor: int = 1) -> list[int]:
         """Those next to a side of images, the larger first, each times the factor of an autoencoder."""
         if self.only is not None:
@@ -93,18 +85,15 @@ class Sides:
         return [larger, larger - unit]
 
 
-def sides_of(config: Config, path: Path) -> Sides:
-    """The sides that a given UNet can draw.
-
-    A UNet2DModel is convolutional and its sample_size a default, so where it has none, or one that its own levels cannot halve,
-    any side that they can halve will do.
-    """
-    unit = 2 ** (len(config["down_block_types"]) - 1)
-    size = sample_side(config, path)
-    return Sides(unit, None if size is None or size % unit else size)
-
-
 ANY = Sides(1)
+
+
+@dataclass(frozen=True)
+class SiteNames:
+    """The names of a network's sites: those that all intervals share, and those where ranges may have blocks of their own."""
+
+    shared: list[str]
+    per_range: list[str]
 
 
 # --- Autoencoders ---
@@ -232,60 +221,6 @@ def check_own_teacher(settings: Config, space: Space, classes: Classes | None) -
         check_trained(classes)
 
 
-def check_teacher_folder(folder: Path) -> tuple[Config, Path]:
-    """unet/config.json of a pipeline folder and its path; ValueError unless it is a UNet2DModel that can be read and searched."""
-    path = pipeline_file(folder, "unet", "config.json")
-    config = check_config(path)
-    check_weights(find_weights(path.parent, "UNet2DModel"), "UNet2DModel", TEACHER)
-    return config, path
-
-
-def check_config(path: Path) -> Config:
-    """The config of a UNet; ValueError unless it describes a UNet2DModel whose blocks can be searched."""
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; give a diffusers pipeline folder with unet/config.json")
-    config = read_json(path, TEACHER)
-    if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"{path}: _class_name is {config.get('_class_name')!r}; the teacher must be a UNet2DModel")
-    for key in ("down_block_types", "up_block_types"):
-        for kind in block_types(path, config, key):
-            if kind not in BLOCK_TYPES:
-                known = ", ".join(sorted(BLOCK_TYPES))
-                raise ValueError(f"{path}: block type {kind} is not supported (supported are {known}); {TEACHER}")
-    for key in UNSUPPORTED:
-        if config.get(key) is not None:
-            raise ValueError(
-                f"{path}: {key} is {config[key]!r}, but only classes given by num_class_embeds are supported; {TEACHER}"
-            )
-    check_levels(path, config)
-    return config
-
-
-def block_types(path: Path, config: Config, key: str) -> list[str]:
-    """The block types under one key of a UNet's config; ValueError when they are not there."""
-    types = config.get(key)
-    if not isinstance(types, list) or not types or not all(isinstance(name, str) for name in types):
-        raise ValueError(f"{path}: {key} is no list of names; give a diffusers UNet2DModel")
-    return types
-
-
-def check_levels(path: Path, config: Config) -> None:
-    """Raise ValueError when a UNet's levels are not as many of each kind, or do not halve and double the side."""
-    levels = len(config["down_block_types"])
-    for key in ("up_block_types", "block_out_channels"):
-        values = config.get(key, WIDTHS)
-        if not isinstance(values, list) or len(values) != levels:
-            raise ValueError(f"{path}: {key} is {values!r} for {levels} levels of down_block_types; {TEACHER}")
-    for key in ("downsample_type", "upsample_type"):
-        if config.get(key, "conv") not in ("conv", "resnet", None):
-            raise ValueError(f"{path}: {key} is {config[key]!r}, but only conv and resnet are supported; {TEACHER}")
-    if config.get("downsample_padding", 1) not in (0, 1):
-        raise ValueError(
-            f"{path}: downsample_padding is {config['downsample_padding']!r}, with which no level halves the side; {TEACHER}"
-        )
-    check_groups(path, config, config.get("block_out_channels", WIDTHS), TEACHER)
-
-
 def check_groups(path: Path, config: Config, widths: Sequence[Any], remedy: str) -> None:
     """Raise ValueError unless the groups of GroupNorm divide the channels of every level."""
     groups = config.get("norm_num_groups", GROUPS)
@@ -294,65 +229,6 @@ def check_groups(path: Path, config: Config, widths: Sequence[Any], remedy: str)
         raise ValueError(
             f"{path}: block_out_channels {widths!r} are no multiples of norm_num_groups {groups!r}; {remedy}"
         )
-
-
-def check_teacher_fits(config: Config, path: Path, space: Space, process: str) -> None:
-    """Raise ValueError when what a teacher draws has another shape than the images or latents."""
-    check_size(config, path, space)
-    inputs = config.get("in_channels", 3)
-    outputs = config.get("out_channels", 3)
-    if outputs != inputs and not (process == "vp" and has_learned_variance(config)):
-        twice = ", or twice as many (a learned variance)" if process == "vp" else ""
-        raise ValueError(
-            f"{path}: out_channels is {outputs} for in_channels {inputs}; wanted are as many{twice}; {TEACHER}"
-        )
-    if space.factor is None and inputs not in CHANNELS:
-        raise ValueError(f"{path}: in_channels is {inputs} but images have 1 or 3 channels; {TEACHER}")
-    if space.channels is None or inputs == space.channels:
-        return
-    if space.factor is None:
-        raise ValueError(
-            f"{path}: in_channels is {inputs} but the images have {space.channels} channels; "
-            f"set prepare_data.channels: {inputs} or {TEACHER}"
-        )
-    raise ValueError(
-        f"{path}: in_channels is {inputs} but the autoencoder's latents have {space.channels} channels; {space.others}"
-    )
-
-
-def has_learned_variance(config: Config) -> bool:
-    """Whether a UNet predicts a variance beside the mean, as diffusers' only models with twice as many outputs do."""
-    inputs = config.get("in_channels", 3)
-    outputs = config.get("out_channels", 3)
-    return bool(outputs == 2 * inputs)
-
-
-def check_size(config: Config, path: Path, space: Space) -> None:
-    """Raise ValueError when a teacher is for other sides, or its levels cannot halve those of the images or latents."""
-    size = sides_of(config, path).only
-    if size is None:
-        problem = why_not_halved(space, len(config["down_block_types"]), "down_block_types", space.others)
-        if problem is not None:
-            raise ValueError(f"{path}: {problem}")
-    elif space.side is not None and size != space.side:
-        whose = "images" if space.factor is None else "autoencoder's latents"
-        raise ValueError(
-            f"{path}: sample_size is {size} but the {whose} have {space.side} {space.points} a side; "
-            f"{space.remedy([size], space.others)}"
-        )
-
-
-def sample_side(config: Config, path: Path) -> int | None:
-    """The one side that a UNet's sample_size says, as a number or a pair; None when it says none."""
-    size = config.get("sample_size")
-    pair = size if isinstance(size, list | tuple) else (size, size)
-    if size is None:
-        return None
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        raise ValueError(f"{path}: sample_size is {size!r}, no side or pair of sides; {TEACHER}")
-    if pair[0] != pair[1]:
-        raise ValueError(f"{path}: sample_size is {size!r}, but only square images are supported; {TEACHER}")
-    return int(pair[0])
 
 
 def why_not_halved(space: Space, levels: int, where: str, others: str) -> str | None:

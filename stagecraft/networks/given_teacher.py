@@ -3,25 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DModel
-
 from stagecraft.data.classes import check_known
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.stated import check_stated, says_nothing
-from stagecraft.networks.given import (
-    Space,
-    check_teacher_fits,
-    check_teacher_folder,
-    has_learned_variance,
-    read_scheduler_config,
-)
-from stagecraft.networks.pipelines import fit_teacher, load_given_teacher
+from stagecraft.networks.configs import check_teacher_fits, check_teacher_folder, has_learned_variance
+from stagecraft.networks.families import family_of
+from stagecraft.networks.family import Module
+from stagecraft.networks.given import Space, read_scheduler_config
+from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.runtime.files import pipeline_file
 
 
 def open_given_teacher(
     path: str, images: TrainingSet, diffusion: dict[str, Any], space: Space
-) -> tuple[UNet2DModel, dict[str, Any] | None]:
+) -> tuple[Module, dict[str, Any] | None]:
     """The teacher of a diffusers folder, and what its scheduler config states.
 
     Args:
@@ -43,4 +38,4 @@ def open_given_teacher(
     if stated is not None and says_nothing(stated, diffusion["process"]):
         print(f"train_teacher: {stated['_class_name']} states no noise process; params say it (diffusion)")
     assert space.side is not None, "the images are known"
-    return fit_teacher(teacher, space.side), stated
+    return family_of(teacher).fit(teacher, space.side), stated

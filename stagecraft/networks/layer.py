@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from stagecraft.networks.family import Module
+Module = Any  # as in family.py
+WHOLE = "the whole teacher"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as it runs in a UNet.
+    """A layer as it runs in a network.
 
     Args:
         module: the layer, on any device.

@@ -8,15 +8,14 @@ from textwrap import shorten
 from typing import Any
 
 import diffusers
-import torch
-from diffusers import UNet2DModel
 
 from stagecraft.diffusion.stepper import unclipped
 from stagecraft.networks import multi_stage_pipeline
-from stagecraft.networks.given import TEACHER, check_teacher_folder, has_learned_variance
-from stagecraft.networks.unet2d import multi_decoder_unet
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
-from stagecraft.networks.weights import WEIGHTS, find_weights
+from stagecraft.networks.configs import check_teacher_folder
+from stagecraft.networks.families import student_class, teacher_class
+from stagecraft.networks.family import Module
+from stagecraft.networks.given import TEACHER
+from stagecraft.networks.weights import WEIGHTS, class_name, find_weights
 from stagecraft.runtime.files import (
     atomic_folder,
     check_file,
@@ -32,43 +31,31 @@ HASHES = "sha256.json"
 SCHEDULER = "scheduler_config.json"
 
 
-def load_teacher(folder: Path) -> UNet2DModel:
+def load_teacher(folder: Path) -> Module:
     """The UNet of a folder written by `save_teacher`, in eval mode on the CPU; ValueError when a file is not as written."""
     check_hashes(folder, "train_teacher")
-    return _load(UNet2DModel, folder)
+    return _load(teacher_class(class_name(folder / "unet")), folder)
 
 
-def load_student(folder: Path) -> MultiDecoderUNet2DModel:
+def load_student(folder: Path) -> Module:
     """The same of a folder written by `save_student`."""
     check_hashes(folder, "retrain")
-    return _load(MultiDecoderUNet2DModel, folder)
+    return _load(student_class(class_name(folder / "unet")), folder)
 
 
-def load_given_teacher(folder: Path) -> UNet2DModel:
+def load_given_teacher(folder: Path) -> Module:
     """The UNet of a pipeline folder from elsewhere, in eval mode on the CPU.
 
     Raises:
-        ValueError: the folder has no config or weights, its UNet is no UNet2DModel, has blocks that cannot be searched, or
+        ValueError: the folder has no config or weights, its network is of another kind, has blocks that cannot be searched, or
             has weights that are missing, of another shape or not finite.
     """
-    _, path = check_teacher_folder(folder)
+    config, path = check_teacher_folder(folder)
     weights = find_weights(path.parent)
-    unet = _load(UNet2DModel, folder, weights.variant).float()
+    unet = _load(teacher_class(config["_class_name"]), folder, weights.variant).float()
     for name, value in unet.state_dict().items():
         if not value.isfinite().all():
             raise ValueError(f"{weights.files[0]}: {name} holds values that are not finite; {TEACHER}")
-    return unet
-
-
-def fit_teacher(unet: UNet2DModel, side: int) -> UNet2DModel:
-    """Make a given teacher, in place, one of this side that predicts the mean alone, where it has learned a variance too."""
-    channels = unet.config["in_channels"]
-    if has_learned_variance(unet.config):
-        output: Any = unet.conv_out
-        output.weight = torch.nn.Parameter(output.weight.detach()[:channels].clone())
-        output.bias = torch.nn.Parameter(output.bias.detach()[:channels].clone())
-        output.out_channels = channels
-    unet.register_to_config(out_channels=channels, sample_size=side)
     return unet
 
 
@@ -87,7 +74,7 @@ def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
 
 
 def save_teacher(
-    folder: Path, unet: UNet2DModel, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+    folder: Path, unet: Module, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
 ) -> None:
     """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written.
 
@@ -103,7 +90,7 @@ def save_teacher(
 
 def save_student(
     folder: Path,
-    unet: MultiDecoderUNet2DModel,
+    unet: Module,
     scheduler: Any,
     params: dict[str, Any],
     vae: Any = None,
@@ -117,7 +104,7 @@ def save_student(
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, Path(multi_decoder_unet.__file__).stem, scheduler, vae, given=given)
+        write_pipeline(aside, unet, Path(inspect.getfile(type(unet))).stem, scheduler, vae, given=given)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
@@ -144,7 +131,7 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
         forget_origin(folder / "vae" / "config.json")
-    if isinstance(unet, MultiDecoderUNet2DModel) or needs_own_pipeline(unet, scheduler, vae):
+    if origin != "diffusers" or needs_own_pipeline(unet, scheduler, vae):
         source = Path(inspect.getfile(multi_stage_pipeline))
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]

@@ -137,12 +137,12 @@ def conversion(folder: Path, name: str, kind: str | None) -> str:
 
 
 def class_name(folder: Path) -> str:
-    """The diffusers class of a model's config.json; UNet2DModel where it says none."""
+    """The diffusers class of a model's config.json; AutoModel, which knows them all, where it says none."""
     try:
         name = read_json(folder / "config.json").get("_class_name")
     except ValueError:
         name = None
-    return name if isinstance(name, str) and name.isidentifier() else "UNet2DModel"
+    return name if isinstance(name, str) and name.isidentifier() else "AutoModel"
 
 
 def check_weights(weights: Weights, kind: str, remedy: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from stagecraft.config.sections import Everything
 from stagecraft.networks.activations import activation_bytes
 from stagecraft.networks.costs import count_network_macs, count_parameters
+from stagecraft.networks.families import family_of, sites_of
 from stagecraft.planning.gpu import Gpu
 from stagecraft.planning.memory import estimate_memory
 from stagecraft.planning.rates import Machine
@@ -95,7 +96,8 @@ def count_student_parameters(setup: Setup) -> int:
     """Parameters of the student: what the budget leaves, or a decoder of the teacher's size for every interval."""
     teacher = setup.teacher
     limit = Budget.of(setup.params.assemble).params
-    decoder = count_parameters(teacher.up_blocks) + count_parameters(teacher.conv_out)
+    blocks = [teacher.get_submodule(site.name) for site in sites_of(teacher) if site.per_range]
+    decoder = sum(map(count_parameters, blocks)) + family_of(teacher).fixed_costs(teacher).head_params
     largest = count_parameters(teacher) + (setup.intervals - 1) * decoder
     return largest if limit is None else min(largest, int(limit * count_parameters(teacher)))
 

@@ -13,6 +13,7 @@ from torch import nn
 from stagecraft.diffusion.losses import example_condition, predict
 from stagecraft.evaluation.speed import synchronize
 from stagecraft.networks.costs import count_network_macs
+from stagecraft.networks.families import sites_of
 from stagecraft.networks.family import Module
 from stagecraft.planning.steps import BACKWARD, Work
 from stagecraft.runtime.device import autocast
@@ -98,8 +99,7 @@ def measure_rate(teacher: Module, batch: int, device: torch.device, precision: s
 def shrink(teacher: Module) -> Module:
     """A copy of a teacher on the meta device for as many pixels as an image of `LARGEST_IMAGE` MACs has, if that are fewer."""
     small = copy.deepcopy(teacher)
-    unit = 2 ** (len(small.down_blocks) - 1)
-    while count_network_macs(small) > LARGEST_IMAGE and small.config["sample_size"] % (2 * unit) == 0:
+    while count_network_macs(small) > LARGEST_IMAGE and all(site.side % 2 == 0 for site in sites_of(small)):
         small.register_to_config(sample_size=small.config["sample_size"] // 2)
     return small
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 
 from stagecraft.config.sections import Everything, PrepareData
 from stagecraft.data.survey import Survey, survey
@@ -14,16 +13,15 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import KINDS, build_autoencoder
+from stagecraft.networks.configs import check_config, check_teacher_fits, reader_of
+from stagecraft.networks.families import family_of, teacher_class
+from stagecraft.networks.family import Module
 from stagecraft.networks.given import (
     Space,
     check_autoencoder_config,
     check_autoencoder_fits,
-    check_config,
     check_own_teacher,
-    check_teacher_fits,
-    sides_of,
 )
-from stagecraft.networks.pipelines import fit_teacher
 from stagecraft.preflight.given_models import network_space
 from stagecraft.runtime.files import pipeline_file, read_json
 from stagecraft.search.features import FeatureWriter
@@ -46,7 +44,7 @@ class Setup:
     params: Everything
     images: Survey
     side: int
-    teacher: UNet2DModel
+    teacher: Module
     autoencoder: Any
 
     @property
@@ -107,7 +105,7 @@ def look_at_images(settings: PrepareData) -> Survey:
     return survey(settings)
 
 
-def read_teacher(params: Everything, images: Survey, space: Space) -> UNet2DModel:
+def read_teacher(params: Everything, images: Survey, space: Space) -> Module:
     """The teacher on the meta device; ValueError when it is not for the images."""
     settings = params.train_teacher
     if settings.source == "train":
@@ -123,13 +121,14 @@ def read_teacher(params: Everything, images: Survey, space: Space) -> UNet2DMode
     path = pipeline_file(settings.path, "unet", "config.json")
     config = check_config(path)
     check_teacher_fits(config, path, space, params.diffusion.process)
-    side = space.side or sides_of(config, path).only
+    side = space.side or reader_of(config).sides(config, path).only
     if side is None:
         raise ValueError(
             f"{path}: says no sample_size, and the images that would tell are not there; set prepare_data.resolution"
         )
     with META:
-        return fit_teacher(UNet2DModel.from_config(config).eval(), side)
+        teacher = teacher_class(config["_class_name"]).from_config(config).eval()
+    return family_of(teacher).fit(teacher, side)
 
 
 def read_autoencoder(params: Everything, side: int, channels: int | None) -> Any:

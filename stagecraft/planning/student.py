@@ -13,9 +13,9 @@ import numpy as np
 from stagecraft.elastic.block import natural_orders
 from stagecraft.networks.costs import count_network_macs, count_parameters, count_tail_macs
 from stagecraft.networks.families import family_of, site_named, sites_of
-from stagecraft.networks.family import Module, Site, Spec
+from stagecraft.networks.family import Module, Site, Spec, Stream
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.stream import Stream, narrowed_teacher
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.planning.setup import Setup
 from stagecraft.preflight.jobs import latency_files, refined_from, search_jobs
 from stagecraft.search.architecture import assemble_architecture, given_architecture
@@ -45,7 +45,8 @@ class Search:
     def stream(self) -> Stream | None:
         """Channels of the residual stream, as many as the student will have."""
         settings = self.setup.params.search_block
-        alike = [[1.0] * width for width in self.teacher.config["block_out_channels"]]
+        widths = family_of(self.teacher).residual_stream(self.teacher).widths
+        alike = [[1.0] * width for width in widths]
         return choose_stream(self.teacher, settings.channels, alike, settings.channel_multiple)
 
     @cached_property

@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING
 from stagecraft.config.sections import Everything, TrainTeacher
 from stagecraft.data.classes import check_known
 from stagecraft.diffusion.stated import check_stated, check_steps, kept_settings
+from stagecraft.networks.configs import check_config, check_teacher_fits, check_teacher_folder, reader_of
 from stagecraft.networks.given import (
-    WIDTHS,
     Sides,
     Space,
     check_autoencoder_fits,
     check_autoencoder_folder,
-    check_config,
     check_own_teacher,
     check_shares,
-    check_teacher_fits,
-    check_teacher_folder,
     downscaling_of,
     latent_channels_of,
     read_scheduler_config,
-    sides_of,
     why_undivided,
 )
 from stagecraft.runtime.files import pipeline_file, read_json
@@ -56,7 +52,8 @@ def wanted_sides(settings: TrainTeacher) -> Sides:
     if settings.source == "train":
         return Sides(2 ** (len(settings.block_out_channels) - 1))
     path = pipeline_file(settings.path, "unet", "config.json")
-    return sides_of(check_config(path), path)
+    config = check_config(path)
+    return reader_of(config).sides(config, path)
 
 
 def check_given_teacher(params: Everything, survey: Survey) -> None:
@@ -73,7 +70,7 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
         return
     folder = Path(settings.path)
     config, path = check_teacher_folder(folder)
-    check_search(params, config.get("block_out_channels", WIDTHS))
+    check_search(params, reader_of(config).widths(config))
     check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:
         check_known(survey.classes, config["num_class_embeds"], str(path))

@@ -6,8 +6,9 @@ from pathlib import Path
 from stagecraft.config.messages import show
 from stagecraft.config.params import PROJECT
 from stagecraft.config.sections import Evaluate, Everything, MeasureLatency, TrainAutoencoder, TrainTeacher
+from stagecraft.networks.configs import CONFIGS, TRAINED, reader_of
+from stagecraft.networks.given import SiteNames
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.names import decoder_names, encoder_names, shape_of
 from stagecraft.networks.weights import find_weights
 from stagecraft.runtime.files import pipeline_file
 
@@ -19,9 +20,9 @@ def search_jobs(params: Everything) -> list[Job]:
     """
     if params.architecture == "given":
         return []
-    levels, has_mid = teacher_shape(params.train_teacher)
-    shared = [Job(site) for site in encoder_names(levels, has_mid)]
-    return [*shared, *(Job(site, part) for part in searched_ranges(params) for site in decoder_names(levels))]
+    sites = site_names(params.train_teacher)
+    shared = [Job(site) for site in sites.shared]
+    return [*shared, *(Job(site, part) for part in searched_ranges(params) for site in sites.per_range)]
 
 
 def block_names(params: Everything) -> list[str]:
@@ -50,22 +51,24 @@ def refined_from(params: Everything) -> dict[str, str]:
     return {job.name: Job(job.site, everywhere).name for job in ranged}
 
 
-def teacher_shape(settings: TrainTeacher) -> tuple[int, bool]:
-    """Number of resolution levels of the teacher, and whether it has a mid block."""
+def site_names(settings: TrainTeacher) -> SiteNames:
+    """The names of the teacher's sites."""
     if settings.source == "train":
-        return len(settings.block_out_channels), True
-    return shape_of(read_teacher_config(settings))
+        reader = CONFIGS[TRAINED]
+        return reader.sites(reader.trained(settings))
+    config = read_teacher_config(settings)
+    return reader_of(config).sites(config)
 
 
 def read_teacher_config(settings: TrainTeacher) -> dict[str, object]:
-    """unet/config.json of a given teacher; ValueError when it is not that of a UNet2DModel."""
+    """unet/config.json of a given teacher; ValueError when it is not that of a network."""
     config = teacher_config_file(settings)
     try:
         unet: dict[str, object] = json.loads(config.read_text(encoding="utf-8"))
-        shape_of(unet)
+        reader_of(unet).sites(unet)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{config}: not the config of a diffusers UNet2DModel; give another train_teacher.path"
+            f"{config}: not the config of a diffusers {' or '.join(CONFIGS)}; give another train_teacher.path"
         ) from error
     return unet
 

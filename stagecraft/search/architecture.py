@@ -4,17 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TypedDict
 
-from diffusers import UNet2DModel
-
 from stagecraft.config.sections import Assemble
 from stagecraft.elastic.architecture import chosen_architecture, identity_architecture
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.costs import count_network_macs, count_parameters
 from stagecraft.networks.families import family_of, sites_of
-from stagecraft.networks.family import Architecture, Spec
+from stagecraft.networks.family import Architecture, Module, Spec, Stream
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
-from stagecraft.networks.unet2d.stream import Stream, narrowed_teacher
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.search.controls import select_largest, select_uniform
 from stagecraft.search.latency import LatencyTable, layers_of
 from stagecraft.search.results import AGAIN, SearchResult, stream_of
@@ -50,7 +47,7 @@ class Assembled(TypedDict):
 
 
 def costs_of(
-    unet: UNet2DModel, steps: Sequence[int], narrowed: UNet2DModel | None = None, latency: LatencyTable | None = None
+    unet: Module, steps: Sequence[int], narrowed: Module | None = None, latency: LatencyTable | None = None
 ) -> Costs:
     """The teacher's costs and the shared ones.
 
@@ -69,7 +66,7 @@ def costs_of(
     return replace(costs, teacher_time=latency.of_teacher(), fixed_time=fixed_time)
 
 
-def block_of(unet: UNet2DModel, name: str, result: SearchResult) -> Block:
+def block_of(unet: Module, name: str, result: SearchResult) -> Block:
     """A search result (results/search/<name>.json) as selection takes it; `unet` has the student's residual stream."""
     identity = next(c for c in result["candidates"] if c["spec"] == result["identity"])
     intervals = None if result["intervals"] is None else tuple(result["intervals"])
@@ -84,7 +81,7 @@ def named_block(name: str) -> PlacedBlock:
 
 
 def assemble_architecture(
-    unet: UNet2DModel,
+    unet: Module,
     results: Mapping[str, SearchResult],
     steps: Sequence[int],
     settings: Assemble,
@@ -126,7 +123,7 @@ def assemble_architecture(
 
 
 def select(
-    narrowed: UNet2DModel, blocks: Sequence[Block], costs: Costs, settings: Assemble, seed: int
+    narrowed: Module, blocks: Sequence[Block], costs: Costs, settings: Assemble, seed: int
 ) -> tuple[Chosen, float | None]:
     """The candidate that `assemble.rule` chooses of each block, by name, and the tau of the local rule.
 
@@ -148,7 +145,7 @@ def select(
     return select_budget(blocks, costs, budget, settings.score), None
 
 
-def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence[float]) -> Assembled:
+def given_architecture(unet: Module, steps: Sequence[int], widths: Sequence[float]) -> Assembled:
     """Decoders of given widths without a search: the multi-stage method as published (arXiv 2312.09181, section 4.3).
 
     The encoder and the mid block are the teacher's. A decoder's channels are the teacher's at every level times its entry of
@@ -165,7 +162,7 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence
     """
     if len(widths) != len(steps):
         raise ValueError(f"assemble.decoder_widths: {widths} for {len(steps)} intervals; give one share for each")
-    architecture = widen_decoders(unet, identity_architecture(unet, len(steps)), widths)
+    architecture = family_of(unet).widen_decoders(unet, identity_architecture(unet, len(steps)), widths)
     costs = costs_of(unet, steps)
     return {
         "rule": "given",
@@ -181,14 +178,14 @@ def given_architecture(unet: UNet2DModel, steps: Sequence[int], widths: Sequence
     }
 
 
-def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs) -> dict[str, float]:
+def given_costs(unet: Module, architecture: Architecture, costs: Costs) -> dict[str, float]:
     """What `totals` gives, for decoders of other channels."""
     family = family_of(unet)
     fixed = family.fixed_costs(unet)
     encoder = [(site, unet.get_submodule(site.name)) for site in sites_of(unet) if not site.per_range]
     encoder_macs = fixed.entrance_macs + sum(family.block_macs(block, site) for site, block in encoder)
     encoder_params = fixed.entrance_params + sum(count_parameters(block) for _, block in encoder)
-    decoders = decoder_costs(unet, architecture)
+    decoders = family.decoder_costs(unet, architecture)
     macs = encoder_macs + sum(w * own for w, (own, _) in zip(costs.interval_weights, decoders, strict=True))
     params = [own for _, own in decoders]
     total = sum(params) + encoder_params
@@ -203,7 +200,7 @@ def given_costs(unet: UNet2DModel, architecture: Architecture, costs: Costs) -> 
     }
 
 
-def check_results(unet: UNet2DModel, results: Mapping[str, SearchResult], intervals: int) -> None:
+def check_results(unet: Module, results: Mapping[str, SearchResult], intervals: int) -> None:
     """Raise ValueError unless there is one result per block of the teacher, and per interval in the decoder."""
     missing = f"as the teacher and {intervals} interval(s) go; {AGAIN}"
     sites = {site.name: site for site in sites_of(unet)}

@@ -3,12 +3,10 @@
 import copy
 from collections.abc import Sequence
 
-from diffusers import UNet2DModel
-
 from stagecraft.elastic.kinds import searchables_of
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, site_named, sites_of
-from stagecraft.networks.family import Choice
+from stagecraft.networks.family import Choice, Module
 from stagecraft.search.selection import Block, Budget, Candidate, Costs, SubBlock, fits, infeasible, totals
 
 Grades = dict[str, int]  # how much of each layer is kept, by site and name: `down_blocks.0.resnets.1`
@@ -19,7 +17,7 @@ def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
     return {block.name: block.identity for block in blocks}
 
 
-def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, SubBlock]:
+def select_uniform(unet: Module, blocks: Sequence[Block], costs: Costs, budget: Budget) -> dict[str, SubBlock]:
     """The same share of every layer that can be narrowed evenly, nothing dropped.
 
     Of a ResNet layer it is the share of the inner width in whole GroupNorm groups, with the teacher's kernels, and, where the
@@ -47,7 +45,7 @@ def select_uniform(unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, bud
     return fitting
 
 
-def largest_grades(unet: UNet2DModel) -> Grades:
+def largest_grades(unet: Module) -> Grades:
     """The teacher's own grade of every layer that can be narrowed evenly."""
     return {
         f"{site.name}.{name}": layer.grades
@@ -58,14 +56,14 @@ def largest_grades(unet: UNet2DModel) -> Grades:
 
 
 def fit_within(
-    unet: UNet2DModel, blocks: Sequence[Block], costs: Costs, budget: Budget, grades: Grades
+    unet: Module, blocks: Sequence[Block], costs: Costs, budget: Budget, grades: Grades
 ) -> dict[str, SubBlock] | None:
     """The blocks of these grades, or None where they exceed the budget."""
     chosen = {block.name: narrowed(unet, block, grades) for block in blocks}
     return chosen if fits(totals(blocks, chosen, costs), budget) else None
 
 
-def narrowed(unet: UNet2DModel, job: Block, grades: Grades) -> SubBlock:
+def narrowed(unet: Module, job: Block, grades: Grades) -> SubBlock:
     """The block of a search job with layers of these grades, and its costs."""
     site = site_named(unet, job.place)
     block = unet.get_submodule(site.name)

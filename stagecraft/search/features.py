@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -16,7 +15,8 @@ from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.families import family_of
-from stagecraft.networks.unet2d.stream import kept_part
+from stagecraft.networks.family import Module
+from stagecraft.networks.stream import kept_part
 from stagecraft.runtime.files import (
     atomic_path,
     check_same_hash,
@@ -45,7 +45,7 @@ class FeatureWriter:
 
     def __init__(
         self,
-        teacher: UNet2DModel,
+        teacher: Module,
         process: Process,
         data: TrainingSet,
         intervals: Sequence[Sequence[float]],

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 
 from stagecraft.data.condition import Condition
 from stagecraft.data.training import TrainingSet
@@ -16,9 +15,9 @@ from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
+from stagecraft.networks.families import family_of
+from stagecraft.networks.family import Module, Stream
 from stagecraft.networks.given import check_shares
-from stagecraft.networks.unet2d.multi_decoder_unet import stream_levels
-from stagecraft.networks.unet2d.stream import Stream, stream_writers
 from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
@@ -27,7 +26,7 @@ BATCHES, BATCH = 64, 16  # noised images from which the importance of channels c
 
 
 def choose_stream(
-    teacher: UNet2DModel,
+    teacher: Module,
     share: float | Sequence[float],
     importance: Sequence[Sequence[float]] | None,
     multiple: int = 1,
@@ -45,10 +44,11 @@ def choose_stream(
     """
     if share == 1:
         return None
-    groups = teacher.config["norm_num_groups"]
-    same = stream_levels(teacher)
+    residual = family_of(teacher).residual_stream(teacher)
+    groups = residual.groups
+    same = residual.shared
     shares = [share] * len(same) if isinstance(share, int | float) else share
-    check_shares(shares, teacher.config["block_out_channels"])
+    check_shares(shares, residual.widths)
     if all(share == 1 for share in shares):
         return None
     assert importance is not None, "shares below 1 need the importance of channels"
@@ -65,7 +65,7 @@ def choose_stream(
 
 
 def measure_importance(
-    teacher: UNet2DModel,
+    teacher: Module,
     process: Process,
     data: TrainingSet,
     seed: int,
@@ -90,7 +90,7 @@ def measure_importance(
 
 
 def stream_importance(
-    teacher: UNet2DModel,
+    teacher: Module,
     batches: Iterable[Batch],
     factors: Iterable[torch.Tensor],
     generator: torch.Generator,
@@ -113,7 +113,7 @@ def stream_importance(
         pieces: sums over batches of a run that was killed, and where to keep those of this one.
         done: called with the number of batches that are done.
     """
-    widths = teacher.config["block_out_channels"]
+    widths = family_of(teacher).residual_stream(teacher).widths
     total = torch.zeros(sum(widths), dtype=torch.float64)
     with masked_stream(teacher) as masks:
         for number, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
@@ -121,14 +121,14 @@ def stream_importance(
             measure = partial(batch_importance, teacher, masks, batch, signs * factor[:, None, None, None], at_once)
             total += torch.from_numpy(kept_array(pieces, f"batch-{number:03}.npy", measure))
             done(number + 1)
-    return list(total.split(list(widths)))
+    return list(total.split(widths))
 
 
 def batch_importance(
-    teacher: UNet2DModel, masks: list[torch.Tensor], batch: Batch, weights: torch.Tensor, at_once: int
+    teacher: Module, masks: list[torch.Tensor], batch: Batch, weights: torch.Tensor, at_once: int
 ) -> np.ndarray:
     """Sum over a batch of the squared gradients of the weighted prediction by the masks; all levels in a row, float64."""
-    total = torch.zeros(sum(teacher.config["block_out_channels"]), dtype=torch.float64)
+    total = torch.zeros(sum(family_of(teacher).residual_stream(teacher).widths), dtype=torch.float64)
     for start in range(0, len(batch.x_t), at_once):
         rows = slice(start, start + at_once)
         part = batch.rows(rows)
@@ -139,24 +139,24 @@ def batch_importance(
     return total.numpy()
 
 
-def masked_prediction(unet: UNet2DModel, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+def masked_prediction(unet: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
     """The output of a UNet whose residual stream is multiplied by masks of ones."""
     with masked_stream(unet) as masks:
         masks[:] = ones_for(unet, x_t)
         return predict(unet, x_t, t, condition)
 
 
-def ones_for(unet: UNet2DModel, x_t: torch.Tensor) -> list[torch.Tensor]:
+def ones_for(unet: Module, x_t: torch.Tensor) -> list[torch.Tensor]:
     """Masks of ones, (N, channels) for each level, that get gradients."""
-    widths = unet.config["block_out_channels"]
+    widths = family_of(unet).residual_stream(unet).widths
     return [torch.ones(len(x_t), width, device=x_t.device, requires_grad=True) for width in widths]
 
 
 @contextmanager
-def masked_stream(teacher: UNet2DModel) -> Iterator[list[torch.Tensor]]:
+def masked_stream(teacher: Module) -> Iterator[list[torch.Tensor]]:
     """Multiply the residual stream by masks, one (N, channels) for each level, that are put into the list given."""
     masks: list[torch.Tensor] = []
-    levels = {module: level for level, module in stream_writers(teacher)}
+    levels = family_of(teacher).residual_stream(teacher).writers
     handles = [
         module.register_forward_hook(lambda module, args, output: output * masks[levels[module]][:, :, None, None])
         for module in levels

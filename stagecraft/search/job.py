@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from stagecraft.config import sections
@@ -15,9 +14,9 @@ from stagecraft.elastic.block import ElasticBlock
 from stagecraft.elastic.searchable import Order
 from stagecraft.networks.costs import count_parameters, count_tail_macs
 from stagecraft.networks.families import family_of, site_named
-from stagecraft.networks.family import Spec
+from stagecraft.networks.family import Module, Spec
 from stagecraft.networks.jobs import Job
-from stagecraft.networks.unet2d.stream import kept_channels, narrowed_teacher
+from stagecraft.networks.stream import kept_channels, narrowed_teacher
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file
 from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features
@@ -98,7 +97,7 @@ class SearchJob:
     def __init__(
         self,
         params: SearchBlock,
-        teacher: UNet2DModel,
+        teacher: Module,
         name: str,
         folder: Path,
         device: torch.device,
@@ -227,7 +226,7 @@ class SearchJob:
         self.pieces.remove()
 
 
-def latencies_of(unet: UNet2DModel, name: str, latency: Path | None) -> Callable[[Spec], float] | None:
+def latencies_of(unet: Module, name: str, latency: Path | None) -> Callable[[Spec], float] | None:
     """What gives the latency of a block by its spec, from a file of `measure_latency`; None where nothing was measured."""
     table = None if latency is None else LatencyTable.of_stage(latency)
     return None if table is None else table.latency_of(unet, name)

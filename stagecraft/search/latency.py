@@ -1,4 +1,4 @@
-"""Latency of a UNet's layers, each distinct shape measured alone: what a budget of time is counted in.
+"""Latency of a network's layers, each distinct shape measured alone: what a budget of time is counted in.
 
 A block takes the sum of its layers (a ResNet layer with the concatenation before it, an attention, a downsampler, an upsampler),
 a student that of its blocks, its input side and its output head, all in milliseconds an image.
@@ -16,13 +16,11 @@ from typing import NotRequired, TypedDict, cast
 
 import diffusers
 import torch
-from diffusers import UNet2DModel
 
 from stagecraft.elastic.kinds import identity_spec
-from stagecraft.networks.families import sites_of
-from stagecraft.networks.family import Spec
-from stagecraft.networks.layer import Call, Layer
-from stagecraft.networks.unet2d.layers import WHOLE, LayersOf
+from stagecraft.networks.families import family_of, sites_of
+from stagecraft.networks.family import Layers, Module, Spec
+from stagecraft.networks.layer import WHOLE, Call, Layer
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.files import read_checked_json, read_json
 from stagecraft.runtime.progress import Progress
@@ -158,19 +156,20 @@ def processor_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def overhead_of(layers: dict[str, float], teacher: LayersOf) -> float:
+def overhead_of(layers: dict[str, float], teacher: Layers) -> float:
     """Milliseconds an image that each layer takes more within the teacher than alone, taken as the same for all layers."""
     own = teacher.own()
     return (layers[WHOLE] - sum(layers[layer.key] for layer in own)) / len(own)
 
 
-def layers_of(net: UNet2DModel) -> LayersOf:
+def layers_of(net: Module) -> Layers:
     """The layers of a teacher, or of a teacher with the student's hidden channels."""
-    return LayersOf(net, {site.name: identity_spec(net.get_submodule(site.name)) for site in sites_of(net)})
+    identities = {site.name: identity_spec(net.get_submodule(site.name)) for site in sites_of(net)}
+    return family_of(net).layers(net, identities)
 
 
 def pairs_to_measure(
-    teacher: LayersOf, student: LayersOf, specs: Iterable[tuple[str, Spec]]
+    teacher: Layers, student: Layers, specs: Iterable[tuple[str, Spec]]
 ) -> dict[str, tuple[Layer, Layer]]:
     """Every distinct layer of the teacher, of what all students share and of specs, by key, with the teacher's in its place.
 
@@ -185,7 +184,7 @@ def pairs_to_measure(
     return pairs
 
 
-def distinct_parts(student: LayersOf, specs: Iterable[tuple[str, Spec]]) -> Iterator[tuple[str, str, Layer]]:
+def distinct_parts(student: Layers, specs: Iterable[tuple[str, Spec]]) -> Iterator[tuple[str, str, Layer]]:
     """The block, the place in it and the layer of each different option of specs."""
     seen: set[str] = set()
     for name, spec in specs:
@@ -240,8 +239,8 @@ class LatencyTable:
         """Those of some layers that the table lacks."""
         return [key for key in keys if key not in self.layers]
 
-    def latency_of(self, unet: UNet2DModel, name: str) -> Callable[[Spec], float]:
-        """What gives the milliseconds an image of a block of a UNet as a spec makes it."""
+    def latency_of(self, unet: Module, name: str) -> Callable[[Spec], float]:
+        """What gives the milliseconds an image of a block of a network as a spec makes it."""
         layers = layers_of(unet)
         return lambda spec: self.milliseconds(layers.block(name, spec))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from stagecraft.elastic.searchable import Order
-from stagecraft.networks.family import Spec
-from stagecraft.networks.unet2d.stream import Stream
+from stagecraft.networks.family import Spec, Stream
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file, write_checked_json
 from stagecraft.search.selection import Candidate
 

@@ -14,7 +14,7 @@ from stagecraft.elastic.searchable import Order
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of
 from stagecraft.networks.family import Module, Site, Spec
-from stagecraft.networks.unet2d.stream import kept_part, with_part
+from stagecraft.networks.stream import kept_part, with_part
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, kept_record
 from stagecraft.search.features import Features

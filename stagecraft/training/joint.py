@@ -4,15 +4,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 
 from stagecraft.config.sections import Retrain
 from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import joint_variances, nmse, predict
 from stagecraft.networks.families import family_of
-from stagecraft.networks.family import Site
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
-from stagecraft.networks.unet2d.stream import kept_channels, kept_part
+from stagecraft.networks.family import Module, Site
+from stagecraft.networks.stream import kept_channels, kept_part
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.processes import count, own_rows
 from stagecraft.training.schedule import end_to_end_share
@@ -42,8 +40,8 @@ class JointLoss:
 
     def __init__(
         self,
-        student: MultiDecoderUNet2DModel,
-        teacher: UNet2DModel,
+        student: Module,
+        teacher: Module,
         batches: NoisyBatches,
         settings: Retrain,
         precision: str,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from stagecraft.config.sections import Retrain, SearchSpace
@@ -17,8 +16,7 @@ from stagecraft.networks.families import family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.pipelines import is_class_conditional
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
-from stagecraft.networks.unet2d.stream import narrowed_teacher
+from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.plan import Plan
 
@@ -27,7 +25,7 @@ KERNELS = [1, 3]  # all that a search space may have
 
 
 def build_student(
-    teacher: UNet2DModel,
+    teacher: Module,
     architecture: Architecture,
     boundaries: Sequence[float],
     seed: int,
@@ -41,7 +39,7 @@ def build_student(
     return family_of(teacher).build_student(teacher, architecture, boundaries)
 
 
-def start_student(teacher: UNet2DModel, chosen: Plan, init: str, seed: int, supernet: Supernet) -> Module:
+def start_student(teacher: Module, chosen: Plan, init: str, seed: int, supernet: Supernet) -> Module:
     """The student before its first step.
 
     Args:
@@ -58,7 +56,7 @@ def start_student(teacher: UNet2DModel, chosen: Plan, init: str, seed: int, supe
     return student
 
 
-def untrained_supernets(teacher: UNet2DModel) -> Supernet:
+def untrained_supernets(teacher: Module) -> Supernet:
     """What gives a search job's supernet as it is before its first step: the teacher's weights, channels as they stand."""
 
     def state(job: str) -> dict[str, torch.Tensor]:
@@ -83,7 +81,7 @@ def supernet_reader(folder: Path, hashes: dict[str, str], architecture: Path) ->
 def student_batches(
     data: TrainingSet,
     process: Process,
-    teacher: UNet2DModel,
+    teacher: Module,
     boundaries: list[float],
     settings: Retrain,
     device: torch.device,
@@ -102,13 +100,13 @@ def student_batches(
     )
 
 
-def check_teacher(teacher: UNet2DModel, architecture: Plan, path: Path) -> None:
+def check_teacher(teacher: Module, architecture: Plan, path: Path) -> None:
     """Raise ValueError unless an architecture.json, read from `path`, was made for this teacher."""
     if architecture["identity"] != identity_architecture(teacher):
         raise ValueError(f"{path}: describes another teacher; {run_again('assemble', path)}")
 
 
-def inherit(student: MultiDecoderUNet2DModel, teacher: UNet2DModel, supernet: Supernet) -> None:
+def inherit(student: Module, teacher: Module, supernet: Supernet) -> None:
     """Copy weights in place: blocks from their supernets, all else from the teacher.
 
     Args:
@@ -142,6 +140,6 @@ def interval_probabilities(setting: str | list[float], intervals: Sequence[Seque
     return [float(value) / sum(map(float, setting)) for value in setting]
 
 
-def warm_start(student: Module, teacher: UNet2DModel) -> None:
+def warm_start(student: Module, teacher: Module) -> None:
     """Copy the teacher's weights in place, into every decoder; see `Family.copy_all`."""
     family_of(teacher).copy_all(student, teacher)

@@ -1,42 +1,33 @@
-"""The teacher: a UNet2DModel built from params and trained on the noise process."""
+"""The teacher: a network built from params and trained on the noise process."""
 
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 
 from stagecraft.config.sections import Teacher
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.losses import predict
+from stagecraft.networks.configs import CONFIGS, TRAINED
+from stagecraft.networks.families import teacher_class
+from stagecraft.networks.family import Module
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.processes import own_rows
 
 
-def build_teacher(
-    settings: Teacher, resolution: int, channels: int, seed: int, classes: int | None = None
-) -> UNet2DModel:
-    """A UNet2DModel with random weights, as the `train_teacher` section describes it.
-
-    Attention stands in the levels of `attention` that are true, and in the mid block.
+def build_teacher(settings: Teacher, resolution: int, channels: int, seed: int, classes: int | None = None) -> Module:
+    """A network with random weights, as the `train_teacher` section describes it.
 
     Args:
         classes: number of classes of a class-conditional network.
     """
     torch.manual_seed(seed)
-    attention = settings.attention
-    return UNet2DModel(
+    return teacher_class(TRAINED)(
         sample_size=resolution,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=tuple(settings.block_out_channels),
-        down_block_types=tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in attention),
-        up_block_types=tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(attention)),
-        layers_per_block=settings.layers_per_block,
-        attention_head_dim=settings.attention_head_dim,
-        norm_num_groups=settings.norm_num_groups,
-        dropout=settings.dropout,
         num_class_embeds=classes,
+        **CONFIGS[TRAINED].trained(settings),
     )
 
 

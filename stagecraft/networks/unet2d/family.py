@@ -4,23 +4,51 @@ The tensors between blocks, each named once: `emb` (N, D); `skip.0` (conv_in's o
 block emits, the last of a block being its output); `mid`; `up.0`, `up.1`, ... (each up block's output), all N,C,H,W.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 
 from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.diffusion.losses import predict
-from stagecraft.networks.family import Architecture, FixedCosts, Module, Site, Spec, StudentBlock
+from stagecraft.networks.family import (
+    Architecture,
+    FixedCosts,
+    Module,
+    ResidualStream,
+    Site,
+    Spec,
+    Stream,
+    StudentBlock,
+)
 from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
+from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
+from stagecraft.networks.unet2d.layers import UNet2DLayers
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec, narrow_stream
 from stagecraft.networks.unet2d.names import DOWN, MID, UP
+from stagecraft.networks.unet2d.stream import residual_stream
 
 IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
 
 class UNet2DFamily:
     """The family of diffusers' UNet2DModel."""
+
+    teacher_class = UNet2DModel
+    student_class = MultiDecoderUNet2DModel
+
+    def fit(self, teacher: Module, side: int) -> Module:
+        """Give a teacher, in place, a side, and of an output head with a learned variance the mean alone."""
+        channels = teacher.config["in_channels"]
+        if teacher.config["out_channels"] == 2 * channels:
+            output = teacher.conv_out
+            output.weight = torch.nn.Parameter(output.weight.detach()[:channels].clone())
+            output.bias = torch.nn.Parameter(output.bias.detach()[:channels].clone())
+            output.out_channels = channels
+        teacher.register_to_config(out_channels=channels, sample_size=side)
+        return teacher
 
     def sites(self, net: Module) -> list[Site]:
         """The places of all blocks, in the order in which they run."""
@@ -114,6 +142,26 @@ class UNet2DFamily:
         """What a UNet costs beside its blocks."""
         return fixed_costs(net)
 
+    def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNet2DLayers:
+        """The layers of a UNet, to be measured one by one."""
+        return UNet2DLayers(net, identities)
+
+    def residual_stream(self, net: Module) -> ResidualStream:
+        """What passes from layer to layer of a UNet."""
+        return residual_stream(net, self.sites(net))
+
+    def narrow(self, net: Module, stream: Stream) -> Module:
+        """A copy of a UNet with these channels of its residual stream alone; see `narrow_stream`."""
+        return narrow_stream(copy.deepcopy(net), stream)
+
+    def widen_decoders(self, net: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
+        """The identity with decoders whose channels are shares of the teacher's, in whole groups and attention heads."""
+        return widen_decoders(net, self.decoder_sites(net), identity, widths)
+
+    def decoder_costs(self, net: Module, architecture: Architecture) -> list[tuple[int, int]]:
+        """MACs for one sample and parameters of every interval's decoder, its output head included."""
+        return decoder_costs(net, self.decoder_sites(net), architecture)
+
     def build_student(
         self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]
     ) -> MultiDecoderUNet2DModel:
@@ -126,8 +174,8 @@ class UNet2DFamily:
         with torch.no_grad():
             for name, value in teacher.state_dict().items():
                 if not name.startswith((DOWN, MID, UP)):
-                    for copy in copies_of(own, name, student.num_intervals):
-                        copy.copy_(value)
+                    for own_copy in copies_of(own, name, student.num_intervals):
+                        own_copy.copy_(value)
 
     def copy_all(self, student: Module, teacher: Module) -> None:
         """Copy the teacher's weights in place, into every decoder.
@@ -138,9 +186,13 @@ class UNet2DFamily:
         own = student.state_dict()
         with torch.no_grad():
             for name, value in teacher.state_dict().items():
-                for copy in copies_of(own, name, student.num_intervals):
-                    common = tuple(slice(min(sizes)) for sizes in zip(copy.shape, value.shape, strict=True))
-                    copy[common].copy_(value[common])
+                for own_copy in copies_of(own, name, student.num_intervals):
+                    common = tuple(slice(min(sizes)) for sizes in zip(own_copy.shape, value.shape, strict=True))
+                    own_copy[common].copy_(value[common])
+
+    def decoder_sites(self, net: Module) -> list[Site]:
+        """The sites of the up blocks."""
+        return [site for site in self.sites(net) if site.per_range]
 
     def sites_after(self, net: Module, site: Site) -> list[Site]:
         """The sites whose blocks run after that of one."""
@@ -160,13 +212,6 @@ def copies_of(own: Mapping[str, torch.Tensor], name: str, intervals: int) -> lis
     """A student's own weights that stand for one of the teacher's: in every decoder that has one, or one outside of them."""
     copies = [f"decoders.{k}.{name}" for k in range(intervals)] if name.startswith(IN_DECODER) else [name]
     return [own[copy] for copy in copies if copy in own]
-
-
-def level_of(net: Module, site: Site) -> int:
-    """The resolution level of a site, 0 for the finest."""
-    kind, _, index = site.name.partition(".")
-    deepest = len(net.down_blocks) - 1
-    return {DOWN: lambda: int(index), MID: lambda: deepest, UP: lambda: deepest - int(index)}[kind]()
 
 
 def is_down(site: Site) -> bool:

@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from stagecraft.networks.family import Architecture, Entry, Module, Site
-from stagecraft.networks.unet2d.costs import count
-from stagecraft.networks.unet2d.family import UNet2DFamily, level_of
+from stagecraft.networks.unet2d.costs import block_macs, count
 from stagecraft.networks.unet2d.multi_decoder_unet import Decoder
+from stagecraft.networks.unet2d.stream import level_of
 
 
-def widen_decoders(unet: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
+def widen_decoders(
+    unet: Module, sites: Sequence[Site], identity: Architecture, widths: Sequence[float]
+) -> Architecture:
     """The identity with decoders whose channels are shares of the teacher's, in whole GroupNorm groups and attention heads.
 
     Args:
+        sites: those of the decoder.
         identity: of as many intervals as there are shares.
     """
     blocks = dict(identity["blocks"])
-    for site in UNet2DFamily().sites(unet):
-        if site.per_range:
-            blocks[site.name] = [
-                widened(unet, site, entry, share) for entry, share in zip(blocks[site.name], widths, strict=True)
-            ]
+    for site in sites:
+        blocks[site.name] = [
+            widened(unet, site, entry, share) for entry, share in zip(blocks[site.name], widths, strict=True)
+        ]
     return {"blocks": blocks}
 
 
@@ -38,14 +40,12 @@ def widened(unet: Module, site: Site, entry: Entry, share: float) -> Entry:
     return {"range": entry["range"], "spec": wide, "channels": channels}
 
 
-def decoder_costs(unet: Module, architecture: Architecture) -> list[tuple[int, int]]:
-    """MACs for one sample and parameters of every interval's decoder, its output head included."""
-    family = UNet2DFamily()
-    sites = [site for site in family.sites(unet) if site.per_range]
+def decoder_costs(unet: Module, sites: Sequence[Site], architecture: Architecture) -> list[tuple[int, int]]:
+    """MACs for one sample and parameters of every interval's decoder, of blocks at these sites and an output head."""
     costs = []
     for entries in zip(*(architecture["blocks"][site.name] for site in sites), strict=True):
         decoder = Decoder(copy.deepcopy(unet).to("meta"), list(entries), [None] * len(entries))
-        inside = sum(family.block_macs(block, site) for site, block in zip(sites, decoder.blocks, strict=True))
+        inside = sum(block_macs(block, site.side) for site, block in zip(sites, decoder.blocks, strict=True))
         head: Any = decoder.conv_out
         costs.append((inside + head.weight.numel() * unet.config["sample_size"] ** 2, count([decoder])))
     return costs

@@ -1,8 +1,7 @@
 """The layers of a UNet2DModel one by one, and those that specs make of its blocks."""
 
 import copy
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,14 +9,12 @@ from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from stagecraft.networks.family import Choice, Module, Spec
-from stagecraft.networks.layer import Layer
-from stagecraft.networks.unet2d.family import UNet2DFamily
+from stagecraft.networks.family import Choice, Layers, Module, Spec
+from stagecraft.networks.layer import WHOLE, Layer
 from stagecraft.networks.unet2d.multi_decoder_unet import BUILDERS, Dropped, PartialLayer, ShortcutLayer
 from stagecraft.networks.unet2d.names import UP
 
 WITH_EMBEDDING = (ResnetBlock2D, PartialLayer, ShortcutLayer)  # called with the time embedding
-WHOLE = "the whole teacher"
 
 
 class Whole(nn.Module):
@@ -61,64 +58,39 @@ class Head(nn.Module):
         return self.conv(self.act(self.norm(hidden_states)))
 
 
-class LayersOf:
-    """The layers of a UNet and of what specs make of its blocks.
+class UNet2DLayers(Layers):
+    """The layers of a UNet2DModel and of what specs make of its blocks."""
 
-    Args:
-        unet: the teacher, or the teacher with the student's hidden channels.
-        identities: the spec of each of its blocks as it is.
-    """
-
-    def __init__(self, unet: UNet2DModel, identities: dict[str, Spec]) -> None:
-        self.identities = identities
-        self.unet: Module = copy.deepcopy(unet).to("meta")
-        self.reads = input_shapes(self.unet)
-        self._known: dict[str, Layer | None] = {}
+    def __init__(self, unet: Module, identities: Mapping[str, Spec]) -> None:
+        super().__init__(unet, identities)
+        self.reads = input_shapes(self.net, identities)
 
     def fixed(self) -> list[Layer]:
         """What every student has: the input side, and one output head."""
-        config = self.unet.config
+        config = self.net.config
         side = config["sample_size"]
-        channels = self.unet.conv_out.in_channels
-        entrance = Layer(Entrance(self.unet), (config["in_channels"], side, side))
-        return [entrance, Layer(Head(self.unet), (channels, side, side))]
+        channels = self.net.conv_out.in_channels
+        entrance = Layer(Entrance(self.net), (config["in_channels"], side, side))
+        return [entrance, Layer(Head(self.net), (channels, side, side))]
 
     def together(self) -> Layer:
-        """The whole UNet, whose time is more than the sum of its layers': what lies between them takes some as well."""
-        side = self.unet.config["sample_size"]
-        return Layer(Whole(self.unet), (self.unet.config["in_channels"], side, side), name=WHOLE)
-
-    def block(self, name: str, spec: Spec) -> list[Layer]:
-        """The layers of a block (`down_blocks.0`) as a spec makes it, without those that compute nothing."""
-        parts = self.parts(name, spec)
-        layers = [self.layer(name, part, choice) for part, choice in parts.items()]
-        return [layer for layer in layers if layer is not None]
+        """The whole UNet."""
+        side = self.net.config["sample_size"]
+        return Layer(Whole(self.net), (self.net.config["in_channels"], side, side), name=WHOLE)
 
     def parts(self, name: str, spec: Spec) -> Spec:
         """What is chosen of each layer of a block, by its name there; of a sampler, which cannot be searched, nothing."""
-        samplers = samplers_of(self.unet.get_submodule(name))
+        samplers = samplers_of(self.net.get_submodule(name))
         return {**spec, **{part: None for part in samplers if part not in spec}}
 
-    def own(self) -> list[Layer]:
-        """All layers of the UNet itself."""
-        names = [site.name for site in UNet2DFamily().sites(self.unet)]
-        inside = [self.block(name, self.identities[name]) for name in names]
-        return [*self.fixed(), *(layer for layers in inside for layer in layers)]
+    def build(self, name: str, part: str, choice: Choice) -> Module | None:
+        """What a choice makes of a layer of a block; None where it only passes its input on."""
+        module = built_part(self.net.get_submodule(name), part, choice)
+        return None if is_free(module) else module
 
-    def counterpart(self, name: str, part: str) -> Layer:
-        """The UNet's own layer at a place, for a comparison in turn."""
-        return self._layer(name, part, self.unet.get_submodule(f"{name}.{part}"))
-
-    def layer(self, name: str, part: str, choice: Choice) -> Layer | None:
-        """What a choice makes of a layer of a block; None where that computes nothing."""
-        known = f"{name}.{part} {json.dumps(choice, sort_keys=True)}"
-        if known not in self._known:
-            module = built_part(self.unet.get_submodule(name), part, choice)
-            self._known[known] = None if is_free(module) else self._layer(name, part, module)
-        return self._known[known]
-
-    def _layer(self, name: str, part: str, module: Module) -> Layer:
-        embedding = self.unet.time_embedding.linear_2.out_features if isinstance(module, WITH_EMBEDDING) else None
+    def place(self, name: str, part: str, module: Module) -> Layer:
+        """A module in place of a layer of a block; a ResNet layer of the decoder reads a skip tensor beside its input."""
+        embedding = self.net.time_embedding.linear_2.out_features if isinstance(module, WITH_EMBEDDING) else None
         joined = name.startswith(UP) and part.startswith("resnets.")
         return Layer(module, self.reads[f"{name}.{part}"], embedding, joined)
 
@@ -143,17 +115,17 @@ def is_free(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def input_shapes(unet: Module) -> dict[str, tuple[int, int, int]]:
-    """C, H, W of what each layer of a UNet's blocks reads, by the layer's name; `unet` is on the meta device."""
+def input_shapes(unet: Module, names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """C, H, W of what each layer of some blocks of a UNet reads, by the layer's name; `unet` is on the meta device."""
     seen: dict[str, tuple[int, int, int]] = {}
     handles = []
-    for site in UNet2DFamily().sites(unet):
-        block = unet.get_submodule(site.name)
+    for site in names:
+        block = unet.get_submodule(site)
         kinds = [("resnets", block.resnets), ("attentions", getattr(block, "attentions", None) or ())]
         kinds += [(kind, getattr(block, kind, None) or ()) for kind in ("downsamplers", "upsamplers")]
         for kind, modules in kinds:
             for index, module in enumerate(modules):
-                name = f"{site.name}.{kind}.{index}"
+                name = f"{site}.{kind}.{index}"
                 if module is not None:
                     handles.append(module.register_forward_pre_hook(remember_shape(seen, name)))
     config = unet.config
