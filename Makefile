@@ -19,7 +19,7 @@ INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolat
 
 # Tests of single functions and of the pages, which start no run.
 QUICK := dependencies links params overlay house batches cost depth diffusion features joint_loss matching multi_decoder_unet \
-	pieces scores selection stated training_loop
+	pieces selection training_loop
 
 run: $(STAMP)
 	$(BIN)/snakemake
