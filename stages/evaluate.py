@@ -46,12 +46,13 @@ def evaluate(
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     vae = open_autoencoder(autoencoder)
     shares = training_shares(student, plan)
+    large = load_teacher(teacher)
     stated = read_stated(teacher)
     time = plan["expected"].get("time_ratio")
     evaluation = Evaluation(
         params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces, stated, time
     )
-    result = evaluation.compare(load_teacher(teacher), small)
+    result = evaluation.compare(large, small)
     if result is None or pieces is None:
         return
     metrics, images = result

@@ -536,7 +536,7 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
 def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_logs(copied: Path) -> None:
     (copied / "fail-up_blocks.1.interval_0").touch()
     shown = on_a_terminal(copied, "--forcerun", "search_block", "--keep-going")
-    assert re.search(r"0 of 14 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
+    assert re.search(r"0 of 15 jobs done, 0:0\d elapsed", shown) and "search_block mid_block: done in 0:0" in shown
     assert shown.count("error: search_block up_blocks.1.interval_0: told to fail (logs/search_block/") == 2
     # The last line of a running job's log stands behind its name, and nowhere else.
     assert shown.count("stub search_block") == len(re.findall(r"search_block \S+: stub search_block", shown))
