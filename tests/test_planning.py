@@ -19,9 +19,11 @@ from stagecraft.planning.setup import META, read_setup
 from stagecraft.planning.steps import Work, count_jobs
 from stagecraft.preflight.params import validate_params
 
-# What the default run took (results/metrics.json is of it) on two quiet cores, in order: seconds from the start of a rule's first
-# job to the end of its last, of all; bytes of the shards; MACs, as its files hold them. `machine` is what a plan measured there:
-# the forward pass with two threads is metrics.json's, in training it takes as much more as with one thread.
+# What the default run took (results/metrics.json is of it) on two quiet cores: seconds from the start of a rule's
+# first job to the end of its last, and of all; bytes of the shards; MACs, as its files hold them. `machine` are its
+# speeds: forward with two threads as metrics.json has it, `start` the job of train_autoencoder, which did nothing else,
+# `single` timed later by measure_rate on one core, and training with two threads scaled by the ratio of the two with
+# one, not measured.
 RECORD: dict[str, Any] = json.loads((ROOT / "tests" / "default_run.json").read_text())
 
 
