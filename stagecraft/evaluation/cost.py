@@ -29,7 +29,7 @@ def model_cost(
     """What a sampler with `steps[s]` evaluations in interval s pays for `model`, and what training pays.
 
     Args:
-        model: a UNet called as model(x_NCHW, t); with `decoders` one per interval, without them the same at every t.
+        model: a network called as model(x_NCHW, t), which may run other layers in every interval.
         shape: C, H, W of one image.
         boundaries: K - 1 ascending timesteps between the intervals.
         steps: K numbers of network evaluations.
@@ -46,7 +46,7 @@ def model_cost(
         "macs_per_interval": thop,
         "macs_with_attention_per_interval": attention,
         "params": count_parameters(model),
-        "params_active": count_active_parameters(model),
+        "params_active": max(count_active_parameters(model, shape, t) for t in times),
     }
     if shares is not None:
         cost["macs_training"] = weighted_mean(thop, shares)
@@ -124,14 +124,16 @@ def decoder_cost(vae: Any, shape: tuple[int, int, int]) -> DecoderCost:
     return {"decoder_macs": macs, "params": count_parameters(vae)}
 
 
-def count_active_parameters(model: nn.Module) -> int:
-    """Parameters of all but the decoders plus those of the largest decoder, with what it shares; all without decoders."""
-    decoders: Any = getattr(model, "decoders", [])
-    own = sum(count_parameters(decoder) for decoder in decoders)
-    return count_parameters(model) - own + max((count_decoder_parameters(decoder) for decoder in decoders), default=0)
+def count_active_parameters(model: nn.Module, shape: tuple[int, int, int], timestep: float) -> int:
+    """Parameters of all that one evaluation at a timestep runs."""
+    model, inputs = copy_for_counting(model, shape, timestep)
+    active: dict[nn.Parameter, int] = {}
 
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        active.update((parameter, parameter.numel()) for parameter in module.parameters(recurse=False))
 
-def count_decoder_parameters(decoder: Any) -> int:
-    """Parameters of all that a decoder runs, its own or not."""
-    parts = [*decoder.blocks, *decoder.head] if hasattr(decoder, "blocks") else [decoder]
-    return sum(map(count_parameters, parts))
+    for module in model.modules():
+        module.register_forward_pre_hook(note)
+    with torch.no_grad():
+        model(*inputs)
+    return sum(active.values())
