@@ -301,8 +301,8 @@ def draw(runs: list[dict[str, Any]], target: Path) -> None:
         write_figure(panels, arms, target)
 
 
-def main() -> None:
-    """Run what is missing, two at a time or more, then summarise."""
+def parse_arguments() -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", nargs="+", default=["vp", "edm", "latent"], choices=["vp", "edm", "latent"])
     parser.add_argument("--arms", nargs="+", default=["unified", "multistage"])
@@ -316,7 +316,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "multistage")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "multistage")
     parser.add_argument("--one", nargs=3, metavar=("PROCESS", "ARM", "SEED"), help="a single run; what --jobs starts")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing, two at a time or more, then summarise."""
+    arguments = parse_arguments()
     if arguments.one:
         process, arm, seed = arguments.one
         run = Run(process, arm, int(seed), arguments, arguments.work / process, arguments.work)

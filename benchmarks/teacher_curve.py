@@ -79,8 +79,8 @@ def score(preset: Path, shared: Shared, checkpoint: Path, extractors: list[str],
     return {"step": state["step"]} | run.score(run.draw(run.teacher))
 
 
-def main() -> None:
-    """Train, score what is missing, draw."""
+def parse_arguments() -> argparse.Namespace:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="fashion-mnist", help="name in presets/, or a params file")
     parser.add_argument("--extractors", nargs="+", default=["classifier"])
@@ -89,7 +89,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--one", type=Path, help="a single checkpoint; what --jobs starts")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, score what is missing, draw."""
+    arguments = parse_arguments()
     preset = preset_file(arguments.preset)
     output = arguments.output or ROOT / "benchmarks" / "results" / f"compression-{preset.stem}"
     work = arguments.work or work_folder(preset)

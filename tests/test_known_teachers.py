@@ -9,30 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import preset_params, run_stages
+from hub import CIFAR
 from PIL import Image
 
 # config.json of google/ddpm-cifar10-32, its channels divided by 16.
-CIFAR_UNET = {
-    "_class_name": "UNet2DModel",
-    "_diffusers_version": "0.0.4",
-    "act_fn": "silu",
-    "attention_head_dim": None,
-    "block_out_channels": [8, 16, 16, 16],
-    "center_input_sample": False,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "in_channels": 3,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-06,
-    "norm_num_groups": 4,
-    "out_channels": 3,
-    "sample_size": 32,
-    "time_embedding_type": "positional",
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-}
+CIFAR_UNET = CIFAR | {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4}
 CIFAR_SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "_diffusers_version": "0.1.1",

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from stagecraft.config.sections import Publish
 from stagecraft.evaluation.metrics import Metrics
 from stagecraft.report import charts
-from stagecraft.report.page import shared_text, verdict
+from stagecraft.report.page import open_template, shared_text, verdict
 from stagecraft.report.table import feature_name, measured_with, table_rows
 from stagecraft.training.plan import Plan
 
@@ -71,7 +70,7 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
     """
     metrics = student.metrics
     name = model_name(metrics, settings)
-    text = card_template().render(
+    text = open_template("card.md.j2", keep_trailing_newline=True).render(
         name=name,
         config=student.config,
         verdict=verdict(metrics),
@@ -88,18 +87,6 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
     )
     data = card_data(name, metrics, settings, license)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
-
-
-def card_template() -> jinja2.Template:
-    """The template of the card's body."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("card.md.j2")
 
 
 def model_name(metrics: Metrics, settings: Publish) -> str:

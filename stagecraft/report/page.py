@@ -21,7 +21,7 @@ from stagecraft.report import charts
 from stagecraft.report.table import feature_name, measured_with, table_rows
 from stagecraft.search.record import Search
 from stagecraft.training.log import TrainingLog
-from stagecraft.training.plan import Chosen, Plan
+from stagecraft.training.plan import ChosenBlock, Plan
 from stagecraft.training.schedule import passes_per_step
 
 PACKAGES = (
@@ -67,7 +67,7 @@ def render_report(
     check_same_run(clusters, architecture, searches)
     sources = [metrics, clusters, architecture, *searches.values(), *logs.values()]
     made_with = [source["params"] for source in sources] + [params.as_given()]
-    return page_template().render(
+    return open_template("page.html.j2", autoescape=True).render(
         **parts_of_metrics(metrics),
         **parts_of_architecture(architecture, searches),
         pictures=pictures(samples, params.report.images),
@@ -110,16 +110,17 @@ def parts_of_architecture(architecture: Plan, searches: Searches) -> dict[str, o
     }
 
 
-def page_template() -> jinja2.Template:
-    """The template of the page."""
+def open_template(name: str, *, autoescape: bool = False, keep_trailing_newline: bool = False) -> jinja2.Template:
+    """A template of this folder."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        autoescape=autoescape,
+        keep_trailing_newline=keep_trailing_newline,
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def check_same_run(clusters: Clusters, architecture: Plan, searches: Searches) -> None:
@@ -365,7 +366,7 @@ def architecture_rows(architecture: Plan, searches: Searches) -> list[BlockRow]:
 
 
 def block_row(
-    name: str, identity: Spec, entries: list[Entry], chosen: dict[str, Chosen], searches: Searches
+    name: str, identity: Spec, entries: list[Entry], chosen: Mapping[str, ChosenBlock], searches: Searches
 ) -> BlockRow:
     """The teacher's block and the chosen ones, with their costs when they were searched, and how many intervals they span."""
     if not chosen:
@@ -387,7 +388,7 @@ def block_row(
     }
 
 
-def draw_chosen(chosen: Chosen, spec: Spec, identity: Spec, search: Search) -> DrawnBlock:
+def draw_chosen(chosen: ChosenBlock, spec: Spec, identity: Spec, search: Search) -> DrawnBlock:
     """A chosen block with its costs, and their ratios to the teacher's."""
     block = draw_block(spec, identity)
     block["macs"] = cost_text(chosen["macs"], search["teacher_macs"])

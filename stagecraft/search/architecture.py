@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TypedDict
+from typing import cast
 
 from stagecraft.config.sections import Assemble
 from stagecraft.elastic.architecture import chosen_architecture, identity_architecture
@@ -29,21 +29,7 @@ from stagecraft.search.selection import (
     tilings,
     totals,
 )
-
-
-class Assembled(TypedDict):
-    """What is chosen, of architecture.json, and what it costs; `chosen` and `supernets` (their hashes) go by search job."""
-
-    rule: str
-    score: str | None
-    tau: float | None
-    budget: dict[str, float | None] | None
-    unet: Architecture
-    identity: Architecture
-    chosen: Chosen
-    supernets: dict[str, str]
-    expected: dict[str, float]
-    teacher: dict[str, float | None]
+from stagecraft.training.plan import Assembled, ChosenBlock
 
 
 def costs_of(
@@ -115,7 +101,7 @@ def assemble_architecture(
         "budget": asdict(Budget.of(settings)),
         "unet": architecture_of(specs, len(steps), stream),
         "identity": identity_architecture(unet),
-        "chosen": chosen,
+        "chosen": cast(Mapping[str, ChosenBlock], chosen),
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params, "time": costs.teacher_time},

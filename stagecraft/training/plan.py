@@ -8,7 +8,7 @@ from stagecraft.networks.family import Architecture, Spec
 from stagecraft.runtime.files import read_checked_json
 
 
-class Chosen(TypedDict):
+class ChosenBlock(TypedDict):
     """The candidate that was chosen of a search, with its costs and, where they were measured, its errors and its time."""
 
     spec: Spec
@@ -19,8 +19,8 @@ class Chosen(TypedDict):
     time: NotRequired[float]
 
 
-class Plan(TypedDict):
-    """The content of architecture.json; `chosen` and `supernets` go by search job, and are empty for a given architecture."""
+class Assembled(TypedDict):
+    """What was chosen and what it costs; `chosen` and `supernets` (hashes) go by search job, empty for a given architecture."""
 
     rule: str
     score: str | None
@@ -28,10 +28,15 @@ class Plan(TypedDict):
     budget: dict[str, float | None] | None
     unet: Architecture
     identity: Architecture
-    chosen: dict[str, Chosen]
+    chosen: Mapping[str, ChosenBlock]
     supernets: dict[str, str]
     expected: dict[str, float]
     teacher: dict[str, float | None]
+
+
+class Plan(Assembled):
+    """The content of architecture.json."""
+
     boundaries: list[float]
     boundaries_sigma: list[float | None]
     clustered: list[float]
