@@ -258,13 +258,23 @@ def test_a_new_family_goes_from_features_to_a_trained_student(
     ranked = tmp_path / "importance.json"
     write_importance(ranked, teacher, data, process)
     settings = SETTINGS | {"channels": channels}
-    params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": settings})
+    params = SearchBlock.of(
+        {"seed": 0, "device": "cpu", "precision": "fp32", "search_block": settings, "assemble.native": False}
+    )
     results, states = {}, {}
     for name in ("first", "last.0.interval_0", "last.0.interval_1"):
         job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", ranked)
         results[name] = job.report() | {"weights_sha256": ""}
         states[name] = job.supernet.state_dict()
-    rule = {"rule": "budget", "score": "combined", "macs": budget, "time": None, "params": None, "params_active": None}
+    rule = {
+        "native": False,
+        "rule": "budget",
+        "score": "combined",
+        "macs": budget,
+        "time": None,
+        "params": None,
+        "params_active": None,
+    }
     plan = assemble_architecture(teacher, results, [10, 15], Assemble.model_construct(**rule), 0)
     assert plan["unet"]["blocks"].keys() == {"first", "last.0"} and least < plan["expected"]["macs_ratio"] <= budget
     assert ("stream" in plan["unet"]) == (channels < 1)

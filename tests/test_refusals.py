@@ -30,6 +30,7 @@ GIVEN = {
     "retrain.init": "teacher",
     "retrain.joint_loss": "none",
 }
+NATIVE = {"assemble.native": True, "cluster_timesteps.intervals": 1, "search_block.channels": 1.0}
 BY_HAND = {"cluster_timesteps.method": "given"}
 
 PARAMS: dict[str, list[dict[str, Any]]] = {
@@ -78,6 +79,12 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         GIVEN | {"assemble.decoder_widths": [1.0]},
         GIVEN | {"retrain.init": "inherit"},
         GIVEN | {"retrain.joint_loss": "linear"},
+    ],
+    "native-form": [
+        NATIVE | GIVEN | {"assemble.decoder_widths": [1.0], "retrain.init": "teacher", "retrain.joint_loss": "none"},
+        NATIVE | {"cluster_timesteps.intervals": 2},
+        NATIVE | {"assemble.rule": "uniform"},
+        NATIVE | {"search_block.channels": 0.75},
     ],
     "interval-shares": [{"retrain.interval_probabilities": [1, 2, 3]}],
     "training-warmup": [{"retrain.warmup_steps": 99}],

@@ -52,7 +52,15 @@ SEARCH = {
     "output_triples": 4,
     "checkpoint_every": 100,
 }
-ASSEMBLE = {"rule": "budget", "score": "combined", "macs": 0.4, "time": None, "params": 9.0, "params_active": 9.0}
+ASSEMBLE = {
+    "native": False,
+    "rule": "budget",
+    "score": "combined",
+    "macs": 0.4,
+    "time": None,
+    "params": 9.0,
+    "params_active": 9.0,
+}
 CPU = torch.device("cpu")
 
 
@@ -215,7 +223,7 @@ def searched(digits, diffusion_settings, tmp_path):
     found = measure_importance(unet, writer.process, writer.data, 0, CPU)
     importance = tmp_path / "importance.json"
     write_checked_json(importance, {"stream_importance": found, "stream_triples": 1024})
-    params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
+    params = {"seed": 0, "precision": "fp32", "search_block": SEARCH, "assemble.native": False}
     results, states = {}, {}
     for site in sites_of(unet):
         for name in [f"{site.name}.interval_{s}" for s in (0, 1)] if site.per_range else [site.name]:

@@ -326,7 +326,13 @@ class GivenLatency(Timing):
 MeasureLatency = Annotated[OwnLatency | GivenLatency, Field(discriminator="source")]
 
 
-class Assemble(Section):
+class Native(Section):
+    native: bool = doc("""Whether the student is to be of its teacher's own class, which loads without custom code. Then the
+        search chooses channels by level (shares `widths` of the teacher's), layers a block, attentions and the mid
+        block, for one interval.""")
+
+
+class Assemble(Native):
     rule: Literal["budget", "local", "random", "uniform", "largest"] = doc("""budget minimises the summed scores within
         the budget, local takes each block's cheapest within its error. Controls are random (within the budget), uniform
         (the same share of every layer's width) and largest (the teacher's blocks, whatever the budget).""")

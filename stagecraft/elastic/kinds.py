@@ -5,6 +5,7 @@ from typing import Any
 from stagecraft.elastic.attention import SearchableAttention
 from stagecraft.elastic.resnet import SearchableResnet
 from stagecraft.elastic.searchable import Choice, Description, Searchable
+from stagecraft.elastic.whole import WholeBlock
 from stagecraft.networks.family import Module, Spec
 
 KINDS: dict[str, type[Searchable[Any]]] = {"ResnetBlock2D": SearchableResnet, "Attention": SearchableAttention}
@@ -26,13 +27,19 @@ def identity_spec(block: Module) -> Spec:
     return {name: layer.identity() for name, layer in searchables_of(block).items()}
 
 
+def described_kinds() -> list[Any]:
+    """All that a spec may name: the kinds of layers, and whole blocks."""
+    return [*KINDS.values(), WholeBlock]
+
+
 def describe_choice(name: str, choice: Choice, identity: Choice) -> Description:
     """A choice for the layer of this name beside the teacher's."""
-    kinds = {kind.kind: kind for kind in KINDS.values()}
-    return kinds[name.partition(".")[0]].describe_choice(choice, identity)
+    kinds = {kind.kind: kind for kind in described_kinds()}
+    described: Description = kinds[name.partition(".")[0]].describe_choice(choice, identity)
+    return described
 
 
 def place_of_layer(name: str) -> tuple[int, int]:
     """What sorts names of a spec as the layers run: ResNet layer 0, its attention, ResNet layer 1, ..."""
     kind, _, index = name.partition(".")
-    return int(index), [known.kind for known in KINDS.values()].index(kind)
+    return int(index), [known.kind for known in described_kinds()].index(kind)

@@ -1,5 +1,6 @@
 """Teacher and student by the same code, seeds and reference: what metrics.json holds."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -220,10 +221,18 @@ class Evaluation:
 
 def check_architecture(student: Any, architecture: Plan, folder: str) -> None:
     """Raise ValueError unless the student was built from this architecture.json."""
-    config = student.config
-    if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
+    if not is_of(student.config, architecture):
         remedy = run_again("retrain", Path(folder))
         raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")
+
+
+def is_of(config: Any, architecture: Plan) -> bool:
+    """Whether a student of this config was built from an architecture.json."""
+    native = architecture["unet"].get("native")
+    if native is not None:
+        return json.dumps({key: getattr(config, key, None) for key in native}) == json.dumps(native)
+    same = getattr(config, "architecture", None) == architecture["unet"]
+    return same and list(config.boundaries) == architecture["boundaries"]
 
 
 def compute_ratios(teacher: ModelMetrics, student: ModelMetrics) -> dict[str, float]:

@@ -19,8 +19,9 @@ def teacher_class(name: str) -> Any:
 
 
 def student_class(name: str) -> Any:
-    """The class of students of this name."""
-    return {family.student_class.__name__: family.student_class for family in FAMILIES.values()}[name]
+    """The class of students of this name; a native student's is that of its teacher."""
+    classes = {family.student_class.__name__: family.student_class for family in FAMILIES.values()}
+    return classes[name] if name in classes else teacher_class(name)
 
 
 def sites_of(net: Module) -> list[Site]:

@@ -43,8 +43,8 @@ def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[s
 
 
 def ranks_channels(search: Search) -> bool:
-    """Whether some channels of the residual stream are left out."""
-    return search.setup.params.architecture == "searched" and search.stream is not None
+    """Whether some channels of the residual stream are, or may be, left out."""
+    return search.native or (search.setup.params.architecture == "searched" and search.stream is not None)
 
 
 def trained(weights: int, average: int = 1) -> int:

@@ -358,11 +358,20 @@ class BlockRow(TypedDict):
 
 def architecture_rows(architecture: Plan, searches: Searches) -> list[BlockRow]:
     """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
-    identity = architecture["identity"]["blocks"]
+    chosen = architecture["chosen"]
+    identities = {name: entries[0]["spec"] for name, entries in architecture["identity"]["blocks"].items()}
+    blocks = architecture["unet"]["blocks"]
+    names = identities if "native" in architecture["unet"] else blocks
     return [
-        block_row(name, identity[name][0]["spec"], entries, architecture["chosen"], searches)
-        for name, entries in architecture["unet"]["blocks"].items()
+        block_row(name, identities[name], whole_entries(identities[name], blocks.get(name)), chosen, searches)
+        for name in names
     ]
+
+
+def whole_entries(identity: Spec, entries: list[Entry] | None) -> list[Entry]:
+    """The entries of a block with all of the teacher's layers, as dropped those that a native student has not."""
+    dropped: Spec = dict.fromkeys(identity)
+    return [{**entry, "spec": {**dropped, **entry["spec"]}} for entry in entries or [{"range": [0], "spec": dropped}]]
 
 
 def block_row(

@@ -14,9 +14,10 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
+from stagecraft.elastic.searchable import Order
 from stagecraft.networks.activations import bounded_activations
 from stagecraft.networks.families import family_of
-from stagecraft.networks.family import Module, Stream
+from stagecraft.networks.family import Module, ResidualStream, Stream
 from stagecraft.networks.given import check_shares
 from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.runtime.progress import Progress
@@ -46,22 +47,40 @@ def choose_stream(
         return None
     residual = family_of(teacher).residual_stream(teacher)
     groups = residual.groups
-    same = residual.shared
-    shares = [share] * len(same) if isinstance(share, int | float) else share
+    shares = [share] * len(residual.widths) if isinstance(share, int | float) else share
     check_shares(shares, residual.widths)
     if all(share == 1 for share in shares):
         return None
     assert importance is not None, "shares below 1 need the importance of channels"
     stream = []
-    for number, share in zip(same, shares, strict=True):
-        parts = [one for one, other in zip(importance, same, strict=True) if other == number]
-        grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
-        size = grouped.shape[1]
+    for order, share in zip(order_channels(residual, importance), shares, strict=True):
+        size = len(order) // groups
         step = math.lcm(groups, multiple) // groups
         count = size if share == 1 else min(size, step * max(1, round(share * size / step)))
-        order = grouped.argsort(dim=1, descending=True, stable=True)[:, :count]
-        stream.append((order + torch.arange(groups)[:, None] * size).flatten().sort().values.tolist())
+        stream.append(sorted(order[: count * groups]))
     return None if all(len(kept) == len(one) for kept, one in zip(stream, importance, strict=True)) else stream
+
+
+def order_channels(residual: ResidualStream, importance: Sequence[Sequence[float]]) -> list[list[int]]:
+    """The channels of each level: the most important of every GroupNorm group, the second of every group, and so on.
+
+    Args:
+        importance: as in `choose_stream`.
+    """
+    orders = []
+    for number in residual.shared:
+        parts = [one for one, other in zip(importance, residual.shared, strict=True) if other == number]
+        grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(residual.groups, -1)
+        starts = torch.arange(residual.groups)[:, None] * grouped.shape[1]
+        order = grouped.argsort(dim=1, descending=True, stable=True) + starts
+        orders.append(order.T.flatten().tolist())
+    return orders
+
+
+def native_order(teacher: Module, importance: Sequence[Sequence[float]]) -> Order:
+    """The same by level, as native choices take them."""
+    orders = order_channels(family_of(teacher).residual_stream(teacher), importance)
+    return {str(level): order for level, order in enumerate(orders)}
 
 
 def measure_importance(

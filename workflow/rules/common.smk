@@ -192,7 +192,7 @@ def name_model(folder):
 
 
 def name_pipeline(folder, student=False):
-    """Files of a pipeline folder, that of the student always with a pipeline of its own."""
+    """Files of a pipeline folder, that of a student with decoders always with a pipeline of its own."""
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
@@ -200,7 +200,9 @@ def name_pipeline(folder, student=False):
 
 
 def name_student(folder):
-    """Files of a student's pipeline folder."""
+    """Files of a student's pipeline folder, of a native one the same as of a teacher's."""
+    if PARAMS.assemble.native:
+        return name_pipeline(folder)
     return [*name_pipeline(folder, student=True), f"{folder}/unet/multi_decoder_unet.py"]
 
 

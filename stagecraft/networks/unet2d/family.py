@@ -28,6 +28,7 @@ from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decod
 from stagecraft.networks.unet2d.layers import UNet2DLayers
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec, narrow_stream
 from stagecraft.networks.unet2d.names import DOWN, MID, UP
+from stagecraft.networks.unet2d.native import UNet2DNative, stock_model
 from stagecraft.networks.unet2d.stream import residual_stream
 
 IN_DECODER = (UP, "conv_norm_out", "conv_out")
@@ -77,8 +78,12 @@ class UNet2DFamily:
         """Run a block on what its site reads; returns what it writes."""
         emb, hidden, *skips = tensors
         if is_down(site):
-            return block(hidden, emb)[1]
-        return (block(hidden, tuple(skips), emb) if skips else block(hidden, emb),)
+            return as_many(block(hidden, emb)[1], len(site.writes), block)
+        if not skips:
+            return (block(hidden, emb),)
+        # A block of fewer layers passes over the skip tensors before the last.
+        count = len(block.resnets)
+        return (block(hidden, (*skips[: count - 1], skips[-1]), emb),)
 
     def trace(
         self, net: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL
@@ -119,10 +124,10 @@ class UNet2DFamily:
         return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
 
     def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
-        """The blocks of a MultiDecoderUNet2DModel at one of the teacher's sites, one for each range of intervals."""
+        """The blocks of a MultiDecoderUNet2DModel at one of the teacher's sites, one for each range; none where it has none."""
         index = site.name.rpartition(".")[2]
         blocks = []
-        for entry in student.config["architecture"]["blocks"][site.name]:
+        for entry in student.config["architecture"]["blocks"].get(site.name, ()):
             if site.per_range:
                 module = student.decoders[entry["range"][0]].blocks[int(index)]
             else:
@@ -144,7 +149,7 @@ class UNet2DFamily:
 
     def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNet2DLayers:
         """The layers of a UNet, to be measured one by one."""
-        return UNet2DLayers(net, identities)
+        return UNet2DLayers(net, identities, self.native(net))
 
     def residual_stream(self, net: Module) -> ResidualStream:
         """What passes from layer to layer of a UNet."""
@@ -190,6 +195,15 @@ class UNet2DFamily:
                     common = tuple(slice(min(sizes)) for sizes in zip(own_copy.shape, value.shape, strict=True))
                     own_copy[common].copy_(value[common])
 
+    def native(self, net: Module) -> UNet2DNative:
+        """What a stock UNet2DModel expresses of a UNet."""
+        sites = self.sites(net)
+        return UNet2DNative(net, sites, residual_stream(net, sites).levels)
+
+    def stock(self, student: Module) -> Module:
+        """The UNet2DModel that a native student is."""
+        return stock_model(student)
+
     def decoder_sites(self, net: Module) -> list[Site]:
         """The sites of the up blocks."""
         return [site for site in self.sites(net) if site.per_range]
@@ -217,6 +231,12 @@ def copies_of(own: Mapping[str, torch.Tensor], name: str, intervals: int) -> lis
 def is_down(site: Site) -> bool:
     """Whether a site is in the encoder, where a block emits several states."""
     return site.name.startswith(DOWN)
+
+
+def as_many(states: tuple[torch.Tensor, ...], count: int, block: Module) -> tuple[torch.Tensor, ...]:
+    """The states that a down block emits, that of its last layer also for layers that it has not."""
+    layers = len(block.resnets)
+    return (*states[:layers], *[states[layers - 1]] * (count - len(states)), *states[layers:])
 
 
 def keep_outputs(site: Site, seen: dict[str, torch.Tensor]) -> Callable[..., None]:

@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from stagecraft.networks.family import Choice, Layers, Module, Spec
+from stagecraft.networks.family import NATIVE, Choice, Layers, Module, NativeChoice, Spec
 from stagecraft.networks.layer import WHOLE, Layer
 from stagecraft.networks.unet2d.multi_decoder_unet import BUILDERS, Dropped, PartialLayer, ShortcutLayer
 from stagecraft.networks.unet2d.names import UP
+from stagecraft.networks.unet2d.native import UNet2DNative
 
 WITH_EMBEDDING = (ResnetBlock2D, PartialLayer, ShortcutLayer)  # called with the time embedding
 
@@ -61,8 +63,9 @@ class Head(nn.Module):
 class UNet2DLayers(Layers):
     """The layers of a UNet2DModel and of what specs make of its blocks."""
 
-    def __init__(self, unet: Module, identities: Mapping[str, Spec]) -> None:
+    def __init__(self, unet: Module, identities: Mapping[str, Spec], native: UNet2DNative) -> None:
         super().__init__(unet, identities)
+        self.native = native
         self.reads = input_shapes(self.net, identities)
 
     def fixed(self) -> list[Layer]:
@@ -83,6 +86,21 @@ class UNet2DLayers(Layers):
         samplers = samplers_of(self.net.get_submodule(name))
         return {**spec, **{part: None for part in samplers if part not in spec}}
 
+    def placed(self, name: str, spec: Spec) -> dict[str, Layer]:
+        """The layers of a block by the names of the teacher's in whose place they stand; of a native choice as well."""
+        if NATIVE not in spec:
+            return super().placed(name, spec)
+        choice = cast(NativeChoice, spec[NATIVE])
+        kept = {int(level): torch.arange(width) for level, width in choice["widths"].items()}
+        own = copy.deepcopy(self.net.get_submodule(name))
+        block = self.native.narrow(own, self.native.sites[name], choice, kept)
+        return {part: self.narrowed(name, part, block.get_submodule(part)) for part in parts_of(block)}
+
+    def narrowed(self, name: str, part: str, module: Module) -> Layer:
+        """A layer of a block of fewer channels."""
+        layer = self.place(name, part, module)
+        return replace(layer, reads=(input_channels(module), *layer.reads[1:]))
+
     def build(self, name: str, part: str, choice: Choice) -> Module | None:
         """What a choice makes of a layer of a block; None where it only passes its input on."""
         module = built_part(self.net.get_submodule(name), part, choice)
@@ -93,6 +111,19 @@ class UNet2DLayers(Layers):
         embedding = self.net.time_embedding.linear_2.out_features if isinstance(module, WITH_EMBEDDING) else None
         joined = name.startswith(UP) and part.startswith("resnets.")
         return Layer(module, self.reads[f"{name}.{part}"], embedding, joined)
+
+
+def parts_of(block: Module) -> list[str]:
+    """The names of the layers of a block that compute something."""
+    kinds = ("resnets", "attentions", "downsamplers", "upsamplers")
+    lists = {kind: getattr(block, kind, None) or () for kind in kinds}
+    return [f"{kind}.{i}" for kind, layers in lists.items() for i, layer in enumerate(layers) if not is_free(layer)]
+
+
+def input_channels(module: Module) -> int:
+    """Channels that a layer reads."""
+    names = ("in_channels", "query_dim", "channels")  # of a ResNet layer, an attention, another sampler
+    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
 
 
 def samplers_of(block: Module) -> list[str]:

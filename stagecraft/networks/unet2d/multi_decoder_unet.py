@@ -12,7 +12,8 @@ convolutions of a ResNet layer, `kernels` are their sizes, "reads" and "writes" 
 reads and writes (see PartialLayer), all of them where they are not given.
 
 A range of an up block may also have "channels", those of its output, more or fewer than those of the encoder's level. "stream",
-where not all are kept, holds for every level the channels of the residual stream that are (see `narrow_stream`).
+where not all are kept, holds for every level the channels of the residual stream that are (see `narrow_stream`). "native" are
+values in place of those of the UNet's config, which say by themselves what "stream" leaves and which layers there are.
 """
 
 import copy
@@ -54,10 +55,11 @@ class Entry(TypedDict):
 
 
 class Architecture(TypedDict):
-    """The entries of each block by its name, and the residual stream where some of it is dropped."""
+    """The entries of each block by its name, the residual stream where some of it is dropped, values of the config."""
 
     blocks: dict[str, list[Entry]]
     stream: NotRequired[list[list[int]]]
+    native: NotRequired[dict[str, Any]]
 
 
 BLOCK_TYPES = {
@@ -262,7 +264,7 @@ def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
     config = dict(unet.config)
     if channels == list(reversed(config["block_out_channels"])):
         return unet
-    wide = UNet2DModel(**_known(config | {"block_out_channels": tuple(reversed(channels))}))
+    wide = UNet2DModel(**known_keys(config | {"block_out_channels": tuple(reversed(channels))}))
     hidden = base_hidden = config["block_out_channels"][-1]
     block: Module
     base: Module
@@ -292,7 +294,7 @@ def with_channels(unet: UNet2DModel, channels: list[int]) -> UNet2DModel:
     return wide
 
 
-def _known(config: Mapping[str, object]) -> dict[str, object]:
+def known_keys(config: Mapping[str, object]) -> dict[str, object]:
     """What UNet2DModel takes of a config."""
     known = inspect.signature(UNet2DModel.__init__).parameters
     return {key: value for key, value in config.items() if key in known}
@@ -567,10 +569,11 @@ class MultiDecoderUNet2DModel(SelfContainedModel):
         num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
-        base = UNet2DModel(**_known(unet))
+        native = architecture.get("native")
+        base = UNet2DModel(**known_keys({**unet, **(native or {})}))
         intervals = range(len(boundaries) + 1)
         check_architecture(architecture, block_names(base), len(intervals))
-        if architecture.get("stream"):
+        if architecture.get("stream") and not native:
             narrow_stream(base, architecture["stream"])
         self.base_config = base.config
         self.conv_in = base.conv_in
