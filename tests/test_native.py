@@ -119,7 +119,8 @@ def students(searched):
     levels = range(len(searched.form.widths))
     half = [searched.form.widths[level] // 2 for level in levels]
     narrower = [searched.form.widths[0], *(3 * width // 4 for width in searched.form.widths[1:])]
-    for widths, fewest, plain in itertools.product((half, narrower), (True, False), (True, False)):
+    alike = [searched.form.widths[0] for _ in levels]
+    for widths, fewest, plain in itertools.product((half, narrower, alike), (True, False), (True, False)):
         yield widths, searched.agreeing(widths, fewest, plain)
 
 

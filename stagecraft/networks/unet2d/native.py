@@ -111,17 +111,11 @@ class UNet2DNative:
         return list(range(place.layers, least - 1, -1))
 
     def widths_of(self, place: Place, widths: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:
-        """Channels of the levels of a block, the most first; neighbours are as wide as each other only if the teacher's are.
-
-        Otherwise a layer between them would lose the convolution of its shortcut, or gain one.
-        """
+        """Channels of the levels of a block, the most first; levels that have them in common are as wide as each other."""
         numbers = sorted({self.shared[level] for level in place.levels})
         columns = [sorted(widths[self.shared.index(number)], reverse=True) for number in numbers]
         for row in itertools.product(*columns):
-            chosen = {level: row[numbers.index(self.shared[level])] for level in place.levels}
-            pairs = itertools.pairwise(place.levels)
-            if all((chosen[a] == chosen[b]) == (self.shared[a] == self.shared[b]) for a, b in pairs):
-                yield chosen
+            yield {level: row[numbers.index(self.shared[level])] for level in place.levels}
 
     def can_attend(self, place: Place, width: int) -> bool:
         """Whether so many channels make at least one head and whole groups of the attention's GroupNorm."""
@@ -154,6 +148,9 @@ class UNet2DNative:
         keep_layers(block, place.kept_layers(choice["layers"]))
         reads = [self.channels_of(levels, kept) for levels in place.reads(choice["layers"])]
         narrow_layers(block, reads, kept[place.level])
+        for resnet in block.resnets:
+            if resnet.in_channels == len(kept[place.level]):  # where a stock layer's shortcut has no convolution
+                resnet.conv_shortcut = None
         if place.attends and not choice["attention"]:
             block.attentions = nn.ModuleList(Dropped() for _ in block.attentions)
         width = len(kept[place.level])
