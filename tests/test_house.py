@@ -86,9 +86,7 @@ def test_the_library_does_not_know_the_commands() -> None:
     assert not [file for file in PACKAGE.rglob("*.py") if "from stages" in file.read_text()]
 
 
-# Where families are registered; and who slices the weights of a layer that stands in the students' self-contained file.
-REGISTRIES = {"networks/families.py", "networks/configs.py"}
-OF_STUDENTS = {"elastic/resnet.py"}
+REGISTRIES = {"networks/families.py", "networks/configs.py"}  # where families are registered
 OF_UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
 
 
@@ -113,7 +111,7 @@ def test_one_family_alone_knows_its_network() -> None:
     }
     assert len(outside) > 100
     importing = {name for name, file in outside.items() if any("unet2d" in i.split(".") for i in imports_of(file))}
-    assert importing == OF_STUDENTS
+    assert importing == set()
     naming = {name: OF_UNET2D.intersection(words_of(file)) for name, file in outside.items()}
     assert {name: words for name, words in naming.items() if words} == {}
     assert {word for name in files for word in words_of(files[name])} >= OF_UNET2D, "the search finds what is there"

@@ -428,7 +428,7 @@ def test_every_row_of_the_page_is_provoked_at_its_moment():
 # Functions that return words of a refusal, beside those called `why_...`.
 TELLERS = {"no_middle_interval", "infeasible", "without_images", "what_there_is", "describe"}
 # Modules whose ValueErrors tell of the program's own mistakes: what they check has been made, and hashed, by a stage.
-INVARIANTS = {"stagecraft/networks/unet2d/multi_decoder_unet.py", "stagecraft/networks/families.py"}
+INVARIANTS = {"stagecraft/networks/unet/student.py", "stagecraft/networks/families.py"}
 # Messages that no user sees by themselves.
 UNSEEN = {
     "not found; every stage needs its command": "a rule without its stage",

@@ -18,7 +18,7 @@ from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.stream import narrowed_teacher
-from stagecraft.networks.unet2d.costs import block_macs
+from stagecraft.networks.unet.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search import job

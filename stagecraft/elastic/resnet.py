@@ -17,7 +17,7 @@ from torch import nn
 
 from stagecraft.elastic.searchable import Description, Order, Searchable, Seen, Settings
 from stagecraft.networks.family import Module
-from stagecraft.networks.unet2d.multi_decoder_unet import (
+from stagecraft.networks.unet.student import (
     PartialLayer,
     ResnetChoice,
     group_size,

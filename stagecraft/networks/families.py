@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stagecraft.data.condition import Condition, example_classes
 from stagecraft.networks.family import Family, Module, Site
 from stagecraft.networks.unet2d.family import UNet2DFamily
 
@@ -34,3 +35,16 @@ def site_named(net: Module, name: str) -> Site:
     if name not in sites:
         raise ValueError(f"block '{name}': the teacher has {', '.join(sites)}")
     return sites[name]
+
+
+def example_condition(model: Any, count: int) -> Condition:
+    """What a network can be given beside `count` samples, for measurements; of one that is no family's, its config says it."""
+    for family in FAMILIES.values():
+        if isinstance(model, (family.teacher_class, family.student_class)):
+            return family.example_condition(model, count)
+    return example_classes(model, count)
+
+
+def is_conditional(net: Module) -> bool:
+    """Whether a teacher or student is given anything beside x_t and t."""
+    return bool(example_condition(net, 1).tensors)

@@ -15,7 +15,7 @@ from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
-from stagecraft.networks.families import family_of
+from stagecraft.networks.families import family_of, is_conditional
 from stagecraft.networks.family import Module, Stream
 from stagecraft.networks.given import check_shares
 from stagecraft.runtime.journal import Pieces, kept_array
@@ -78,7 +78,7 @@ def measure_importance(
         teacher: on the device.
         pieces: as in `stream_importance`.
     """
-    conditional = teacher.config["num_class_embeds"] is not None
+    conditional = is_conditional(teacher)
     batches = NoisyBatches(data, process, BATCH, device, conditional=conditional)
     drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
     factors = (process.image_factor(batch.t.cpu()) for batch in again)

@@ -12,10 +12,9 @@ from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.process import Process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import ElasticBlock, student_state
-from stagecraft.networks.families import family_of, site_named
+from stagecraft.networks.families import family_of, is_conditional, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
-from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.plan import Plan
@@ -94,7 +93,7 @@ def student_batches(
         settings.batch_size,
         device,
         settings.horizontal_flip,
-        conditional=is_class_conditional(teacher),
+        conditional=is_conditional(teacher),
         intervals=intervals,
         probabilities=interval_probabilities(settings.interval_probabilities, intervals),
     )

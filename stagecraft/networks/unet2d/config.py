@@ -11,7 +11,7 @@ from stagecraft.networks.given import (
     SiteNames,
     check_groups,
 )
-from stagecraft.networks.unet2d.names import DOWN, MID, UP
+from stagecraft.networks.unet.names import DOWN, MID, UP
 
 # Types of blocks that can be searched; multi_decoder_unet.py rebuilds them.
 BLOCK_TYPES = {

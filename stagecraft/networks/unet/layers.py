@@ -1,40 +1,42 @@
-"""The layers of a UNet2DModel one by one, and those that specs make of its blocks."""
+"""The layers of diffusers' UNets one by one, and those that specs make of its blocks."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from stagecraft.data.condition import Condition
+from stagecraft.diffusion.losses import predict
 from stagecraft.networks.family import Choice, Layers, Module, Spec
 from stagecraft.networks.layer import WHOLE, Layer
-from stagecraft.networks.unet2d.multi_decoder_unet import BUILDERS, Dropped, PartialLayer, ShortcutLayer
-from stagecraft.networks.unet2d.names import UP
+from stagecraft.networks.unet.names import UP
+from stagecraft.networks.unet.student import Dropped, PartialLayer, Rebuilder, ShortcutLayer
 
 WITH_EMBEDDING = (ResnetBlock2D, PartialLayer, ShortcutLayer)  # called with the time embedding
 
 
 class Whole(nn.Module):
-    """A whole UNet, as one layer."""
+    """A whole UNet, as one layer; `condition` is what it is given beside one sample."""
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: Module, condition: Condition) -> None:
         super().__init__()
         self.unet = unet
+        self.condition = condition
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        labels = None if self.unet.config["num_class_embeds"] is None else torch.zeros(len(sample), dtype=torch.int64)
         timesteps = torch.zeros(len(sample), device=sample.device)
-        output: torch.Tensor = self.unet(sample, timesteps, None if labels is None else labels.to(sample.device)).sample
-        return output
+        condition = self.condition.rows(torch.zeros(len(sample), dtype=torch.int64)).to(sample.device)
+        return predict(self.unet, sample, timesteps, condition)
 
 
 class Entrance(nn.Module):
     """conv_in and the time embedding of a UNet, as one layer."""
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: Module) -> None:
         super().__init__()
         self.conv_in = unet.conv_in
         self.time_proj = unet.time_proj
@@ -48,7 +50,7 @@ class Entrance(nn.Module):
 class Head(nn.Module):
     """The output head of a UNet, as one layer."""
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: Module) -> None:
         super().__init__()
         self.norm = unet.conv_norm_out
         self.act = unet.conv_act
@@ -58,12 +60,23 @@ class Head(nn.Module):
         return self.conv(self.act(self.norm(hidden_states)))
 
 
-class UNet2DLayers(Layers):
-    """The layers of a UNet2DModel and of what specs make of its blocks."""
+class UNetLayers(Layers):
+    """The layers of a UNet and of what specs make of its blocks.
 
-    def __init__(self, unet: Module, identities: Mapping[str, Spec]) -> None:
+    Args:
+        rebuilder: of its family.
+        condition: what it is given beside one sample.
+        tokens: of a prompt.
+    """
+
+    def __init__(
+        self, unet: Module, identities: Mapping[str, Spec], rebuilder: Rebuilder, condition: Condition, tokens: int
+    ) -> None:
         super().__init__(unet, identities)
-        self.reads = input_shapes(self.net, identities)
+        self.rebuilder = rebuilder
+        self.condition = condition
+        self.tokens = tokens
+        self.reads = input_shapes(self.net, identities, condition)
 
     def fixed(self) -> list[Layer]:
         """What every student has: the input side, and one output head."""
@@ -76,7 +89,7 @@ class UNet2DLayers(Layers):
     def together(self) -> Layer:
         """The whole UNet."""
         side = self.net.config["sample_size"]
-        return Layer(Whole(self.net), (self.net.config["in_channels"], side, side), name=WHOLE)
+        return Layer(Whole(self.net, self.condition), (self.net.config["in_channels"], side, side), name=WHOLE)
 
     def parts(self, name: str, spec: Spec) -> Spec:
         """What is chosen of each layer of a block, by its name there; of a sampler, which cannot be searched, nothing."""
@@ -85,14 +98,18 @@ class UNet2DLayers(Layers):
 
     def build(self, name: str, part: str, choice: Choice) -> Module | None:
         """What a choice makes of a layer of a block; None where it only passes its input on."""
-        module = built_part(self.net.get_submodule(name), part, choice)
+        kind, _, _ = part.partition(".")
+        module = self.net.get_submodule(f"{name}.{part}")
+        if kind in self.rebuilder.builders:
+            module = self.rebuilder.builders[kind](copy.deepcopy(module), choice)
         return None if is_free(module) else module
 
     def place(self, name: str, part: str, module: Module) -> Layer:
         """A module in place of a layer of a block; a ResNet layer of the decoder reads a skip tensor beside its input."""
         embedding = self.net.time_embedding.linear_2.out_features if isinstance(module, WITH_EMBEDDING) else None
         joined = name.startswith(UP) and part.startswith("resnets.")
-        return Layer(module, self.reads[f"{name}.{part}"], embedding, joined)
+        prompt = (self.tokens, module.config["cross_attention_dim"]) if isinstance(module, Transformer2DModel) else None
+        return Layer(module, self.reads[f"{name}.{part}"], embedding, joined, prompt=prompt)
 
 
 def samplers_of(block: Module) -> list[str]:
@@ -102,20 +119,13 @@ def samplers_of(block: Module) -> list[str]:
     ]
 
 
-def built_part(block: Module, part: str, choice: Choice) -> Module:
-    """What a choice makes of one layer of a block, which stays as it is."""
-    kind, _, _ = part.partition(".")
-    layer = block.get_submodule(part)
-    return BUILDERS[kind](copy.deepcopy(layer), choice) if kind in BUILDERS else layer
-
-
 def is_free(module: nn.Module) -> bool:
     """Whether a layer only passes its input on."""
     return isinstance(module, Dropped | ShortcutLayer) and not any(True for _ in module.parameters())
 
 
 @torch.no_grad()
-def input_shapes(unet: Module, names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+def input_shapes(unet: Module, names: Iterable[str], condition: Condition) -> dict[str, tuple[int, int, int]]:
     """C, H, W of what each layer of some blocks of a UNet reads, by the layer's name; `unet` is on the meta device."""
     seen: dict[str, tuple[int, int, int]] = {}
     handles = []
@@ -128,10 +138,9 @@ def input_shapes(unet: Module, names: Iterable[str]) -> dict[str, tuple[int, int
                 name = f"{site}.{kind}.{index}"
                 if module is not None:
                     handles.append(module.register_forward_pre_hook(remember_shape(seen, name)))
-    config = unet.config
-    labels = None if config["num_class_embeds"] is None else torch.zeros(1, dtype=torch.int64, device="meta")
-    side = config["sample_size"]
-    unet(torch.empty(1, config["in_channels"], side, side, device="meta"), torch.zeros(1, device="meta"), labels)
+    side = unet.config["sample_size"]
+    x_t = torch.empty(1, unet.config["in_channels"], side, side, device="meta")
+    predict(unet, x_t, torch.zeros(1, device="meta"), condition.to(torch.device("meta")))
     for handle in handles:
         handle.remove()
     return seen
