@@ -237,6 +237,7 @@ class ChainConfig:
     """What the library is told of a Chain's config."""
 
     levels_key = "none"
+    prompted = False
 
     def check(self, config: Config, path: Path) -> None:
         assert config["_class_name"] == "Chain"

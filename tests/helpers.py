@@ -50,6 +50,16 @@ EDM = {
 FLOW = {"process": "flow", "num_train_timesteps": 1000, "shift": 3.0}
 
 
+# What makes the config of a UNet2DModel that of a UNet2DConditionModel.
+PROMPTED = {
+    "_class_name": "UNet2DConditionModel",
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 6,
+}
+
+
 def prepare_data_keys(**changes):
     """The keys of the `prepare_data` section for a folder of images, with changes."""
     return PREPARE_DATA | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
@@ -86,6 +96,31 @@ def tiny_unet(**changes):
     }
     torch.manual_seed(0)
     unet = UNet2DModel(**settings | changes).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return unet
+
+
+def tiny_prompted_unet(**changes):
+    """A UNet2DConditionModel of two levels with cross-attention in the first, random weights that are not at their zeros."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    settings = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 6,
+    }
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**settings | changes).eval()
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

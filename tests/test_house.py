@@ -36,6 +36,7 @@ from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import load_student, load_teacher, save_student, save_teacher
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.networks.unet2d_condition import multi_decoder_unet_condition
 from stagecraft.planning.setup import read_setup
 from stagecraft.preflight.given_models import check_given_teacher
 from stagecraft.preflight.jobs import block_names
@@ -87,7 +88,13 @@ def test_the_library_does_not_know_the_commands() -> None:
 
 
 REGISTRIES = {"networks/families.py", "networks/configs.py"}  # where families are registered
-OF_UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+# Of each family its folder, its words, and who slices the weights of a layer that stands in its students' file.
+UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+CONDITION = {"UNet2DConditionModel", "MultiDecoderUNet2DConditionModel", *multi_decoder_unet_condition.BLOCK_TYPES}
+OF_FAMILIES: dict[str, tuple[set[str], set[str]]] = {
+    "unet2d": (UNET2D, set()),
+    "unet2d_condition": (CONDITION, {"elastic/transformer.py"}),
+}
 
 
 def words_of(file: Path) -> Iterator[str]:
@@ -102,19 +109,22 @@ def words_of(file: Path) -> Iterator[str]:
                 yield name
 
 
-def test_one_family_alone_knows_its_network() -> None:
+@pytest.mark.parametrize("family", OF_FAMILIES)
+def test_one_family_alone_knows_its_network(family: str) -> None:
     """Neither the library nor the commands import what is in a family's folder, or name its classes and types of blocks."""
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
     files |= {file.relative_to(ROOT).as_posix(): file for file in (ROOT / "stages").rglob("*.py")}
-    outside = {
-        name: file for name, file in files.items() if not name.startswith("networks/unet2d/") and name not in REGISTRIES
-    }
+    own_words, slicing = OF_FAMILIES[family]
+    folders = tuple(f"networks/{name}/" for name in OF_FAMILIES)
+    outside = {name: file for name, file in files.items() if not name.startswith(folders) and name not in REGISTRIES}
     assert len(outside) > 100
-    importing = {name for name, file in outside.items() if any("unet2d" in i.split(".") for i in imports_of(file))}
-    assert importing == set()
-    naming = {name: OF_UNET2D.intersection(words_of(file)) for name, file in outside.items()}
+    other = [file for name, file in files.items() if name.startswith(folders) and f"networks/{family}/" not in name]
+    assert not [file for file in other if any(family in i.split(".") for i in imports_of(file))]
+    importing = {name for name, file in outside.items() if any(family in i.split(".") for i in imports_of(file))}
+    assert importing == slicing
+    naming = {name: own_words.intersection(words_of(file)) for name, file in outside.items()}
     assert {name: words for name, words in naming.items() if words} == {}
-    assert {word for name in files for word in words_of(files[name])} >= OF_UNET2D, "the search finds what is there"
+    assert {word for name in files for word in words_of(files[name])} >= own_words, "the search finds what is there"
 
 
 # --- A kind of layer that is not in the library: downsamplers, with their convolution or a mean over 2 x 2 pixels ---

@@ -5,8 +5,9 @@ from typing import Any
 from stagecraft.data.condition import Condition, example_classes
 from stagecraft.networks.family import Family, Module, Site
 from stagecraft.networks.unet2d.family import UNet2DFamily
+from stagecraft.networks.unet2d_condition.family import UNet2DConditionFamily
 
-FAMILIES: dict[str, Family] = {"UNet2DModel": UNet2DFamily()}
+FAMILIES: dict[str, Family] = {"UNet2DModel": UNet2DFamily(), "UNet2DConditionModel": UNet2DConditionFamily()}
 
 
 def family_of(net: Module) -> Family:

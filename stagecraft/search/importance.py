@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,10 +158,12 @@ def masked_stream(teacher: Module) -> Iterator[list[torch.Tensor]]:
     """Multiply the residual stream by masks, one (N, channels) for each level, that are put into the list given."""
     masks: list[torch.Tensor] = []
     levels = family_of(teacher).residual_stream(teacher).writers
-    handles = [
-        module.register_forward_hook(lambda module, args, output: output * masks[levels[module]][:, :, None, None])
-        for module in levels
-    ]
+
+    def hook(module: Module, args: object, output: Any) -> Any:
+        mask = masks[levels[module]][:, :, None, None]
+        return (output[0] * mask,) if isinstance(output, tuple) else output * mask
+
+    handles = [module.register_forward_hook(hook) for module in levels]
     try:
         yield masks
     finally:

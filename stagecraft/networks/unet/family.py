@@ -96,10 +96,9 @@ class UNetFamily(ABC):
 
     def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Run a block on what its site reads; returns what it writes."""
-        given = dict(zip(site.reads, tensors, strict=True))
-        emb = given.pop("emb")
-        prompt = read_by(block, given.pop(PROMPT, None))
-        hidden, *skips = given.values()
+        emb, *states = tensors
+        prompt = read_by(block, states.pop(0) if PROMPT in site.reads else None)
+        hidden, *skips = states
         if is_down(site):
             return block(hidden, emb, *prompt)[1]
         return (block(hidden, tuple(skips), emb, *prompt) if skips else block(hidden, emb, *prompt),)

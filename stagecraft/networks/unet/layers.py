@@ -101,7 +101,7 @@ class UNetLayers(Layers):
         kind, _, _ = part.partition(".")
         module = self.net.get_submodule(f"{name}.{part}")
         if kind in self.rebuilder.builders:
-            module = self.rebuilder.builders[kind](copy.deepcopy(module), choice)
+            module = without_dropped(self.rebuilder.builders[kind](copy.deepcopy(module), choice))
         return None if is_free(module) else module
 
     def place(self, name: str, part: str, module: Module) -> Layer:
@@ -117,6 +117,15 @@ def samplers_of(block: Module) -> list[str]:
     return [
         f"{kind}.{i}" for kind in ("downsamplers", "upsamplers") for i, _ in enumerate(getattr(block, kind, None) or ())
     ]
+
+
+def without_dropped(module: Module) -> Module:
+    """A module with no places for dropped layers in its lists, in place: which ones were dropped is no matter of its time."""
+    for part in [*module.modules()]:
+        for name, layers in [*part.named_children()]:
+            if isinstance(layers, nn.ModuleList):
+                setattr(part, name, nn.ModuleList(layer for layer in layers if not isinstance(layer, Dropped)))
+    return module
 
 
 def is_free(module: nn.Module) -> bool:

@@ -68,9 +68,9 @@ def interval_of(timesteps: torch.Tensor, boundaries: list[float]) -> torch.Tenso
 
 
 class Dropped(nn.Module):
-    """Identity that replaces a dropped attention."""
+    """Identity that replaces a dropped attention, or a dropped layer of a transformer."""
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return hidden_states
 
 
