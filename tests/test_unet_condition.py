@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
 from stagecraft.config.stages import SearchBlock
 from stagecraft.data.condition import Condition
 from stagecraft.data.training import TrainingSet
-from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
@@ -25,7 +25,7 @@ from stagecraft.elastic.kinds import describe_choice, identity_spec
 from stagecraft.evaluation.cost import count_macs, model_cost
 from stagecraft.networks.configs import CONFIGS, check_config
 from stagecraft.networks.costs import count_network_macs, count_parameters
-from stagecraft.networks.families import example_condition, family_of, is_conditional, sites_of
+from stagecraft.networks.families import condition_names, example_condition, family_of, sites_of
 from stagecraft.networks.pipelines import load_student, save_student
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d_condition import config as configs
@@ -40,7 +40,7 @@ from stagecraft.search.latency import Stopwatch, layers_of
 from stagecraft.search.space import BlockSpace
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.loop import TrainSettings, train
-from stagecraft.training.student import build_student, start_student, warm_start
+from stagecraft.training.student import build_student, start_student, student_batches, warm_start
 
 CPU = torch.device("cpu")
 SPACE = {"widths": [0.5, 1.0], "kernels": [3], "stream": [1.0], "channel_multiple": 1}
@@ -167,7 +167,7 @@ def test_the_types_of_blocks_are_those_that_can_be_rebuilt():
 
 
 def test_a_network_says_what_it_is_given(net):
-    assert is_conditional(net)
+    assert {"prompt"} <= condition_names(net)
     given = example_condition(net, 2)
     assert predict(net, torch.zeros(2, 1, 8, 8), torch.tensor([5, 6]), given).shape == (2, 1, 8, 8)
 
@@ -209,6 +209,7 @@ def test_what_is_given_to_a_student_is_asked_for():
 
 PROGRAM = """
 import sys
+from dataclasses import replace
 import torch
 from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 
@@ -396,15 +397,6 @@ def test_layers_are_timed_one_by_one_and_which_were_dropped_is_no_matter_of_time
 # --- From features to a trained student ---
 
 
-class Prompted(TrainingSet):
-    """Images with a prompt of their own each."""
-
-    @property
-    def condition(self):
-        generator = torch.Generator().manual_seed(0)
-        return Condition({"prompt": torch.randn(len(self), 4, 6, generator=generator)})
-
-
 SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
 SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
 SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
@@ -413,7 +405,9 @@ CACHED = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_s
 
 def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(importance, "BATCHES", 2)
-    net, process, data = tiny_prompted_unet(), VPProcess(diffusion_settings), Prompted.of_images(digits)
+    net, process, data = tiny_prompted_unet(), VPProcess(diffusion_settings), TrainingSet.of_images(digits)
+    labels = torch.arange(len(data)) % 10  # which this network is not given
+    data = replace(data, labels=labels, prompts=Condition({"prompt": torch.randn(len(data), 4, 6)}))
     features = tmp_path / "features"
     sizes = CacheFeatures.model_construct(**CACHED)
     FeatureWriter(net, process, data, process.edges([400]), sizes, 0, CPU).write(features, {})
@@ -432,7 +426,8 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
     assert 0.4 < plan["expected"]["macs_ratio"] <= 0.7
     student = start_student(net, plan | {"boundaries": [400]}, "inherit", 0, states.__getitem__)
     how = Retrain.model_construct(steps=4, joint_loss="constant", ramp=1.0, output_weight=9.0, jacobian_weight=1.0)
-    batches = NoisyBatches(data, process, 8, CPU, conditional=True)
+    how = how.model_copy(update={"batch_size": 8, "horizontal_flip": False, "interval_probabilities": "density"})
+    batches = student_batches(data, process, net, [400], how, CPU)
     loss = JointLoss(student, net, batches, how, "fp32")
     history = train(student, loss, TrainSettings(steps=4, learning_rate=1e-3)).history
     assert {"blocks", "end_to_end"} <= {name for entry in history for name in entry}

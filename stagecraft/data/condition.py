@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,10 @@ class Condition:
     def to(self, device: torch.device) -> Condition:
         """The same on a device."""
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def only(self, names: Collection[str]) -> Condition:
+        """Those of the tensors that have one of these names."""
+        return Condition({name: tensor for name, tensor in self.tensors.items() if name in names})
 
     def arguments(self) -> dict[str, Any]:
         """The same as the arguments of a diffusers UNet."""

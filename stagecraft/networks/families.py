@@ -46,6 +46,6 @@ def example_condition(model: Any, count: int) -> Condition:
     return example_classes(model, count)
 
 
-def is_conditional(net: Module) -> bool:
-    """Whether a teacher or student is given anything beside x_t and t."""
-    return bool(example_condition(net, 1).tensors)
+def condition_names(net: Module) -> set[str]:
+    """The names of the tensors that a network is given beside x_t and t."""
+    return set(example_condition(net, 1).tensors)

@@ -16,7 +16,7 @@ from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
-from stagecraft.networks.families import family_of, is_conditional
+from stagecraft.networks.families import condition_names, family_of
 from stagecraft.networks.family import Module, Stream
 from stagecraft.networks.given import check_shares
 from stagecraft.runtime.journal import Pieces, kept_array
@@ -79,8 +79,8 @@ def measure_importance(
         teacher: on the device.
         pieces: as in `stream_importance`.
     """
-    conditional = is_conditional(teacher)
-    batches = NoisyBatches(data, process, BATCH, device, conditional=conditional)
+    names = condition_names(teacher)
+    batches = NoisyBatches(data.only(names), process, BATCH, device, conditional=bool(names))
     drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
     factors = (process.image_factor(batch.t.cpu()) for batch in again)
     signs = generator_for(seed, "stream signs", 0)

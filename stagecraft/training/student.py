@@ -12,7 +12,7 @@ from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.process import Process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import ElasticBlock, student_state
-from stagecraft.networks.families import family_of, is_conditional, site_named
+from stagecraft.networks.families import condition_names, family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.stream import narrowed_teacher
@@ -87,13 +87,14 @@ def student_batches(
 ) -> NoisyBatches:
     """Batches as the `retrain` section of the params describes them, with what the teacher is given beside x_t and t."""
     intervals = process.edges(boundaries)
+    names = condition_names(teacher)
     return NoisyBatches(
-        data,
+        data.only(names),
         process,
         settings.batch_size,
         device,
         settings.horizontal_flip,
-        conditional=is_conditional(teacher),
+        conditional=bool(names),
         intervals=intervals,
         probabilities=interval_probabilities(settings.interval_probabilities, intervals),
     )
