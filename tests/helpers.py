@@ -145,6 +145,14 @@ def preset_params(name: str) -> dict[str, Any]:
     return load_over(*[ROOT / "presets" / f"{name}.yaml"] * (name != "digits"))
 
 
+def ddpm_params() -> dict[str, Any]:
+    """The preset smoke with the noise process that diffusers' DDPMScheduler has by default, for teachers saved with it."""
+    params = preset_params("smoke")
+    params["diffusion"] |= {"beta_schedule": "linear", "prediction_type": "epsilon"}
+    params["sampling"]["scheduler"] = "ddim"
+    return params
+
+
 def smoke_text() -> str:
     """A params.yaml of the preset smoke, without comments behind values, which tests exchange."""
     from stagecraft.config.__main__ import with_values

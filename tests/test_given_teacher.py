@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel, VQModel
-from helpers import PROMPTED, preset_params, tiny_unet
+from helpers import PROMPTED, ddpm_params, preset_params, tiny_unet
 
 from stagecraft.config.sections import Everything, GivenAutoencoder, GivenTeacher
 from stagecraft.data.survey import Survey
@@ -69,7 +69,7 @@ def params(folder) -> dict:
 
 
 def given_params(folder: Path, **changes) -> dict:
-    params = preset_params("smoke")
+    params = ddpm_params()
     params["train_teacher"] |= {"source": "path", "path": str(folder)}
     params["search_block"]["channels"] = 1.0
     for section, values in changes.items():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -17,8 +17,12 @@ from torch import nn
 
 from stagecraft.clustering.gradients import bounded_gradients
 from stagecraft.config.overlay import lay_over
-from stagecraft.config.sections import Assemble, CacheFeatures, Retrain, SearchSpace
-from stagecraft.config.stages import SearchBlock
+from stagecraft.config.sections import Assemble, CacheFeatures, Prepared, Retrain, SearchSpace
+from stagecraft.config.stages import PrepareData, SearchBlock
+from stagecraft.data.decoding import conform
+from stagecraft.data.images import Contents, Images, Look
+from stagecraft.data.prepared import PreparedData
+from stagecraft.data.sources import SOURCES, source_fingerprint
 from stagecraft.data.survey import survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
@@ -48,10 +52,12 @@ from stagecraft.search.features import FeatureWriter
 from stagecraft.search.importance import measure_importance
 from stagecraft.search.job import SearchJob
 from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.selection import SCORES, Block, Budget, Candidate, Costs, select_budget
 from stagecraft.search.space import covering_specs
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, start_student, warm_start
+from stages.prepare_data import prepare_data
 
 PACKAGE = ROOT / "stagecraft"
 # Every room may import those before it.
@@ -332,7 +338,7 @@ def test_a_teacher_of_a_new_family_may_come_from_elsewhere(chain, digits, diffus
     for loaded in (own, given):
         assert type(loaded) is Chain and torch.equal(loaded(x_t, t).sample, chain(x_t, t).sample)
     assert stated is not None and stated["num_train_timesteps"] == 1000
-    changes = {"train_teacher": {"source": "path", "path": str(tmp_path / "given")}}
+    changes = {"train_teacher": {"source": "path", "path": str(tmp_path / "given")}, "diffusion": diffusion_settings}
     changes |= {"search_block": {"channels": 0.5}}  # of all levels alike: a chain has one
     params = validate_params(lay_over(preset_params("smoke"), changes), "params.yaml")
     check_given_teacher(params, survey(params.prepare_data))
@@ -342,3 +348,62 @@ def test_a_teacher_of_a_new_family_may_come_from_elsewhere(chain, digits, diffus
     setup = read_setup(params)
     assert type(setup.teacher) is Chain and next(setup.teacher.parameters()).is_meta
     assert count_network_macs(setup.teacher) == count_network_macs(chain)
+
+
+# --- A score that is not in the library ---
+
+
+def test_a_new_score_of_candidates_chooses_by_registration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def candidate(macs: int, own: float, output: float) -> Candidate:
+        return {"spec": {}, "macs": macs, "params": macs, "nmse": own, "output": [output]}
+
+    whole, *others = (candidate(100, 0.0, 0.0), candidate(40, 0.09, 0.01), candidate(50, 0.02, 0.06))
+    block = Block("mid_block", None, whole, (whole, *others))
+    costs = Costs(teacher_macs=100, teacher_params=100, fixed_macs=0, fixed_params=0, interval_weights=(1.0,))
+
+    def choose(score: str) -> int:
+        (chosen,) = select_budget([block], costs, Budget(macs=0.8), score).values()
+        return chosen["macs"]
+
+    assert [choose(score) for score in ("local", "output", "combined")] == [50, 40, 40]
+    monkeypatch.setitem(SCORES, "worse", max)  # the worse of both errors
+    assert choose("worse") == 50
+
+
+def test_the_params_offer_every_score() -> None:
+    assert {*get_args(Assemble.model_fields["score"].annotation)} == {"local", *SCORES}
+
+
+# --- A source of images that is not in the library: bars of seeded heights ---
+
+
+class Bars(Prepared):
+    source: Literal["bars"]
+    path: None
+    count: int
+
+
+class BarsSource:
+    """What a module in stagecraft/data/sources has."""
+
+    def load(self, settings: Bars, threads: int) -> Images:
+        heights = np.arange(settings.count)[:, None, None, None] % 8
+        images = np.where(np.arange(8)[:, None, None] < heights, 255, 0).repeat(8, 2).astype(np.uint8)
+        return Images(conform(images, settings, "bars"), self.look(settings).contents, "bars")
+
+    def fingerprint(self, settings: Bars) -> str:
+        return f"bars-{settings.count}"
+
+    def look(self, settings: Bars) -> Look:
+        return Look(Contents(settings.count), settings.resolution or 8, 1)
+
+
+def test_a_new_source_of_images_is_surveyed_and_prepared_by_registration_alone(monkeypatch, tmp_path):
+    monkeypatch.setitem(SOURCES, "bars", BarsSource())
+    keys = {"resolution": 16, "resize": "crop", "channels": 3, "held_out": 0.25}
+    settings = Bars(source="bars", path=None, count=40, **keys)
+    assert source_fingerprint(settings) == "bars-40"
+    seen = survey(settings)
+    assert (seen.train, seen.held_out, seen.height, seen.channels, seen.classes) == (30, 10, 16, 3, None)
+    prepare_data(PrepareData.model_construct(seed=0, prepare_data=settings), threads=1, output=tmp_path / "prepared")
+    assert PreparedData.load(tmp_path / "prepared").train_images.shape == (30, 16, 16, 3)

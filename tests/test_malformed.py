@@ -628,9 +628,9 @@ def test_members_outside_the_archive_are_not_unpacked(folder, monkeypatch, tmp_p
     path = tmp_path / "in" / "images.npz"
     path.parent.mkdir()
     path.write_bytes(archive(("../x.npy", npy()), (f"{tmp_path}/y.npy", npy()), ("images.npy", npy())))
-    from stagecraft.data.sources import load_npz
+    from stagecraft.data.sources import npz
 
-    assert load_npz(settings(source="npz", path=path)).images.shape == (12, 8, 8, 1)
+    assert npz.load(settings(source="npz", path=path)).images.shape == (12, 8, 8, 1)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["images.npz", "in"]
 
 

@@ -84,18 +84,15 @@ def check_params_file(path):
 def check_params(config):
     """Lay the params of --configfile and --config over those of params.yaml; end the run when the result is not valid.
 
-    Snakemake has merged them key by key, which leaves keys of another process or source between them. What is left out of a
-    preset, as it is for another process, is said once.
+    Snakemake has merged them key by key, which leaves keys of another process or source between them.
     """
     flags = workflow.config_settings
     files = [] if flags.replace_workflow_config else [Path("params.yaml")]
-    merged, notes = check(merge_files, [*files, *flags.configfiles])
+    merged = check(merge_files, [*files, *flags.configfiles])
     given = typed(dict(flags.config))
     GPU.update(asdict(check(Gpu.take_from, given)) if PLANNING else {})
     config.clear()
     config.update(lay_over(merged, given))
-    for note in notes if workflow.is_main_process else ():
-        print(f"note: {note}", file=sys.stderr)
     return check(validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
 
 
