@@ -120,7 +120,14 @@ def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled
 
 def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path):
     unet = tiny_unet(num_class_embeds=5)
-    sizes = {"triples_per_interval": 6, "held_out": 0.5, "batch_size": 6, "shard_size": 6, "max_gib": 1.0}
+    sizes = {
+        "triples_per_interval": 6,
+        "held_out": 0.5,
+        "batch_size": 6,
+        "shard_size": 6,
+        "max_gib": 1.0,
+        "precision": "fp32",
+    }
     writer = FeatureWriter(unet, process, labelled, process.edges([]), CacheFeatures.model_construct(**sizes), 0, CPU)
     found = writer._triples(0, 0, 6)
     rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))

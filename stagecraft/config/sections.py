@@ -268,6 +268,10 @@ class CacheFeatures(Section):
     triples_per_interval: Annotated[int, Field(ge=2, le=10**9)] = doc("Triples (x0, t, eps) per interval.")
     held_out: Inside = doc("Share of the triples kept from supernet training, for scoring.")
     batch_size: Million = doc("Samples in a batch.")
+    precision: Literal["fp16", "fp32"] = (
+        doc("""Number format in which the teacher's tensors are stored; fp16 takes half of
+        the room.""")
+    )
     shard_size: Count = doc("Triples in one file. A job that is killed continues after the last finished file.")
     max_gib: Positive = doc("Most room that the features may take, in GiB.")
 

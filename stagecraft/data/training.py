@@ -96,9 +96,29 @@ class TrainingSet:
         x = self.x[rows]
         return to_network(x) if x.dtype == torch.uint8 else x.float()
 
-    def flat(self, image_range: Sequence[float]) -> np.ndarray:
-        """All of it as float32 (N, n): pixels scaled to a range, latents as they are."""
-        if self.x.dtype != torch.uint8:
-            return self.x.float().flatten(1).numpy()
+    def flat(self, image_range: Sequence[float]) -> FlatRows:
+        """All of it as (N, n), of which rows are float32: pixels scaled to a range, latents as they are."""
         low, high = image_range
-        return self.x.flatten(1).numpy().astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+        pixels = self.x.dtype == torch.uint8
+        return FlatRows(self.x.flatten(1).numpy(), (high - low) / 255 if pixels else 1.0, low if pixels else 0.0)
+
+
+@dataclass(frozen=True)
+class FlatRows:
+    """An array (N, n) of bytes or floats of which rows are taken as float32, scaled and shifted."""
+
+    values: np.ndarray
+    scale: float
+    shift: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, n)."""
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        taken: np.ndarray = self.values[rows].astype(np.float32)
+        return taken if (self.scale, self.shift) == (1, 0) else taken * np.float32(self.scale) + np.float32(self.shift)

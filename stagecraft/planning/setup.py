@@ -98,7 +98,7 @@ def read_setup(params: Everything) -> Setup:
 
 def look_at_images(settings: PrepareData) -> Survey:
     """A survey of the images; of a folder or file that is not there yet, what params say of it."""
-    if settings.source != "digits" and not Path(settings.path).exists():
+    if settings.path is not None and not Path(settings.path).exists():
         return Survey(0, 0, settings.resolution, settings.resolution, settings.channels)
     return survey(settings)
 
