@@ -19,8 +19,10 @@ TEACHER |= {
     "milliseconds": 0.2,
     "peak_memory_mib": None,
 }
+TEACHER |= {"fid_margin": 0.004, "fid_equal": 0.11, "fid_equal_margin": 0.01}
 TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
+HELD_OUT_MARGINS = {"fid_margin": 0.05, "fid_equal": 0.2, "fid_equal_margin": 0.05}
 WHOLE = {"width": 32, "kernels": [3, 3]}
 IDENTITY = {"resnets.0": WHOLE, "resnets.1": WHOLE, "attentions.0": {}, "attentions.1": {}}
 SMALLER = {"resnets.0": {"width": 16, "kernels": [3, 1]}, "resnets.1": None, "attentions.0": {}, "attentions.1": None}
@@ -40,12 +42,13 @@ def make_metrics(**changes: float) -> dict[str, Any]:
         "teacher": TEACHER,
         "student": student | {"macs_per_interval": [4e5, 5e5, 5.4e5]},
         "autoencoder": None,
-        "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92},
-        "ratio": compute_ratios(TEACHER, student),
+        "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92, **HELD_OUT_MARGINS},
+        "ratio": compute_ratios(TEACHER, student) | {"fid_difference_margin": 0.002},
         "protocol": {
             "samples": 2000,
             "sampler": "ddim",
             "steps": 50,
+            "equal_count": 300,
             "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
             "device": "cpu",
@@ -139,6 +142,8 @@ def make_logs(history: list[dict[str, float]] | None = None) -> dict[str, dict[s
 def make_page(**changes: Any) -> str:
     random = np.random.default_rng(0)
     samples = {name: random.integers(0, 256, (48, 8, 8, 1)).astype(np.uint8) for name in ("teacher", "student", "real")}
+    path = {name: random.integers(0, 256, (9, 2, 8, 8, 1)).astype(np.uint8) for name in ("path_sample", "path_image")}
+    samples |= path | {"path_t": np.array([999, 800, 600, 500, 400, 200, 199, 100, 0])}
     history = [{"step": s, "loss": 3 / s, "noise": 1 / s, "blocks": 2 / s} for s in range(10, 2000, 10)]
     inputs = {
         "metrics": make_metrics(),
@@ -190,7 +195,8 @@ def test_page_is_the_same_for_the_same_files() -> None:
 def test_page_says_the_figures_and_every_picture_in_words() -> None:
     page = make_page()
     assert "0.50 of the teacher&#39;s time and 0.48 of its MACs" in page
-    assert "no worse than the teacher&#39;s 0.05" in page
+    assert "is 0.0500 ± 0.0040, the teacher&#39;s 0.0500 ± 0.0040" in page
+    assert "no difference beyond the margin of 0.002" in page
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
     assert all(re.search(r'aria-label="[^"]+"', chart) for chart in re.findall(r"<svg[^>]*>", page))
 
@@ -214,7 +220,8 @@ def test_page_says_which_intervals_share_blocks() -> None:
 
 def test_verdict_admits_a_worse_student() -> None:
     found = report.verdict(make_metrics(fid=0.08))
-    assert "Its FID (classifier features) is 0.08, 0.03 worse than" in found
+    assert "is 0.0800 ± 0.0040, the teacher's 0.0500 ± 0.0040 from the same seeds: 0.0300 ± 0.0020 worse." in found
+    assert "0.0100 ± 0.0020 better." in report.verdict(make_metrics(fid=0.04))
 
 
 def test_page_escapes_what_comes_from_files() -> None:
