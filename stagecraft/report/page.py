@@ -41,6 +41,7 @@ PACKAGES = (
 COLUMNS = 8
 Searches = dict[str, Search]  # by job
 Logs = dict[str, TrainingLog]  # by stage
+CostKind = Literal["time", "macs"]
 
 
 def render_report(
@@ -505,7 +506,7 @@ def candidate_charts(architecture: Plan, searches: Searches) -> list[tuple[str, 
 def candidate_chart(name: str, search: Search, chosen: ChosenBlock | None) -> tuple[str, Markup]:
     """Note and chart of one search; what was chosen, if anything was, is marked where its NMSE is known."""
     whole = teacher_costs(search)
-    kind: Literal["time", "macs"] = "time" if whole.get("time") else "macs"
+    kind = cost_kind(whole)
     unit = {"time": "time", "macs": "MACs"}[kind]
     points = [candidate_point(candidate, whole, kind) for candidate in search["candidates"]]
     note = f"{len(points)} candidates; none chosen"
@@ -522,14 +523,17 @@ def candidate_chart(name: str, search: Search, chosen: ChosenBlock | None) -> tu
     return note, chart
 
 
-def cost_share(block: Scored | ChosenBlock, whole: BlockCosts, kind: Literal["time", "macs"]) -> float:
+def cost_kind(whole: BlockCosts) -> CostKind:
+    """What candidates are drawn over: time where layers were timed."""
+    return "time" if whole.get("time") else "macs"
+
+
+def cost_share(block: Scored | ChosenBlock, whole: BlockCosts, kind: CostKind) -> float:
     """A cost of a block as a share of the teacher's."""
     return block[kind] / whole[kind]
 
 
-def candidate_point(
-    block: Scored | ChosenBlock, whole: BlockCosts, kind: Literal["time", "macs"]
-) -> tuple[float, float]:
+def candidate_point(block: Scored | ChosenBlock, whole: BlockCosts, kind: CostKind) -> tuple[float, float]:
     """A block's cost as a share of the teacher's, and its NMSE."""
     return cost_share(block, whole, kind), block["nmse"]
 
