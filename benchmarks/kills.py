@@ -118,9 +118,7 @@ def start_and_kill(folder: Path, moment: float, alone: bool) -> float:
 def last_job(folder: Path) -> str:
     """The rule that had started last."""
     lines = (folder / "output.txt").read_text().splitlines()
-    return next(
-        (line.split()[1].rstrip(":") for line in reversed(lines) if line.startswith(("rule ", "localrule "))), ""
-    )
+    return next((line.split(":")[0].split()[0] for line in reversed(lines) if ": started" in line), "")
 
 
 def main() -> None:
