@@ -310,3 +310,62 @@ def test_what_search_and_retraining_took_stands_beside_the_teachers_training() -
     given = logs | {"train_teacher": {"params": {"train_teacher": TRAINED | {"source": "path"}}}}
     assert all(share == "" for _, _, share in report.costs(metrics, searches, given))
     assert report.costs(metrics, {}, logs) == []
+
+
+def test_page_says_which_fids_differ_by_more_than_chance() -> None:
+    found = report.comparisons(make_metrics(fid=0.08, fid_equal=0.11))
+    assert found == [
+        ("student − teacher, same seeds", "2,000", "+0.0300 ± 0.0020", "yes"),
+        ("student − held-out real images", "300", "-0.090 ± 0.051", "yes"),
+        ("teacher − held-out real images", "300", "-0.090 ± 0.051", "yes"),
+    ]
+    metrics = make_metrics()
+    metrics["held_out"]["fid_equal"] = 0.12
+    assert [row[-1] for row in report.comparisons(metrics)] == ["no", "no", "no"]
+    metrics["protocol"]["equal_count"] = None
+    assert len(report.comparisons(metrics)) == 1
+    assert not any("images each" in row[0] for row in table.table_rows(metrics))
+
+
+def test_a_margin_says_how_many_figures_of_a_value_count() -> None:
+    assert table.with_margin(0.02021, 0.0034) == "0.0202 ± 0.0034"
+    assert table.with_margin(-0.00003, 0.0018, "+") == "+0.0000 ± 0.0018"
+    assert table.with_margin(12.345, 0.0) == "12.35 ± 0"
+
+
+def test_each_step_of_the_path_has_the_decoder_in_charge() -> None:
+    steps = re.findall(r'class="step s(\d)".*?<figcaption>t = (\d+), decoder (\d)<', make_page())
+    times = ("999", "800", "600", "500", "400", "200", "199", "100", "0")
+    assert steps == [(decoder, t, decoder) for t, decoder in zip(times, "222211000", strict=True)]
+
+
+def test_blocks_say_which_intervals_share_them_in_their_colours() -> None:
+    architecture = make_architecture()
+    architecture["unet"]["blocks"]["up_blocks.0"] = [
+        {"range": [0, 1], "spec": SMALLER},
+        {"range": [2], "spec": SMALLER},
+    ]
+    page = make_page(architecture=architecture)
+    assert '<span class="mark s0"></span><span class="mark s1"></span>shared by 0 and 1</div>' in page
+    assert '<span class="mark s2"></span>interval 2 alone</div>' in page
+    assert 'colspan="2" style="--bar: var(--c0)"' in page and 'colspan="1" style="--bar: var(--c2)"' in page
+    assert page.count("shared by all") == 2
+
+
+def test_costs_begin_with_time() -> None:
+    rows = [row[0] for row in table.table_rows(make_metrics())]
+    assert rows[:2] == ["milliseconds an image and step", "images per second"]
+    assert rows.index("MACs per step (thop)") < rows.index("FID (classifier features)")
+    search = make_search() | {"candidates": [{"spec": IDENTITY, "macs": 220, "params": 80, "nmse": 0.1, "time": 0.5}]}
+    chosen = {"spec": SMALLER, "macs": 110, "params": 20, "nmse": 0.2, "time": 0.2}
+    assert report.cost_texts(chosen, search) == ["0.2 (× 0.40) ms", "110 (× 0.50) MACs", "20 (× 0.25) parameters"]
+    note, chart = report.candidate_chart("mid_block", search, chosen)
+    assert note == "1 candidates; chosen: × 0.40 time, NMSE 0.2" and "time / teacher" in chart
+
+
+def test_large_pictures_of_the_path_are_shrunk() -> None:
+    images = np.zeros((1, 130, 130, 3), np.uint8)
+    images[:, :3] = 90
+    assert charts.shrink(images).shape == (1, 43, 43, 3)
+    assert charts.shrink(images)[0, :2, 0, 0].tolist() == [90, 0]
+    assert charts.shrink(images[:, :64, :64]).shape == (1, 64, 64, 3)
