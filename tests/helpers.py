@@ -236,7 +236,8 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
     ]
     outputs = {"evaluate": {"output": metrics, "samples": samples}}
     outputs["publish"] = {"output": results / "model", "teacher_card": []}
-    outputs["report"] = {"output": results / "report.html", "logs": [log[name]["log"] for name in trainings]}
+    outputs["report"] = {"output": results / "report.html", "plots": results / "plots"}
+    outputs["report"] |= {"logs": [log[name]["log"] for name in trainings]}
     with contextlib.chdir(folder):
         for name, files in commands:
             body = getattr(importlib.import_module(f"stages.{name}"), name)
