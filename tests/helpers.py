@@ -50,6 +50,16 @@ EDM = {
 FLOW = {"process": "flow", "num_train_timesteps": 1000, "shift": 3.0}
 
 
+# What makes the config of a UNet2DModel that of a UNet2DConditionModel.
+PROMPTED = {
+    "_class_name": "UNet2DConditionModel",
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 6,
+}
+
+
 def prepare_data_keys(**changes):
     """The keys of the `prepare_data` section for a folder of images, with changes."""
     return PREPARE_DATA | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
@@ -92,6 +102,31 @@ def tiny_unet(**changes):
     return unet
 
 
+def tiny_prompted_unet(**changes):
+    """A UNet2DConditionModel of two levels with cross-attention in the first, random weights that are not at their zeros."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    settings = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 6,
+    }
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**settings | changes).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return unet
+
+
 def activated() -> dict[str, str]:
     """The variables of a shell with the environment active, without this process's thread settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_"))}
@@ -108,6 +143,14 @@ def preset_params(name: str) -> dict[str, Any]:
     from stagecraft.preflight.params import load_over
 
     return load_over(*[ROOT / "presets" / f"{name}.yaml"] * (name != "digits"))
+
+
+def ddpm_params() -> dict[str, Any]:
+    """The preset smoke with the noise process that diffusers' DDPMScheduler has by default, for teachers saved with it."""
+    params = preset_params("smoke")
+    params["diffusion"] |= {"beta_schedule": "linear", "prediction_type": "epsilon"}
+    params["sampling"]["scheduler"] = "ddim"
+    return params
 
 
 def smoke_text() -> str:
@@ -193,7 +236,8 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
     ]
     outputs = {"evaluate": {"output": metrics, "samples": samples}}
     outputs["publish"] = {"output": results / "model", "teacher_card": []}
-    outputs["report"] = {"output": results / "report.html", "logs": [log[name]["log"] for name in trainings]}
+    outputs["report"] = {"output": results / "report.html", "plots": results / "plots"}
+    outputs["report"] |= {"logs": [log[name]["log"] for name in trainings]}
     with contextlib.chdir(folder):
         for name, files in commands:
             body = getattr(importlib.import_module(f"stages.{name}"), name)

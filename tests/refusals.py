@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from diffusers import AutoencoderKL, DDPMScheduler
-from helpers import ROOT, preset_params, tiny_unet
+from helpers import ROOT, ddpm_params, tiny_unet
 from PIL import Image
 
 from stagecraft.data.sources import source_fingerprint
@@ -86,7 +86,7 @@ class Scene:
 
     def __init__(self, models: Path, folder: Path) -> None:
         self.models, self.folder = models, folder
-        self.params: dict[str, Any] = preset_params("smoke")
+        self.params: dict[str, Any] = ddpm_params()
 
     def put(self, changes: dict[str, Any]) -> None:
         """Change params by `section.key`; the key is deleted for the value `absent`."""

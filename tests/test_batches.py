@@ -11,7 +11,7 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of
-from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
+from stagecraft.networks.unet.student import interval_of
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.search.features import FeatureWriter
 from stagecraft.training.joint import JointLoss
@@ -85,6 +85,13 @@ def test_a_condition_is_passed_on_whatever_is_in_it():
     assert len(nothing) == 0 and not nothing.tensors and not class_condition(None).tensors
 
 
+def test_a_condition_is_told_to_a_network_as_diffusers_calls_it():
+    labels, prompt, pooled, sizes = torch.zeros(1), torch.zeros(1, 2, 3), torch.zeros(1, 4), torch.zeros(1, 6)
+    assert class_condition(labels).arguments() == {"class_labels": labels} and UNCONDITIONAL.arguments() == {}
+    given = Condition({"prompt": prompt, "pooled": pooled, "sizes": sizes}).arguments()
+    assert given == {"encoder_hidden_states": prompt, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+
+
 def test_labels_that_are_missing_are_asked_for(process, digits):
     with pytest.raises(ValueError, match="the images have no labels; give class sub-folders"):
         NoisyBatches(TrainingSet.of_images(digits), process, 4, CPU, conditional=True)
@@ -113,7 +120,14 @@ def test_labels_reach_the_teacher_the_features_and_the_student(process, labelled
 
 def test_features_are_those_of_each_images_own_label(process, labelled, tmp_path):
     unet = tiny_unet(num_class_embeds=5)
-    sizes = {"triples_per_interval": 6, "held_out": 0.5, "batch_size": 6, "shard_size": 6, "max_gib": 1.0}
+    sizes = {
+        "triples_per_interval": 6,
+        "held_out": 0.5,
+        "batch_size": 6,
+        "shard_size": 6,
+        "max_gib": 1.0,
+        "precision": "fp32",
+    }
     writer = FeatureWriter(unet, process, labelled, process.edges([]), CacheFeatures.model_construct(**sizes), 0, CPU)
     found = writer._triples(0, 0, 6)
     rows = torch.randint(40, (6,), generator=generator_for(0, "features/0", 0))

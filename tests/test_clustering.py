@@ -12,6 +12,7 @@ import torch
 from helpers import section_with, tiny_unet
 
 from stagecraft.clustering import cluster as clustering
+from stagecraft.clustering import denoiser as denoiser_module
 from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.clustering.gradients import Sketch, loss_gradients
 from stagecraft.clustering.partition import (
@@ -57,6 +58,15 @@ def test_the_optimal_denoiser_is_its_definition(y, sigma):
     x0, eps = draw_pairs(y, 20, np.random.default_rng(0))
     z = x0 + np.float32(sigma) * eps
     np.testing.assert_allclose(OptimalDenoiser(y, batch=7)(z, sigma), brute_force(y, z, sigma), atol=2e-5)
+
+
+def test_a_set_too_large_to_be_centred_at_once_is_centred_in_parts(y, monkeypatch):
+    x0, eps = draw_pairs(y, 20, np.random.default_rng(0))
+    z = x0 + np.float32(0.5) * eps
+    monkeypatch.setattr(denoiser_module, "MOST_CENTRED", 20 * y.shape[1])
+    denoiser = OptimalDenoiser(y)
+    assert len(denoiser.parts) > 2 and denoiser.held is None
+    np.testing.assert_allclose(denoiser(z, 0.5), brute_force(y, z, 0.5), atol=2e-5)
 
 
 def test_each_draw_has_its_own_noise_level(y):

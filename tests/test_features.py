@@ -11,7 +11,14 @@ from stagecraft.diffusion.vp import VPProcess
 from stagecraft.networks.families import family_of, sites_of
 from stagecraft.search.features import Features, FeatureWriter
 
-SETTINGS = {"triples_per_interval": 20, "held_out": 0.25, "batch_size": 4, "shard_size": 8, "max_gib": 1.0}
+SETTINGS = {
+    "triples_per_interval": 20,
+    "held_out": 0.25,
+    "batch_size": 4,
+    "shard_size": 8,
+    "max_gib": 1.0,
+    "precision": "fp32",
+}
 STAGES = [[0, 300], [300, 1000]]
 CPU = torch.device("cpu")
 
@@ -100,3 +107,29 @@ def test_a_flipped_bit_is_found_by_the_jobs_that_read_it_and_by_no_other(writer,
         ValueError, match=r"interval_1-shard_2\.safetensors: sha256 .*index\.json for mid says .*--forcerun"
     ):
         Features(tmp_path, ["emb", "mid"])
+
+
+def test_half_precision_takes_half_of_the_room_and_is_read_in_single(writer, tmp_path):
+    writer.write(tmp_path / "single", {})
+    single = writer.bytes_by_name()
+    writer.settings = CacheFeatures.model_construct(**SETTINGS | {"precision": "fp16"})
+    half = writer.bytes_by_name()
+    assert {name for name in half if half[name] == single[name]} == {"output", "x_t", "t", "image_factor"}
+    assert all(2 * half[name] == single[name] for name in half.keys() - {"output", "x_t", "t", "image_factor"})
+    writer.write(tmp_path / "half", {})
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "half").glob("*.safetensors"))
+    assert writer.predicted_bytes() == pytest.approx(on_disk, rel=0.05)
+    names = sorted(half)
+    rows = torch.tensor([25, 3, 39])
+    want = Features(tmp_path / "single", names).take(rows, CPU)
+    for name, one, other in zip(names, Features(tmp_path / "half", names).take(rows, CPU), want, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_what_half_precision_cannot_hold_is_refused(writer, unet, tmp_path):
+    with torch.no_grad():
+        unet.conv_in.bias.fill_(1e5)
+    writer.settings = CacheFeatures.model_construct(**SETTINGS | {"precision": "fp16"})
+    with pytest.raises(ValueError, match=r"^cache_features.precision: fp16, but .* as large as 1e\+05, .*; set fp32$"):
+        writer.write(tmp_path, {})

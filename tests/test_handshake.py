@@ -29,7 +29,7 @@ def ok(folder: Path, *command: str) -> str:
 def snakemake(folder: Path) -> set[str]:
     """The rules that `snakemake` runs."""
     printed = ok(folder, "snakemake")
-    return set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) - {"all"}
+    return set(re.findall(r"^(\w+)(?: \S+)?: started", printed, flags=re.MULTILINE))
 
 
 def repro(folder: Path) -> tuple[set[str], set[str]]:
@@ -105,8 +105,8 @@ def side_by_side(printed: str) -> int:
     """The most block searches that Snakemake had running at once."""
     most = running = 0
     for line in printed.splitlines():
-        running += line.startswith(("rule search_block:", "localrule search_block:"))
-        running -= bool(re.match(r"Finished jobid: \d+ \(Rule: search_block\)", line))
+        running += bool(re.match(r"search_block \S+: started", line))
+        running -= bool(re.match(r"search_block \S+: done", line))
         most = max(most, running)
     return most
 

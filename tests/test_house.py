@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -17,8 +17,12 @@ from torch import nn
 
 from stagecraft.clustering.gradients import bounded_gradients
 from stagecraft.config.overlay import lay_over
-from stagecraft.config.sections import Assemble, CacheFeatures, Retrain, SearchSpace
-from stagecraft.config.stages import SearchBlock
+from stagecraft.config.sections import Assemble, CacheFeatures, Prepared, Retrain, SearchSpace
+from stagecraft.config.stages import PrepareData, SearchBlock
+from stagecraft.data.decoding import conform
+from stagecraft.data.images import Contents, Images, Look
+from stagecraft.data.prepared import PreparedData
+from stagecraft.data.sources import SOURCES, source_fingerprint
 from stagecraft.data.survey import survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
@@ -36,6 +40,7 @@ from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import load_student, load_teacher, save_student, save_teacher
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.networks.unet2d_condition import multi_decoder_unet_condition
 from stagecraft.planning.setup import read_setup
 from stagecraft.preflight.given_models import check_given_teacher
 from stagecraft.preflight.jobs import block_names
@@ -47,10 +52,12 @@ from stagecraft.search.features import FeatureWriter
 from stagecraft.search.importance import measure_importance
 from stagecraft.search.job import SearchJob
 from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.selection import SCORES, Block, Budget, Candidate, Costs, select_budget
 from stagecraft.search.space import covering_specs
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, start_student, warm_start
+from stages.prepare_data import prepare_data
 
 PACKAGE = ROOT / "stagecraft"
 # Every room may import those before it.
@@ -86,10 +93,14 @@ def test_the_library_does_not_know_the_commands() -> None:
     assert not [file for file in PACKAGE.rglob("*.py") if "from stages" in file.read_text()]
 
 
-# Where families are registered; and who slices the weights of a layer that stands in the students' self-contained file.
-REGISTRIES = {"networks/families.py", "networks/configs.py"}
-OF_STUDENTS = {"elastic/resnet.py"}
-OF_UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+REGISTRIES = {"networks/families.py", "networks/configs.py"}  # where families are registered
+# Of each family its folder, its words, and who slices the weights of a layer that stands in its students' file.
+UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+CONDITION = {"UNet2DConditionModel", "MultiDecoderUNet2DConditionModel", *multi_decoder_unet_condition.BLOCK_TYPES}
+OF_FAMILIES: dict[str, tuple[set[str], set[str]]] = {
+    "unet2d": (UNET2D, set()),
+    "unet2d_condition": (CONDITION, {"elastic/transformer.py"}),
+}
 
 
 def words_of(file: Path) -> Iterator[str]:
@@ -104,19 +115,22 @@ def words_of(file: Path) -> Iterator[str]:
                 yield name
 
 
-def test_one_family_alone_knows_its_network() -> None:
+@pytest.mark.parametrize("family", OF_FAMILIES)
+def test_one_family_alone_knows_its_network(family: str) -> None:
     """Neither the library nor the commands import what is in a family's folder, or name its classes and types of blocks."""
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
     files |= {file.relative_to(ROOT).as_posix(): file for file in (ROOT / "stages").rglob("*.py")}
-    outside = {
-        name: file for name, file in files.items() if not name.startswith("networks/unet2d/") and name not in REGISTRIES
-    }
+    own_words, slicing = OF_FAMILIES[family]
+    folders = tuple(f"networks/{name}/" for name in OF_FAMILIES)
+    outside = {name: file for name, file in files.items() if not name.startswith(folders) and name not in REGISTRIES}
     assert len(outside) > 100
-    importing = {name for name, file in outside.items() if any("unet2d" in i.split(".") for i in imports_of(file))}
-    assert importing == OF_STUDENTS
-    naming = {name: OF_UNET2D.intersection(words_of(file)) for name, file in outside.items()}
+    other = [file for name, file in files.items() if name.startswith(folders) and f"networks/{family}/" not in name]
+    assert not [file for file in other if any(family in i.split(".") for i in imports_of(file))]
+    importing = {name for name, file in outside.items() if any(family in i.split(".") for i in imports_of(file))}
+    assert importing == slicing
+    naming = {name: own_words.intersection(words_of(file)) for name, file in outside.items()}
     assert {name: words for name, words in naming.items() if words} == {}
-    assert {word for name in files for word in words_of(files[name])} >= OF_UNET2D, "the search finds what is there"
+    assert {word for name in files for word in words_of(files[name])} >= own_words, "the search finds what is there"
 
 
 # --- A kind of layer that is not in the library: downsamplers, with their convolution or a mean over 2 x 2 pixels ---
@@ -226,7 +240,14 @@ def test_a_student_with_the_new_kind_is_built_and_timed() -> None:
 SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
 SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
 SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
-CACHED = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+CACHED = {
+    "triples_per_interval": 16,
+    "held_out": 0.5,
+    "batch_size": 8,
+    "shard_size": 8,
+    "max_gib": 1.0,
+    "precision": "fp32",
+}
 CPU = torch.device("cpu")
 
 
@@ -334,7 +355,7 @@ def test_a_teacher_of_a_new_family_may_come_from_elsewhere(chain, digits, diffus
     for loaded in (own, given):
         assert type(loaded) is Chain and torch.equal(loaded(x_t, t).sample, chain(x_t, t).sample)
     assert stated is not None and stated["num_train_timesteps"] == 1000
-    changes = {"train_teacher": {"source": "path", "path": str(tmp_path / "given")}}
+    changes = {"train_teacher": {"source": "path", "path": str(tmp_path / "given")}, "diffusion": diffusion_settings}
     changes |= {"search_block": {"channels": 0.5}}  # of all levels alike: a chain has one
     params = validate_params(lay_over(preset_params("smoke"), changes), "params.yaml")
     check_given_teacher(params, survey(params.prepare_data))
@@ -344,3 +365,62 @@ def test_a_teacher_of_a_new_family_may_come_from_elsewhere(chain, digits, diffus
     setup = read_setup(params)
     assert type(setup.teacher) is Chain and next(setup.teacher.parameters()).is_meta
     assert count_network_macs(setup.teacher) == count_network_macs(chain)
+
+
+# --- A score that is not in the library ---
+
+
+def test_a_new_score_of_candidates_chooses_by_registration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def candidate(macs: int, own: float, output: float) -> Candidate:
+        return {"spec": {}, "macs": macs, "params": macs, "nmse": own, "output": [output]}
+
+    whole, *others = (candidate(100, 0.0, 0.0), candidate(40, 0.09, 0.01), candidate(50, 0.02, 0.06))
+    block = Block("mid_block", None, whole, (whole, *others))
+    costs = Costs(teacher_macs=100, teacher_params=100, fixed_macs=0, fixed_params=0, interval_weights=(1.0,))
+
+    def choose(score: str) -> int:
+        (chosen,) = select_budget([block], costs, Budget(macs=0.8), score).values()
+        return chosen["macs"]
+
+    assert [choose(score) for score in ("local", "output", "combined")] == [50, 40, 40]
+    monkeypatch.setitem(SCORES, "worse", max)  # the worse of both errors
+    assert choose("worse") == 50
+
+
+def test_the_params_offer_every_score() -> None:
+    assert {*get_args(Assemble.model_fields["score"].annotation)} == {"local", *SCORES}
+
+
+# --- A source of images that is not in the library: bars of seeded heights ---
+
+
+class Bars(Prepared):
+    source: Literal["bars"]
+    path: None
+    count: int
+
+
+class BarsSource:
+    """What a module in stagecraft/data/sources has."""
+
+    def load(self, settings: Bars, threads: int) -> Images:
+        heights = np.arange(settings.count)[:, None, None, None] % 8
+        images = np.where(np.arange(8)[:, None, None] < heights, 255, 0).repeat(8, 2).astype(np.uint8)
+        return Images(conform(images, settings, "bars"), self.look(settings).contents, "bars")
+
+    def fingerprint(self, settings: Bars) -> str:
+        return f"bars-{settings.count}"
+
+    def look(self, settings: Bars) -> Look:
+        return Look(Contents(settings.count), settings.resolution or 8, 1)
+
+
+def test_a_new_source_of_images_is_surveyed_and_prepared_by_registration_alone(monkeypatch, tmp_path):
+    monkeypatch.setitem(SOURCES, "bars", BarsSource())
+    keys = {"resolution": 16, "resize": "crop", "channels": 3, "held_out": 0.25}
+    settings = Bars(source="bars", path=None, count=40, **keys)
+    assert source_fingerprint(settings) == "bars-40"
+    seen = survey(settings)
+    assert (seen.train, seen.held_out, seen.height, seen.channels, seen.classes) == (30, 10, 16, 3, None)
+    prepare_data(PrepareData.model_construct(seed=0, prepare_data=settings), threads=1, output=tmp_path / "prepared")
+    assert PreparedData.load(tmp_path / "prepared").train_images.shape == (30, 16, 16, 3)

@@ -64,7 +64,7 @@ FLAGS = {
     "--output results/metrics.json --samples results/samples.npz",
     "report": "--metrics results/metrics.json --samples results/samples.npz --clusters results/clusters.json "
     "--architecture results/architecture.json --search results/search --logs results/logs/*.json "
-    "--output results/report.html",
+    "--output results/report.html --plots results/plots",
     "publish": "--student results/student --metrics results/metrics.json --samples results/samples.npz "
     "--architecture results/architecture.json --teacher-card --output results/model",
 }
@@ -196,7 +196,7 @@ KEPT = ("latency", "raw", "teacher")
 
 
 def test_the_damaged_files_are_all_that_a_run_leaves_but_the_page_and_the_model(finished_copy):
-    unread = {name for name in contents(finished_copy) if name.startswith("results/model/")}
+    unread = {name for name in contents(finished_copy) if name.startswith(("results/model/", "results/plots/"))}
     unread |= {"results/report.html", "results/record.json", *(f"data/{name}/README.md" for name in KEPT)}
     unread |= {"data/latency/digits.json"}  # of the default, not of the preset that ran
     assert contents(finished_copy).keys() - {path for _, path in PAIRS} == unread
@@ -628,9 +628,9 @@ def test_members_outside_the_archive_are_not_unpacked(folder, monkeypatch, tmp_p
     path = tmp_path / "in" / "images.npz"
     path.parent.mkdir()
     path.write_bytes(archive(("../x.npy", npy()), (f"{tmp_path}/y.npy", npy()), ("images.npy", npy())))
-    from stagecraft.data.sources import load_npz
+    from stagecraft.data.sources import npz
 
-    assert load_npz(settings(source="npz", path=path)).images.shape == (12, 8, 8, 1)
+    assert npz.load(settings(source="npz", path=path)).images.shape == (12, 8, 8, 1)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["images.npz", "in"]
 
 

@@ -13,7 +13,7 @@ import yaml
 from helpers import EDM, ROOT
 
 from stagecraft.config.__main__ import main, with_values
-from stagecraft.config.overlay import fit_file, lay_over
+from stagecraft.config.overlay import lay_over
 from stagecraft.config.params import read_params
 from stagecraft.config.sections import CHOICES
 from stagecraft.preflight.params import load_over, load_params, validate_params
@@ -52,9 +52,8 @@ def keys_of(params: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("below", "above"), [*permutations(PRESETS, 2)])
 def test_every_preset_is_laid_over_every_other(below: str, above: str) -> None:
     merged = load_over(PRESETS[below], PRESETS[above])
-    said, left_out = fit_file(read_params(PRESETS[above]), load_over(PRESETS[below]))
-    assert {key: look_up(merged, key) for key in keys_of(said)} == keys_of(said)
-    assert not left_out or merged["diffusion"] == load_over(PRESETS[below])["diffusion"] != load_over()["diffusion"]
+    said = keys_of(read_params(PRESETS[above]))
+    assert {key: look_up(merged, key) for key in said} == said
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -72,11 +71,6 @@ def test_a_preset_for_another_process_gives_all_but_its_process() -> None:
     merged = load_over(PRESETS["edm"], PRESETS["smoke"])
     assert merged["diffusion"] == load_over(PRESETS["edm"])["diffusion"]
     assert merged["sampling"] == {"scheduler": "edm_dpm_solver", "steps": 10} and merged["retrain"]["steps"] == 30
-    assert fit_file(read_params(PRESETS["smoke"]), load_over()) == (read_params(PRESETS["smoke"]), [])
-    odd = {"diffusion": {"p_std": 1, "typo": 2}, "sampling": {"scheduler": "none"}}
-    kept = {"diffusion": {"typo": 2}, "sampling": {"scheduler": "none"}}
-    assert fit_file(odd, load_over()) == (kept, ["diffusion.p_std"])
-    assert fit_file({"diffusion": 3, "sampling": None}, load_over()) == ({"diffusion": 3, "sampling": None}, [])
 
 
 def test_merged_params_are_printed_with_the_comments(capsys, monkeypatch, tmp_path: Path) -> None:
@@ -198,7 +192,7 @@ def test_what_does_not_fit_is_refused_in_the_usual_words(
 def test_the_last_of_several_wins(digits: dict[str, Any]) -> None:
     edm = {"diffusion": EDM, "sampling": EDM_SAMPLING}
     layers = [edm, {"sampling": {"steps": 7}}, read_params(PRESETS["smoke"]), FOLDER, edm, {"diffusion": {"rho": 5.0}}]
-    merged = reduce(lambda below, above: lay_over(below, fit_file(above, below)[0]), layers, digits)
+    merged = reduce(lay_over, layers, digits)
     validate_params(merged, "params.yaml")
     assert merged["diffusion"] == EDM | {"rho": 5.0} and merged["sampling"] == {"scheduler": "edm_euler", "steps": 10}
     assert merged["prepare_data"]["source"] == "folder" and merged["retrain"]["steps"] == 30

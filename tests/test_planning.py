@@ -12,6 +12,8 @@ from hub import save_configs
 from refusals import check_words, names
 
 from stagecraft.config.overlay import lay_over
+from stagecraft.data.survey import Survey
+from stagecraft.planning import setup as planning_setup
 from stagecraft.planning.gpu import Gpu
 from stagecraft.planning.plan import Plan, format_plan, make_plan, plan_as_json
 from stagecraft.planning.rates import LARGEST_IMAGE, Machine, Rate, measure_rate, shrink
@@ -94,6 +96,7 @@ def rules_of_the_default() -> dict[str, int]:
     [
         ("cifar10-ddpm", "ddpm-cifar10-32", 35_746_307, 6.05e9, 17),
         ("cifar10-ddpm", "ddpm-celebahq-256", 113_673_219, 248e9, 25),
+        ("celebahq-ddpm", "ddpm-celebahq-256", 113_673_219, 248e9, 25),
         ("celebahq-ldm", "ldm-celebahq-256", 274_056_163, 96e9, 17),
     ],
 )
@@ -116,8 +119,21 @@ def test_configs_alone_are_planned(hub: Path, preset: str, name: str, params: in
     assert steps["encode_latents"].work.macs == 0  # of no images
     text = format_plan(plan, MACHINE, Gpu())
     assert "The images are not there yet" in text and "of the run" in text
-    assert ("cache_features.max_gib 200 refuses it" in text) == (name == "ddpm-celebahq-256")
+    refused = preset == "cifar10-ddpm" and name == "ddpm-celebahq-256"
+    assert ("cache_features.max_gib 200 refuses it" in text) == refused
     json.dumps(plan_as_json(plan, MACHINE, Gpu()), allow_nan=False)
+
+
+def test_no_step_before_retraining_needs_more_than_16_gib_at_256_pixels(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning_setup, "look_at_images", lambda settings: Survey(27_000, 3_000, 256, 256, 3))
+    plan = plan_of("celebahq-ddpm", train_teacher={"source": "path", "path": str(hub / "ddpm-celebahq-256")})
+    rules = [step.rule for step in plan.steps]
+    before = plan.steps[: rules.index("retrain")]
+    assert {"cluster_timesteps", "cache_features", "search_block"} <= {step.rule for step in before}
+    assert max(step.memory or 0 for step in before) <= 16 * 2**30
+    assert plan.disk < 100 * 2**30
 
 
 def test_a_large_image_is_timed_at_fewer_pixels(hub: Path) -> None:

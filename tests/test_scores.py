@@ -27,7 +27,14 @@ from stagecraft.search.supernet import (
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, warm_start
 
-SETTINGS = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+SETTINGS = {
+    "triples_per_interval": 16,
+    "held_out": 0.5,
+    "batch_size": 8,
+    "shard_size": 8,
+    "max_gib": 1.0,
+    "precision": "fp32",
+}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
 SPACE |= {"stream": [0.5, 1.0], "channel_multiple": 1}
 STAGES = [[0, 400], [400, 1000]]

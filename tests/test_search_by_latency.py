@@ -18,7 +18,7 @@ from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.stream import narrowed_teacher
-from stagecraft.networks.unet2d.costs import block_macs
+from stagecraft.networks.unet.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search import job
@@ -235,7 +235,14 @@ def test_those_kept_are_spread_evenly_over_time_or_else_macs():
 def searches(digits, diffusion_settings, tmp_path):
     """A function that makes the search job of the mid block with a table of latencies, None for none; the file of the table."""
     unet, path = tiny_unet(), tmp_path / "latency.json"
-    settings = {"triples_per_interval": 8, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+    settings = {
+        "triples_per_interval": 8,
+        "held_out": 0.5,
+        "batch_size": 8,
+        "shard_size": 8,
+        "max_gib": 1.0,
+        "precision": "fp32",
+    }
     data = TrainingSet.of_images(digits)
     writer = FeatureWriter(
         unet, VPProcess(diffusion_settings), data, [[0, 1000]], CacheFeatures.model_construct(**settings), 0, CPU

@@ -301,7 +301,7 @@ def clashes(params: dict) -> list[tuple[str, str]]:
 
 def test_noise_that_says_nothing_about_the_image_is_no_target(tmp_path):
     params = preset_params("smoke")
-    params["diffusion"]["rescale_betas_zero_snr"] = True
+    params["diffusion"] |= {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}
     ((key, problem),) = clashes(params)
     assert key == "diffusion.rescale_betas_zero_snr" and "diffusion.prediction_type: v_prediction" in problem
     for remedy in ({"rescale_betas_zero_snr": False}, {"prediction_type": "v_prediction"}):

@@ -33,7 +33,14 @@ from stagecraft.training.student import start_student
 
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
 STAGES, STEPS = [[0, 400], [400, 1000]], [10, 15]
-FEATURES = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+FEATURES = {
+    "triples_per_interval": 16,
+    "held_out": 0.5,
+    "batch_size": 8,
+    "shard_size": 8,
+    "max_gib": 1.0,
+    "precision": "fp32",
+}
 SEARCH = {
     "channels": 0.5,
     "widths": [0.5, 1.0],

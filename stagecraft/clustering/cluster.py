@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from stagecraft.clustering.denoiser import OptimalDenoiser
+from stagecraft.clustering.denoiser import OptimalDenoiser, Rows
 from stagecraft.clustering.partition import (
     LARGEST_K,
     agglomerative_labels,
@@ -44,7 +44,7 @@ class Clustering:
     """
 
     denoiser: OptimalDenoiser
-    y: np.ndarray
+    y: Rows
     process: Process
     settings: ClusterTimesteps
     seed: int
@@ -172,7 +172,7 @@ class Clustering:
 
 
 def cluster(
-    y: np.ndarray,
+    y: Rows,
     process: Process,
     settings: ClusterTimesteps,
     seed: int,

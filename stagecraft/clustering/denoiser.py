@@ -1,5 +1,8 @@
 """The optimal denoiser of a finite training set, in closed form (arXiv 2312.09181, eq. 5; Karras et al. 2022, eq. 57)."""
 
+from collections.abc import Iterator
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,21 @@ import torch.nn.functional as F
 NEGLIGIBLE = 1e-30
 BATCH = 256  # draws handled at once
 MOST_WEIGHTS = 2**27  # of all draws handled at once
+MOST_CENTRED = 2**29  # numbers of centred training images held in float32; of a larger set some rows at a time
+
+
+class Rows(Protocol):
+    """Training images (N, n) of which rows are taken as float32: an array, or a view of something smaller."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, n)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Rows by their numbers or a slice, (m, n)."""
 
 
 class OptimalDenoiser:
@@ -18,17 +36,33 @@ class OptimalDenoiser:
     subtracted; at most `batch` x N numbers are held.
 
     Args:
-        y: training images, (N, n), float32.
+        y: training images, (N, n).
         batch: draws handled at once, fewer where N is beyond half a million.
         device: where to compute.
     """
 
-    def __init__(self, y: np.ndarray, batch: int = BATCH, device: torch.device | str = "cpu") -> None:
-        self.mean = y.mean(axis=0, dtype=np.float64).astype(np.float32)
+    def __init__(self, y: Rows, batch: int = BATCH, device: torch.device | str = "cpu") -> None:
+        self.y = y
         self.batch = max(1, min(batch, MOST_WEIGHTS // len(y)))
         self.device = device
-        self.y = torch.from_numpy(y - self.mean).to(device)
-        self.half_norms = 0.5 * torch.linalg.vector_norm(self.y, dim=1, dtype=torch.float64).square().float()
+        step = max(1, MOST_CENTRED // y.shape[1])
+        self.parts = [slice(start, start + step) for start in range(0, len(y), step)]
+        total = np.sum([y[part].sum(axis=0, dtype=np.float64) for part in self.parts], axis=0)
+        self.mean = (total / len(y)).astype(np.float32)
+        self.held = self._centred(self.parts[0]) if len(self.parts) == 1 else None
+        norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in self._all_centred()]
+        self.half_norms = 0.5 * torch.cat(norms).square().float()
+
+    def _centred(self, rows: slice) -> torch.Tensor:
+        """Some of the images less the mean, on the device."""
+        return torch.from_numpy(self.y[rows] - self.mean).to(self.device)
+
+    def _all_centred(self) -> Iterator[torch.Tensor]:
+        """All of them, part by part."""
+        if self.held is not None:
+            yield self.held
+        else:
+            yield from map(self._centred, self.parts)
 
     def __call__(self, z: np.ndarray, sigma: np.ndarray | float) -> np.ndarray:
         """m_t at z = x_t / alpha_t.
@@ -52,5 +86,11 @@ class OptimalDenoiser:
 
     def _batch(self, z: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         """Few passes over the B x N numbers between the two products, so that these take most of the time."""
-        logits = torch.addmm(self.half_norms, z, self.y.T, beta=-1) * precision[:, None]
-        return F.threshold(logits.softmax(dim=1).float(), NEGLIGIBLE, 0.0, inplace=True) @ self.y
+        norms = self.half_norms.split([len(range(*part.indices(len(self.y)))) for part in self.parts])
+        products = [torch.addmm(n, z, y.T, beta=-1) for n, y in zip(norms, self._all_centred(), strict=True)]
+        logits = torch.cat(products, dim=1) * precision[:, None]
+        weights = F.threshold(logits.softmax(dim=1).float(), NEGLIGIBLE, 0.0, inplace=True)
+        means = torch.zeros_like(z)
+        for part, y in zip(self.parts, self._all_centred(), strict=True):
+            means += weights[:, part] @ y
+        return means

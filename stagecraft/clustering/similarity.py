@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 
-from stagecraft.clustering.denoiser import OptimalDenoiser
+from stagecraft.clustering.denoiser import OptimalDenoiser, Rows
 from stagecraft.runtime.journal import Pieces, kept_array
 
 
-def draw_pairs(y: np.ndarray, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_pairs(y: Rows, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(x0, eps), each (draws, n) float32: training images drawn with replacement and standard normal noise."""
     x0 = y[rng.integers(len(y), size=draws)]
     return x0, rng.standard_normal(x0.shape, dtype=np.float32)

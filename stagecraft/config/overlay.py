@@ -1,13 +1,12 @@
 """Params laid over others, as --configfile and --config do for one run. Light, as a Snakefile imports it: no torch, no NumPy."""
 
 import copy
-import os
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from stagecraft.config.keys import SAMPLERS
 from stagecraft.config.params import Params, read_params
 from stagecraft.config.sections import CHOICES, Everything, Section
 from stagecraft.config.stages import param_at
@@ -47,40 +46,9 @@ def lay_over(params: Params, above: Params) -> Params:
     return result
 
 
-def merge_files(files: Sequence[Path]) -> tuple[Params, list[str]]:
-    """Params files laid over each other, the last on top, and a line for each that has keys for another process."""
-    merged: Params = {}
-    notes = []
-    for file in files:
-        fitting, left_out = fit_file(read_params(file), merged)
-        if left_out:
-            process = param_at(merged, "diffusion.process")
-            notes.append(f"{os.path.relpath(file)}: {', '.join(left_out)} left out, as the process is {process}")
-        merged = lay_over(merged, fitting)
-    return merged, notes
-
-
-def fit_file(above: Params, params: Params) -> tuple[Params, list[str]]:
-    """What of a params file applies to the process of the params below, and the keys that do not.
-
-    A file that chooses no process, as presets/smoke.yaml, may set keys and a sampler for the one that it was written for.
-    """
-    known = member_of("diffusion", params)
-    if param_at(above, "diffusion.process") is not None or known is None:
-        return above, []
-    others = {key for member in CHOICES["diffusion"].members.values() for key in member.model_fields}
-    left_out = [
-        f"diffusion.{key}" for key in section_of(above, "diffusion").keys() & others - known.model_fields.keys()
-    ]
-    sampler = param_at(above, "sampling.scheduler")
-    process = param_at(params, "diffusion.process")
-    if sampler not in SAMPLERS[process] and any(sampler in samplers for samplers in SAMPLERS.values()):
-        left_out.append("sampling.scheduler")
-    fitting = copy.deepcopy(above)
-    for name in left_out:
-        section, _, key = name.partition(".")
-        del fitting[section][key]
-    return fitting, sorted(left_out)
+def merge_files(files: Sequence[Path]) -> Params:
+    """Params files laid over each other, the last on top."""
+    return reduce(lay_over, map(read_params, files), {})
 
 
 def is_whole(params: Params) -> bool:

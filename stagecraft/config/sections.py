@@ -268,6 +268,10 @@ class CacheFeatures(Section):
     triples_per_interval: Annotated[int, Field(ge=2, le=10**9)] = doc("Triples (x0, t, eps) per interval.")
     held_out: Inside = doc("Share of the triples kept from supernet training, for scoring.")
     batch_size: Million = doc("Samples in a batch.")
+    precision: Literal["fp16", "fp32"] = (
+        doc("""Number format in which the teacher's tensors are stored; fp16 takes half of
+        the room.""")
+    )
     shard_size: Count = doc("Triples in one file. A job that is killed continues after the last finished file.")
     max_gib: Positive = doc("Most room that the features may take, in GiB.")
 
@@ -287,12 +291,13 @@ class SearchSpace(Stream):
         those of the next multiple: of 16 in single precision on a CPU with AVX-512, of 8 in half precision on a GPU
         with tensor cores. 1 admits all.""")
     widths: Distinct[Share] = doc("""Inner widths of a ResNet layer as shares of the teacher's, in whole GroupNorm
-        groups; all of it is always among the choices.""")
+        groups; likewise the heads and the inner width of a transformer's layers. All of it is always among the choices.""")
     stream: Distinct[Share] = doc("""Shares of the channels that a ResNet layer reads, and that it writes, chosen apart
         and by importance; the others pass it by. All of them is always among the choices.""")
     kernels: Distinct[OneOrThree] = doc("Kernel sizes of each convolution; the teacher's is always among them.")
-    drop_layers: bool = doc("Whether a ResNet layer may be dropped.")
-    drop_attention: bool = doc("Whether an attention layer may be dropped.")
+    drop_layers: bool = doc("""Whether a ResNet layer may be dropped, and layers of a transformer, of which shares as
+        in `widths` are kept.""")
+    drop_attention: bool = doc("Whether an attention layer, or a transformer as a whole, may be dropped.")
 
 
 class SearchBlock(SearchSpace, Warmed):

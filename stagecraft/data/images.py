@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,3 +53,11 @@ class Images:
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers."""
         return None if self.classes is None else list(self.classes)
+
+
+class Look(NamedTuple):
+    """What is known of a source before its images are decoded; None for what only decoding would tell."""
+
+    contents: Contents
+    side: int | None
+    channels: int | None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from stagecraft.config.sections import ImageFiles, PrepareData
-from stagecraft.data import archives, folders, sources
+from stagecraft.config.sections import PrepareData
 from stagecraft.data.classes import Classes, are_named
-from stagecraft.data.images import Contents
+from stagecraft.data.sources import SOURCES
 from stagecraft.data.splits import count_held_out
 
 
@@ -51,19 +48,12 @@ def survey(settings: PrepareData) -> Survey:
     Raises:
         ValueError: what `load_source` and the split would refuse, as far as it is seen so.
     """
-    contents, side, channels = look_at(settings)
+    contents, side, channels = SOURCES[settings.source].look(settings)
     with explained(contents.notes):
         held_out = count_held_out(contents, settings.held_out)
     train = contents.count - held_out
     channels = settings.channels or channels
     return Survey(train, held_out, side, side, channels, contents.classes, contents.notes)
-
-
-def look_at(settings: PrepareData) -> tuple[Contents, int, int | None]:
-    """Contents, side of the prepared images and channels, as far as they are known, of a source."""
-    if settings.source == "digits":
-        return sources.digits_contents(), settings.resolution or sources.DIGITS_SIDE, 1
-    return look_at_folder(settings) if settings.source == "folder" else look_at_archive(settings)
 
 
 @contextmanager
@@ -73,29 +63,3 @@ def explained(notes: tuple[str, ...]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{error} ({'; '.join(notes)})" if notes else str(error)) from error
-
-
-def look_at_folder(settings: ImageFiles) -> tuple[Contents, int, int | None]:
-    """The same of a folder of images, whose channels are not known without all of their pixels."""
-    folder = sources.source_path(settings)
-    layout = folders.read_layout(folder)
-    return layout.contents, settings.resolution or own_side(folder / layout.names[0]), None
-
-
-def own_side(path: Path) -> int:
-    """Side of a square image by its header."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", sources.decompression_bomb_warning())
-        with sources.opened(path) as image:
-            size = image.size
-    sources.check_side(size, str(path))
-    return sources.square_side(size, str(path))
-
-
-def look_at_archive(settings: ImageFiles) -> tuple[Contents, int, int | None]:
-    """The same of an npz archive."""
-    path = sources.source_path(settings)
-    layout = archives.read_layout(path)
-    origin = f"{path}: {layout.parts[0].images}"
-    sources.check_side(layout.size, origin)
-    return layout.contents, settings.resolution or sources.square_side(layout.size, origin), layout.channels

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stagecraft.data.classes import Classes, check_trained
-from stagecraft.data.condition import Condition, class_condition
+from stagecraft.data.condition import LABELS, UNCONDITIONAL, Condition, class_condition
 from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
 from stagecraft.runtime.files import check_file, read_checked_json
@@ -28,12 +28,14 @@ class TrainingSet:
         labels: classes int64 (N,), or None when they are unknown.
         sha256: hash of what it was read from.
         class_numbers: number of each class by its name, as images of a class may all be held out; None without labels.
+        prompts: what networks may be given beside each of them besides its class.
     """
 
     x: torch.Tensor
     labels: torch.Tensor | None = None
     sha256: str = ""
     class_numbers: Classes | None = None
+    prompts: Condition = UNCONDITIONAL
 
     @classmethod
     def of_images(
@@ -77,8 +79,13 @@ class TrainingSet:
 
     @property
     def condition(self) -> Condition:
-        """What a class-conditional network is given beside each of them; empty when the classes are unknown."""
-        return class_condition(self.labels)
+        """What conditional networks may be given beside each of them; empty when nothing is known."""
+        return Condition({**class_condition(self.labels).tensors, **self.prompts.tensors})
+
+    def only(self, names: Collection[str]) -> TrainingSet:
+        """The same with no other conditions than those of these names."""
+        labels = self.labels if LABELS in names else None
+        return replace(self, labels=labels, prompts=self.prompts.only(names))
 
     def classes(self) -> int:
         """Embeddings of a class-conditional teacher trained on it; ValueError when none can be."""
@@ -89,9 +96,29 @@ class TrainingSet:
         x = self.x[rows]
         return to_network(x) if x.dtype == torch.uint8 else x.float()
 
-    def flat(self, image_range: Sequence[float]) -> np.ndarray:
-        """All of it as float32 (N, n): pixels scaled to a range, latents as they are."""
-        if self.x.dtype != torch.uint8:
-            return self.x.float().flatten(1).numpy()
+    def flat(self, image_range: Sequence[float]) -> FlatRows:
+        """All of it as (N, n), of which rows are float32: pixels scaled to a range, latents as they are."""
         low, high = image_range
-        return self.x.flatten(1).numpy().astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+        pixels = self.x.dtype == torch.uint8
+        return FlatRows(self.x.flatten(1).numpy(), (high - low) / 255 if pixels else 1.0, low if pixels else 0.0)
+
+
+@dataclass(frozen=True)
+class FlatRows:
+    """An array (N, n) of bytes or floats of which rows are taken as float32, scaled and shifted."""
+
+    values: np.ndarray
+    scale: float
+    shift: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, n)."""
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        taken: np.ndarray = self.values[rows].astype(np.float32)
+        return taken if (self.scale, self.shift) == (1, 0) else taken * np.float32(self.scale) + np.float32(self.shift)

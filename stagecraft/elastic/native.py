@@ -12,7 +12,7 @@ from torch import nn
 
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import Call, ElasticBlock
-from stagecraft.elastic.resnet import counts
+from stagecraft.elastic.grid import counts
 from stagecraft.elastic.searchable import Order, Settings
 from stagecraft.elastic.whole import BlockChoices
 from stagecraft.networks.family import NATIVE, Architecture, Family, Module, NativeChoice, NativeForm, Site, Spec

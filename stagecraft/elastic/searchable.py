@@ -61,6 +61,7 @@ class Searchable(ABC, Generic[C]):
     """
 
     kind: str  # the list that holds layers of this kind in a block, and the first part of their names
+    keys: frozenset[str] = frozenset()  # of what a choice says, where lists of this name hold layers of several kinds
 
     def __init__(self, name: str, layer: Module) -> None:
         self.name = name

@@ -57,6 +57,7 @@ class Site:
         writes: those that it gives.
         per_range: whether ranges of noise levels may have a block each; otherwise all share one.
         side: pixels a side at which the block's layers run; 0 where the network does not say its own.
+        tokens: how many hidden states of an encoder its cross-attentions read; 0 where it has none.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Site:
     writes: tuple[str, ...]
     per_range: bool
     side: int
+    tokens: int = 0
 
 
 class StudentBlock(NamedTuple):
@@ -223,6 +225,9 @@ class Family(Protocol):
 
     def fit(self, teacher: Module, side: int) -> Module:
         """Make a given teacher, in place, one of this side that predicts the mean alone, also if it has learned a variance."""
+
+    def example_condition(self, net: Module, count: int) -> Condition:
+        """What a teacher or student can be given beside `count` samples, for measurements; empty where that is nothing."""
 
     def sites(self, net: Module) -> list[Site]:
         """The places of a network's blocks, in the order in which they run."""

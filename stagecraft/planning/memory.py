@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from stagecraft.clustering.denoiser import BATCH
+from stagecraft.clustering.denoiser import BATCH, MOST_CENTRED
 from stagecraft.networks.activations import BOUND, activation_bytes, count_saved_bytes
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, sites_of
@@ -24,7 +24,7 @@ def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[s
     weights = FLOAT * count_parameters(setup.teacher)
     student = FLOAT * student_params
     each = activation_bytes(setup.teacher, setup.shape)
-    passing = sum(setup.features.bytes_by_name().values())  # what a pass without gradients holds of a sample
+    passing = sum(in_single(setup).values())  # what a pass without gradients holds of a sample
     params = setup.params
     needs = {
         "prepare_data": images,
@@ -40,6 +40,11 @@ def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[s
     if params.train_teacher.source == "train":
         needs["train_teacher"] = images + trained(weights) + params.train_teacher.batch_size * each
     return {rule: PROCESS + need for rule, need in needs.items()}
+
+
+def in_single(setup: Setup) -> dict[str, int]:
+    """Bytes of each tensor of one triple in single precision, in which jobs work with it."""
+    return {name: FLOAT * tensor.numel() for name, tensor in setup.features.trace_one().items()}
 
 
 def ranks_channels(search: Search) -> bool:
@@ -76,13 +81,14 @@ def autoencoder_bytes(setup: Setup) -> int:
 
 
 def clustering_bytes(setup: Setup) -> int:
-    """The images as float32, twice, the optimal denoisers at all noise levels, also in float64, and the weights of a batch."""
+    """The images, some as float32, twice, the optimal denoisers at all noise levels, also in float64, and a batch's weights."""
     settings = setup.params.cluster_timesteps
     channels, height, width = setup.shape
     numbers = channels * height * width
     means = 3 * FLOAT * settings.grid * settings.draws * numbers
     batch = 5 * FLOAT * BATCH * setup.images.train
-    return 2 * FLOAT * setup.images.train * numbers + means + batch
+    centred = 2 * FLOAT * min(setup.images.train * numbers, MOST_CENTRED)
+    return image_bytes(setup) + centred + means + batch
 
 
 def features_bytes(setup: Setup, each: int) -> int:
@@ -94,7 +100,7 @@ def features_bytes(setup: Setup, each: int) -> int:
 def block_bytes(setup: Setup, site: Site) -> int:
     """What the search of a block takes beside the teacher: the supernet, a path's activations, triples to score on."""
     settings = setup.params.search_block
-    sizes = setup.features.bytes_by_name()
+    sizes = in_single(setup)
     family = family_of(setup.teacher)
     supernet = trained(FLOAT * count_parameters(setup.teacher.get_submodule(site.name)), average=0)
     own = sum(sizes[name] for name in (*site.reads, *site.writes))

@@ -50,6 +50,6 @@ def validate_params(params: dict[str, Any], origin: str) -> Params:
 
 def load_over(*files: Path, base: Path = EXAMPLE) -> dict[str, Any]:
     """The params of files laid over whole ones; ValueError, one line, for anything wrong in them."""
-    params, _ = merge_files([base, *files])
+    params = merge_files([base, *files])
     validate_params(params, " + ".join(map(str, [base, *files])))
     return params

@@ -11,10 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stagecraft.config.sections import CacheFeatures
-from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
-from stagecraft.networks.families import family_of
+from stagecraft.networks.families import condition_names, family_of
 from stagecraft.networks.family import Module
 from stagecraft.networks.stream import kept_part
 from stagecraft.runtime.files import (
@@ -30,13 +29,16 @@ from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
 
 GIB = 2**30
+# Kept in single precision: what scores are differences of, and what is small.
+SINGLE = ("output", "x_t", "t", "image_factor")
 
 
 class FeatureWriter:
     """One teacher pass over (x0, t, eps) triples, t by the process's density within each interval, equally many per interval.
 
     A shard `interval_<s>-shard_<i>.safetensors` holds `x_t`, `t`, the process's `image_factor` of t, the teacher's `output` and
-    all tensors between blocks (see `Family.trace`) for up to `shard_size` triples; `index.json` says what there is, with hashes.
+    all tensors between blocks (see `Family.trace`), these in half precision where the settings say so, for up to `shard_size`
+    triples; `index.json` says what there is, with hashes.
 
     Args:
         settings: the `cache_features` section of the params.
@@ -56,7 +58,7 @@ class FeatureWriter:
         self.teacher = teacher
         self.process = process
         self.data = data
-        self.condition = data.condition if teacher.config["num_class_embeds"] is not None else UNCONDITIONAL
+        self.condition = data.only(condition_names(teacher)).condition
         self.intervals = intervals
         self.settings = settings
         self.seed = seed
@@ -68,8 +70,9 @@ class FeatureWriter:
         return per_triple * self.settings.triples_per_interval * len(self.intervals)
 
     def bytes_by_name(self) -> dict[str, int]:
-        """Bytes of each tensor of one triple."""
-        return {name: tensor.numel() * tensor.element_size() for name, tensor in self.trace_one().items()}
+        """Bytes of each tensor of one triple, as it is stored."""
+        stored = {name: self._stored(name, tensor) for name, tensor in self.trace_one().items()}
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
 
     def trace_one(self) -> dict[str, torch.Tensor]:
         """The tensors of the first triple, where the teacher is."""
@@ -135,7 +138,20 @@ class FeatureWriter:
             )
 
     def _triples(self, interval: int, start: int, stop: int) -> dict[str, torch.Tensor]:
-        return {name: tensor.contiguous().cpu() for name, tensor in self._trace(interval, start, stop).items()}
+        traced = self._trace(interval, start, stop)
+        stored = {name: self._stored(name, tensor).contiguous().cpu() for name, tensor in traced.items()}
+        for name, tensor in stored.items():
+            if tensor.dtype == torch.float16 and not tensor.isfinite().all():
+                largest = float(traced[name].abs().max())
+                raise ValueError(
+                    f"cache_features.precision: fp16, but {name} of the teacher is as large as {largest:.3g}, beyond what fp16 "
+                    "holds; set fp32"
+                )
+        return stored
+
+    def _stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor in the precision in which it is written."""
+        return tensor.half() if self.settings.precision == "fp16" and name not in SINGLE else tensor
 
     @torch.no_grad()
     def _trace(self, interval: int, start: int, stop: int) -> dict[str, torch.Tensor]:
@@ -213,7 +229,7 @@ class Features:
         return torch.cat([numbers + self.per_interval * i for i in range(len(self.intervals))])
 
     def take(self, rows: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
-        """The rows of every tensor, in the order of `names`."""
+        """The rows of every tensor in single precision, in the order of `names`."""
         shard_of = torch.bucketize(rows.contiguous(), self.ends, right=True)
         pieces = []
         positions = []
@@ -224,4 +240,9 @@ class Features:
             pieces.append([kept_part(name, tensor[rows[chosen] - first], self.kept) for name, tensor in given])
             positions.append(chosen)
         back = torch.cat(positions).argsort()
-        return [torch.cat(column)[back].to(device) for column in zip(*pieces, strict=True)]
+        return [single(torch.cat(column)[back].to(device)) for column in zip(*pieces, strict=True)]
+
+
+def single(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that was stored in half precision in single precision; any other as it is."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.elastic.searchable import Order
 from stagecraft.networks.activations import bounded_activations
-from stagecraft.networks.families import family_of
+from stagecraft.networks.families import condition_names, family_of
 from stagecraft.networks.family import Module, ResidualStream, Stream
 from stagecraft.networks.given import check_shares
 from stagecraft.runtime.journal import Pieces, kept_array
@@ -97,8 +98,8 @@ def measure_importance(
         teacher: on the device.
         pieces: as in `stream_importance`.
     """
-    conditional = teacher.config["num_class_embeds"] is not None
-    batches = NoisyBatches(data, process, BATCH, device, conditional=conditional)
+    names = condition_names(teacher)
+    batches = NoisyBatches(data.only(names), process, BATCH, device, conditional=bool(names))
     drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
     factors = (process.image_factor(batch.t.cpu()) for batch in again)
     signs = generator_for(seed, "stream signs", 0)
@@ -176,10 +177,12 @@ def masked_stream(teacher: Module) -> Iterator[list[torch.Tensor]]:
     """Multiply the residual stream by masks, one (N, channels) for each level, that are put into the list given."""
     masks: list[torch.Tensor] = []
     levels = family_of(teacher).residual_stream(teacher).writers
-    handles = [
-        module.register_forward_hook(lambda module, args, output: output * masks[levels[module]][:, :, None, None])
-        for module in levels
-    ]
+
+    def hook(module: Module, args: object, output: Any) -> Any:
+        mask = masks[levels[module]][:, :, None, None]
+        return (output[0] * mask,) if isinstance(output, tuple) else output * mask
+
+    handles = [module.register_forward_hook(hook) for module in levels]
     try:
         yield masks
     finally:

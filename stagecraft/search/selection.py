@@ -7,7 +7,7 @@ image for every interval in which the block runs (None when it was not measured)
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal, NotRequired, Self, TypedDict, TypeVar
 
@@ -278,7 +278,7 @@ def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: 
     For each of the teacher's blocks some of those searched are chosen that tile the intervals, and one candidate for each.
 
     Args:
-        score: `local`, `output` or `combined`, as `value_of` takes them.
+        score: `local` or one of `SCORES`.
 
     Raises:
         ValueError: no choice meets the budgets; the message has the least that can be met. Or the score was not measured.
@@ -326,12 +326,28 @@ def measured(blocks: Sequence[Block], score: str) -> list[Block]:
     return kept
 
 
-def value_of(block: PlacedBlock, candidate: Candidate, costs: Costs, score: str) -> float:
-    """What a candidate adds to the objective.
+def effect_on_image(own: float, output: float) -> float:
+    """The error of the teacher's denoised image with the candidate in it."""
+    return output
 
-    `local` is its `nmse`, `output` its `output`, and `combined` the geometric mean of the two, each by the share of the sampler's
-    steps in an interval. The block's own error says what it can still do, that of the image how much it matters. Alone the one
-    spends too much where little depends on it, the other where retraining soon makes good an error, in the last block.
+
+def geometric_mean(own: float, output: float) -> float:
+    """Of both errors: the block's own says what it can still do, that of the image how much it matters.
+
+    Alone the one spends too much where little depends on it, the other where retraining soon makes good an error, in the last
+    block.
+    """
+    return math.sqrt(own * output)
+
+
+# Scores besides `local`, of a candidate's own error and the error of the image in one interval.
+SCORES: dict[str, Callable[[float, float], float]] = {"output": effect_on_image, "combined": geometric_mean}
+
+
+def value_of(block: PlacedBlock, candidate: Candidate, costs: Costs, score: str) -> float:
+    """What a candidate adds to the objective: its score by the share of the sampler's steps in each interval.
+
+    The score is `local`, its own error, or one of `SCORES`.
     """
     if score == "local":
         return weight_of(block, costs) * float(candidate["nmse"])
@@ -342,9 +358,8 @@ def value_of(block: PlacedBlock, candidate: Candidate, costs: Costs, score: str)
     )
     values = candidate["output"]
     assert values is not None, "candidates that were not measured have been left out"
-    if score == "combined":
-        values = [math.sqrt(candidate["nmse"] * value) for value in values]
-    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+    value = SCORES[score]
+    return sum(weight * value(candidate["nmse"], output) for weight, output in zip(weights, values, strict=True))
 
 
 def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget, least: dict[str, float] | None = None) -> str:

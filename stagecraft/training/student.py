@@ -13,10 +13,9 @@ from stagecraft.diffusion.process import Process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import ElasticBlock, student_state
 from stagecraft.elastic.native import NativeBlock
-from stagecraft.networks.families import family_of, site_named
+from stagecraft.networks.families import condition_names, family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
-from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.plan import Plan
@@ -91,13 +90,14 @@ def student_batches(
 ) -> NoisyBatches:
     """Batches as the `retrain` section of the params describes them, with what the teacher is given beside x_t and t."""
     intervals = process.edges(boundaries)
+    names = condition_names(teacher)
     return NoisyBatches(
-        data,
+        data.only(names),
         process,
         settings.batch_size,
         device,
         settings.horizontal_flip,
-        conditional=is_class_conditional(teacher),
+        conditional=bool(names),
         intervals=intervals,
         probabilities=interval_probabilities(settings.interval_probabilities, intervals),
     )

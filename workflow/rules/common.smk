@@ -24,6 +24,7 @@ from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
 from stagecraft.preflight.params import load_params, validate_params
 from stagecraft.runtime import console, lifeline, provenance
+from stagecraft.runtime.threads import measure_other_work, note_other_work
 
 # Whether this is `snakemake plan`. Snakemake names the targets of a call only once it has read the rules.
 PLANNING = "plan" in sys.argv[1:]
@@ -84,18 +85,15 @@ def check_params_file(path):
 def check_params(config):
     """Lay the params of --configfile and --config over those of params.yaml; end the run when the result is not valid.
 
-    Snakemake has merged them key by key, which leaves keys of another process or source between them. What is left out of a
-    preset, as it is for another process, is said once.
+    Snakemake has merged them key by key, which leaves keys of another process or source between them.
     """
     flags = workflow.config_settings
     files = [] if flags.replace_workflow_config else [Path("params.yaml")]
-    merged, notes = check(merge_files, [*files, *flags.configfiles])
+    merged = check(merge_files, [*files, *flags.configfiles])
     given = typed(dict(flags.config))
     GPU.update(asdict(check(Gpu.take_from, given)) if PLANNING else {})
     config.clear()
     config.update(lay_over(merged, given))
-    for note in notes if workflow.is_main_process else ():
-        print(f"note: {note}", file=sys.stderr)
     return check(validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
 
 
@@ -234,11 +232,35 @@ def count_processes(wildcards, rulename):
     return max(1, int(workflow.get_rule(rulename).resources["gpu"].value))
 
 
+def wants_all_messages():
+    """Whether Snakemake's own messages were asked for."""
+    settings = workflow.output_settings
+    return settings.verbose or settings.printshellcmds or bool(settings.quiet)
+
+
+def quieten():
+    """Where no terminal shows the jobs, leave out of Snakemake's messages what is no news."""
+    if not (sys.stderr.isatty() or wants_all_messages() or NESTED):
+        screens.append(console.Lines(jobs, logger, workflow.output_settings.show_failed_logs))
+
+
+def tell_of_other_work():
+    """Say so when others keep this machine's cores busy that the jobs are to use."""
+    cores = workflow.resource_settings.cores
+    note = note_other_work(cores, measure_other_work()) if cores and cores > 1 else None
+    if note:
+        print(note, file=sys.stderr)
+
+
 def open_screen():
-    """On a terminal, show how far the jobs are; their output, which would run through it, is in their logs. A plan is shown."""
-    if sys.stderr.isatty() and not PLANNING:
-        shell.prefix("set -euo pipefail; exec > /dev/null 2>&1; ")
+    """Show how far the jobs are, on a terminal or line by line; their own output is in their logs. A plan is shown."""
+    if PLANNING or NESTED:
+        return
+    if sys.stderr.isatty():
         screens.append(console.Screen(jobs, logger))
+    if screens:
+        shell.prefix("set -euo pipefail; exec > /dev/null 2>&1; ")
+        screens[-1].start()
 
 
 def close_screen():

@@ -22,17 +22,17 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from stagecraft.networks.family import Architecture, Module, NativeChoice, Seen, Site
-from stagecraft.networks.unet2d.multi_decoder_unet import (
+from stagecraft.networks.unet.names import DOWN, MID, UP
+from stagecraft.networks.unet.stream import level_of
+from stagecraft.networks.unet.student import (
     Dropped,
-    known_keys,
+    arguments_of,
     narrow_layers,
     narrow_norm,
     norm_size,
     select,
     stream_levels,
 )
-from stagecraft.networks.unet2d.names import DOWN, MID, UP
-from stagecraft.networks.unet2d.stream import level_of
 
 # Types of blocks without attention, whose samplers are convolutions or, by the config, ResNet layers.
 WITHOUT_ATTENTION = {
@@ -78,7 +78,7 @@ class UNet2DNative:
 
     def __init__(self, unet: Module, sites: Sequence[Site], levels: Mapping[str, int]) -> None:
         own = {"time_embedding_dim": unet.time_embedding.linear_2.out_features}
-        self.config: dict[str, Any] = {**known_keys(unet.config), **own}
+        self.config: dict[str, Any] = {**arguments_of(UNet2DModel, unet.config), **own}
         self.widths: tuple[int, ...] = tuple(self.config["block_out_channels"])
         self.groups: int = self.config["norm_num_groups"]
         self.levels = levels
@@ -336,7 +336,7 @@ def fit_linear(teacher: Module, projection: Module, span: tuple[float, float]) -
 
 def stock_model(student: Module) -> Module:
     """The UNet2DModel that a student with one decoder of the UNet's own shape is, with its weights."""
-    net: Any = UNet2DModel(**known_keys(student.base_config))
+    net: Any = UNet2DModel(**arguments_of(UNet2DModel, student.base_config))
     state = {name.removeprefix("decoders.0."): value for name, value in student.state_dict().items()}
     net.load_state_dict(state)
     return net.eval()

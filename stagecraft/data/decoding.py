@@ -1,11 +1,7 @@
-"""The images a run starts from: scikit-learn's digits, a folder of image files, or an npz archive.
-
-Importing this module and calling `source_fingerprint` loads neither NumPy nor Pillow, so that a Snakefile may do both.
-"""
+"""Pixels from image files: decoded, upright, of one size and number of channels. Light until a function is called."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagecraft.config.sections import Digits, ImageFiles, PrepareData
-from stagecraft.data import archives, folders
-from stagecraft.data.images import Contents, Images
+from stagecraft.config.sections import Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,98 +19,9 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP")
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I")
 MIN_SIDE = 4  # pixels
-DIGITS = 1797
-DIGITS_SIDE = 8  # pixels
 
 
-def load_source(settings: PrepareData, threads: int = 1) -> Images:
-    """Load the images of `settings` (params section `prepare_data`), decoding files on `threads` threads.
-
-    `resolution`, in pixels, brings every image to that side by the policy `resize`: `crop` scales the short side to it and
-    cuts the centre, `squash` ignores the aspect ratio, `pad` puts the image, scaled down if its long side is longer, on the
-    centre of a black square; LANCZOS when no side grows, BICUBIC otherwise. With `resolution` null the images keep their own
-    size and must all be square and alike. `channels` null is what the images have: 1 if every image is grey (in a folder:
-    also those stored as RGB with equal channels), otherwise 3. Raises ValueError, one line, for anything a user can mend.
-    """
-    if settings.source == "digits":
-        return load_digits(settings)
-    return load_folder(settings, threads) if settings.source == "folder" else load_npz(settings)
-
-
-def source_fingerprint(settings: PrepareData) -> str:
-    """Return a string that changes when the source does: over (relative path, size, mtime) of its files, unopened.
-
-    Folders without images count, as classes are numbered with them.
-
-    Raises:
-        ValueError: the path is missing or holds no images.
-    """
-    if settings.source == "digits":
-        return "digits"
-    path = source_path(settings)
-    if settings.source == "npz":
-        entries = [(path.name, path.stat())]
-        empty = []
-    else:
-        listing = folders.list_folder(path)
-        entries = [(name, entry.stat()) for name, entry in listing.files]
-        empty = listing.empty_folders()
-    digest = hashlib.sha256()
-    for name, stat in entries:
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    for name in empty:
-        digest.update(f"{name}/\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def source_path(settings: ImageFiles) -> Path:
-    """Return the existing folder (source `folder`) or file (source `npz`) at `path`; ValueError otherwise."""
-    path = Path(settings.path)
-    if not (path.is_dir() if settings.source == "folder" else path.is_file()):
-        kind = "folder" if settings.source == "folder" else "file"
-        raise ValueError(f"prepare_data.path: {path}: there is no such {kind}; correct the path")
-    return path
-
-
-# --- digits ---
-
-
-def load_digits(settings: Digits) -> Images:
-    """Load the 1,797 handwritten digits that scikit-learn carries, 8x8, their values 0..16 stretched to 0..255."""
-    import numpy as np
-    from sklearn.datasets import load_digits as load_bunch
-
-    bunch = load_bunch()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    contents = digits_contents(bunch.target)
-    return Images(conform(images, settings, "digits"), contents, "the handwritten digits of scikit-learn")
-
-
-def digits_contents(labels: np.ndarray | None = None) -> Contents:
-    """What the digits are, known without loading them."""
-    return Contents(DIGITS, labels, {str(digit): digit for digit in range(10)})
-
-
-# --- npz ---
-
-
-def load_npz(settings: ImageFiles) -> Images:
-    """Load images uint8 (N, H, W) or (N, H, W, 1 or 3), with integer labels (N,) if there are any.
-
-    They are called `images` and `labels`, `arr_0` and `arr_1` (guided-diffusion), or `x_train` and `y_train` with `x_test`
-    (Keras), `train_images` and `train_labels` with `test_images` (MedMNIST), of which the test images are held out.
-    """
-    import numpy as np
-
-    path = source_path(settings)
-    layout = archives.read_layout(path)
-    arrays = [archives.read_array(path, part.images) for part in layout.parts]
-    images = np.concatenate([array.reshape(*array.shape[:3], layout.channels) for array in arrays])
-    names = " and ".join(part.images for part in layout.parts)
-    return Images(conform(images, settings, f"{path}: {names}"), layout.contents, f"{names} of {path.name}")
-
-
-def conform(images: np.ndarray, settings: PrepareData, origin: str) -> np.ndarray:
+def conform(images: np.ndarray, settings: Prepared, origin: str) -> np.ndarray:
     """Bring images (N, H, W, C), all of one size, to the wanted resolution and channels; `origin` opens messages."""
     import numpy as np
     from PIL import Image
@@ -134,34 +39,7 @@ def conform(images: np.ndarray, settings: PrepareData, origin: str) -> np.ndarra
     return result
 
 
-# --- folder ---
-
-
-def load_folder(settings: ImageFiles, threads: int = 1) -> Images:
-    """Load the PNG, JPEG and WebP files of a folder and all below it, sorted by their relative posix paths.
-
-    Hidden files and folders are ignored, images with other endings counted in a note. Of an animation the first frame counts;
-    EXIF orientation is applied; transparent pixels are laid over white; 16-bit grey is scaled to 8 bit. Classes and splits
-    are those of `folders.read_layout`.
-    """
-    folder = source_path(settings)
-    layout = folders.read_layout(folder)
-    paths = [folder / name for name in layout.names]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", decompression_bomb_warning())
-        images = decode_files(paths, settings, threads)
-    return Images(images, layout.contents, f"{len(paths)} image files")
-
-
-def decompression_bomb_warning() -> type[Warning]:
-    """Return the warning that Pillow gives for images so large that they are likely an attack."""
-    from PIL import Image
-
-    Image.init()  # load the plugins once, not in every thread
-    return Image.DecompressionBombWarning
-
-
-def decode_files(paths: Sequence[Path], settings: PrepareData, threads: int) -> np.ndarray:
+def decode_files(paths: Sequence[Path], settings: Prepared, threads: int) -> np.ndarray:
     """Decode files to uint8 (N, side, side, channels); the first bad file in their order is the one reported."""
     import numpy as np
 
@@ -194,7 +72,23 @@ def show_progress(done: Iterator[None], total: int) -> Iterator[None]:
     return iter(tqdm(done, "decode", total, mininterval=30, maxinterval=60, delay=30, bar_format=line))
 
 
-# --- one image ---
+def own_side(path: Path) -> int:
+    """Side of a square image by its header."""
+    with refused_bombs(), opened(path) as image:
+        size = image.size
+    check_side(size, str(path))
+    return square_side(size, str(path))
+
+
+@contextmanager
+def refused_bombs() -> Iterator[None]:
+    """Have Pillow's warning of images so large that they are likely an attack raised."""
+    from PIL import Image
+
+    Image.init()  # load the plugins once, not in every thread
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 @contextmanager
