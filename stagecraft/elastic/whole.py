@@ -43,6 +43,7 @@ class WholeBlock:
     """The kind of a choice for a whole block."""
 
     kind = "native"
+    keys: frozenset[str] = frozenset()
 
     @staticmethod
     def describe_choice(choice: NativeChoice, identity: NativeChoice) -> Description:
