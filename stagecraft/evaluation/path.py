@@ -21,8 +21,8 @@ class Recorder(torch.nn.Module):
         self.model = model
         self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, *labels: torch.Tensor) -> Any:
-        output = self.model(x_t, t, *labels)
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, **condition: torch.Tensor) -> Any:
+        output = self.model(x_t, t, **condition)
         self.calls.append((t, x_t, output.sample))
         return output
 
