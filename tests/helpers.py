@@ -153,11 +153,11 @@ def ddpm_params() -> dict[str, Any]:
     return params
 
 
-def smoke_text() -> str:
-    """A params.yaml of the preset smoke, without comments behind values, which tests exchange."""
+def smoke_text(params: dict[str, Any] | None = None) -> str:
+    """A params.yaml of the preset smoke, or of other params, without comments behind values, which tests exchange."""
     from stagecraft.config.__main__ import with_values
 
-    return re.sub(r" +#.*", "", with_values((ROOT / "params.yaml").read_text(), preset_params("smoke")))
+    return re.sub(r" +#.*", "", with_values((ROOT / "params.yaml").read_text(), params or preset_params("smoke")))
 
 
 # Flags of the stages that train networks, after `prepare`.

@@ -153,7 +153,7 @@ def test_params_edited_while_a_run_is_going_are_not_recorded_with_it(recorded):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(["snakemake"], cwd=recorded, env=activated(), **pipes)
     for line in process.stdout:
-        if "rule report" in line:
+        if "report: started" in line:
             edit(recorded, "images: 9", "images: 4")
             break
     printed = process.communicate()[0]
@@ -170,7 +170,7 @@ def test_code_edited_while_a_run_is_going_is_not_recorded_with_it(recorded):
     assert edited.returncode == 0
     result = run(recorded, "snakemake", "record", "--allowed-rules", "record")
     assert result.returncode != 0
-    assert re.search(r"^error: record: .*code or inputs changed", result.stdout, flags=re.MULTILINE)
+    assert re.search(r"^error: record: .*code or inputs changed", result.stderr, flags=re.MULTILINE)
     assert (recorded / "dvc.lock").read_bytes() == lock
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import clone, run, settings, smoke_text, tiny_unet
+from helpers import clone, ddpm_params, run, settings, smoke_text, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -32,7 +32,7 @@ from stagecraft.preflight.params import load_params
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 
-SMOKE = smoke_text()
+SMOKE = smoke_text(ddpm_params())
 BLOCKS = [
     "down_blocks.0",
     "down_blocks.1",
@@ -406,7 +406,7 @@ GIVEN = [
     ("config-deep", write(CONFIG, b"[" * 100_000), CONFIG),
     ("config-without-keys", write(CONFIG, b"{}"), CONFIG),
     ("class-unknown", edit_json(CONFIG, _class_name="os.system"), "_class_name is 'os.system'"),
-    ("class-of-text-models", edit_json(CONFIG, _class_name="UNet2DConditionModel"), "_class_name"),
+    ("class-of-text-models", edit_json(CONFIG, _class_name="UNet2DConditionModel"), "AttnDownBlock2D"),
     ("class-a-list", edit_json(CONFIG, _class_name=["UNet2DModel"]), "_class_name"),
     ("blocks-unknown", edit_json(CONFIG, down_block_types=["DownBlock2D", "Evil"]), "block type Evil"),
     (

@@ -348,8 +348,8 @@ STAGES: dict[str, list[Provocation]] = {
     "clusters-other": [
         plain(lambda scene: vp(scene).check_intervals({"boundaries": [2000], "stages": []}, Path("clusters.json")))
     ],
-    "native-family": [plain(lambda scene: family_of(tiny_prompted_unet()).native(tiny_prompted_unet()))],
     "features-precision": [plain(large_features)],
+    "native-family": [plain(lambda scene: family_of(tiny_prompted_unet()).native(tiny_prompted_unet()))],
     "features-room": [plain(many_features)],
     "features-damaged": [plain(damaged_features)],
     "search-other": [

@@ -400,7 +400,14 @@ def test_layers_are_timed_one_by_one_and_which_were_dropped_is_no_matter_of_time
 SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
 SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
 SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
-CACHED = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+CACHED = {
+    "triples_per_interval": 16,
+    "held_out": 0.5,
+    "batch_size": 8,
+    "shard_size": 8,
+    "max_gib": 1.0,
+    "precision": "fp16",
+}
 
 
 def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_settings, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from stagecraft.runtime.remedies import REMEDIES
 
 KILLED = 137
 NOTHING_TO_DO = "Nothing to be done"
+PROGRESS = re.compile(r"\d+/\d+ ")  # steps done of all, as stages write into their logs
 INTERRUPTED = "stopped; the same command again goes on from here"
 # Slurm's state of a job that did not end by itself, and what to do about it.
 SLURM_ENDS = {
@@ -46,6 +47,11 @@ class Job:
         if self.log is None or not self.log.is_file() or self.log.stat().st_mtime < self.begun - 1:
             return ""
         return last_line(self.log)
+
+    def conclusion(self) -> list[str]:
+        """What the job said at its end, `rule: words`, at most once; nothing where that was how far it had come."""
+        rule, _, words = self.last_line().partition(": ")
+        return [words] if rule == self.rule and words and not PROGRESS.match(words) else []
 
 
 class Event(logging.LogRecord):
@@ -101,7 +107,7 @@ class Jobs(logging.Handler):
     def take_job_finished(self, record: Event) -> None:
         job = self.running.pop(record.job_id, None)
         if job is not None and job.log is not None:
-            self.tell(f"{job.name}: done in {clock(time.time() - job.begun)}")
+            self.tell("; ".join([f"{job.name}: done in {clock(time.time() - job.begun)}", *job.conclusion()]))
 
     def take_error(self, record: Event) -> None:
         self.exceptions += record.msg
