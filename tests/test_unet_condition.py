@@ -421,7 +421,9 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
     levels = measure_importance(net, process, data, 0, CPU)
     ranked = tmp_path / "importance.json"
     write_checked_json(ranked, {"stream_importance": levels, "stream_triples": 0})
-    params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": SETTINGS})
+    params = SearchBlock.of(
+        {"seed": 0, "device": "cpu", "precision": "fp32", "search_block": SETTINGS, "assemble.native": False}
+    )
     results, states = {}, {}
     for site in sites_of(net):
         for name in [f"{site.name}.interval_{k}" for k in (0, 1)] if site.per_range else [site.name]:
@@ -429,6 +431,7 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
             results[name] = job.report() | {"weights_sha256": ""}
             states[name] = job.supernet.state_dict()
     rule = {"rule": "budget", "score": "combined", "macs": 0.7, "time": None, "params": None, "params_active": None}
+    rule |= {"native": False}
     plan = assemble_architecture(net, results, [10, 15], Assemble.model_construct(**rule), 0)
     assert 0.4 < plan["expected"]["macs_ratio"] <= 0.7
     student = start_student(net, plan | {"boundaries": [400]}, "inherit", 0, states.__getitem__)
