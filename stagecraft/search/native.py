@@ -16,9 +16,8 @@ from stagecraft.search.results import SearchResult
 from stagecraft.search.selection import Block, Candidate, Costs
 from stagecraft.search.space import native_specs
 
-ENDS = (
-    "ends"  # in place of a job's name: the input side and the output head, which are as wide as the first block's input
-)
+# In place of a job's name: the input side and the output head, which are as wide as the first block's input.
+ENDS = "ends"
 
 
 def with_ends(
