@@ -357,6 +357,14 @@ def test_jobs_need_no_home_and_a_pod_no_user(copied: Path, unknown_user: Path) -
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("latency", ["{source: none, path: null}", "{source: measure, path: null}"])
+def test_a_cluster_needs_no_number_of_cores(copied: Path, latency: str) -> None:
+    command = [sys.executable, "-m", "snakemake", "--workflow-profile", "workflow/profiles/slurm", "--dry-run"]
+    command += ["--config", f"measure_latency={latency}"]
+    result = subprocess.run(command, cwd=copied, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_profiles_share_all_but_the_cache_of_the_home(finished: Path) -> None:
     for name in ("default", "slurm"):
         profile = yaml.safe_load((finished / "workflow" / "profiles" / name / "config.yaml").read_text())
