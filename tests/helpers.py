@@ -78,49 +78,55 @@ def section_with(model, **keys):
     return model.model_construct(**keys)
 
 
+# A small feature cache, and little search in it.
+FEW_FEATURES = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+FEW_FEATURES |= {"precision": "fp32"}
+LITTLE_SEARCH = {
+    "channels": 1.0,
+    "steps": 2,
+    "refine_steps": 2,
+    "batch_size": 8,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0,
+}
+LITTLE_SEARCH |= {"candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4, "output_triples": 2}
+LITTLE_SEARCH |= {"checkpoint_every": 100}
+
+
 def tiny_unet(**changes):
-    """A UNet2DModel of two levels with attention, random weights that are not at their initial zeros."""
-    import torch
+    """A UNet2DModel of two levels with attention in the second, random weights that are not at their initial zeros."""
     from diffusers import UNet2DModel
 
     settings = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
         "block_out_channels": (16, 32),
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
         "attention_head_dim": 8,
     }
-    torch.manual_seed(0)
-    unet = UNet2DModel(**settings | changes).eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return unet
+    return of_random_weights(UNet2DModel, settings | changes)
 
 
 def tiny_prompted_unet(**changes):
-    """A UNet2DConditionModel of two levels with cross-attention in the first, random weights that are not at their zeros."""
-    import torch
+    """A UNet2DConditionModel of two levels with cross-attention in the first, likewise."""
     from diffusers import UNet2DConditionModel
 
     settings = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
         "block_out_channels": (8, 16),
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
         "attention_head_dim": 2,
         "cross_attention_dim": 6,
     }
+    return of_random_weights(UNet2DConditionModel, settings | changes)
+
+
+def of_random_weights(kind, settings):
+    """A network of a class for grey images of 8 x 8 pixels."""
+    import torch
+
+    common = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**settings | changes).eval()
+    unet = kind(**common | settings).eval()
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

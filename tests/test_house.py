@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from chain import Chain, ChainConfig, ChainFamily, ChainStudent
-from helpers import ROOT, preset_params, space_of, supernet_of, tiny_unet
+from helpers import FEW_FEATURES, LITTLE_SEARCH, ROOT, preset_params, space_of, supernet_of, tiny_unet
 from torch import nn
 
 from stagecraft.clustering.gradients import bounded_gradients
@@ -237,17 +237,7 @@ def test_a_student_with_the_new_kind_is_built_and_timed() -> None:
 # --- A family that is not in the library (chain.py) ---
 
 
-SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
-SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
-SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
-CACHED = {
-    "triples_per_interval": 16,
-    "held_out": 0.5,
-    "batch_size": 8,
-    "shard_size": 8,
-    "max_gib": 1.0,
-    "precision": "fp32",
-}
+SETTINGS = SPACE | LITTLE_SEARCH
 CPU = torch.device("cpu")
 
 
@@ -273,7 +263,7 @@ def test_a_new_family_goes_from_features_to_a_trained_student(
 ):
     monkeypatch.setattr(importance, "BATCHES", 2)
     teacher, process, data = chain, VPProcess(diffusion_settings), TrainingSet.of_images(digits)
-    sizes = CacheFeatures.model_construct(**CACHED)
+    sizes = CacheFeatures.model_construct(**FEW_FEATURES)
     intervals = process.edges([400])
     FeatureWriter(teacher, process, data, intervals, sizes, 0, CPU).write(tmp_path / "features", {})
     ranked = tmp_path / "importance.json"

@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from helpers import section_with, tiny_unet
+from helpers import FEW_FEATURES, section_with, tiny_unet
 
 from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
 from stagecraft.config.stages import SearchBlock
@@ -33,14 +33,6 @@ from stagecraft.training.student import start_student
 
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
 STAGES, STEPS = [[0, 400], [400, 1000]], [10, 15]
-FEATURES = {
-    "triples_per_interval": 16,
-    "held_out": 0.5,
-    "batch_size": 8,
-    "shard_size": 8,
-    "max_gib": 1.0,
-    "precision": "fp32",
-}
 SEARCH = {
     "channels": 0.5,
     "widths": [0.5, 1.0],
@@ -222,7 +214,7 @@ def searched(digits, diffusion_settings, tmp_path):
         VPProcess(diffusion_settings),
         TrainingSet.of_images(digits),
         STAGES,
-        CacheFeatures.model_construct(**FEATURES),
+        CacheFeatures.model_construct(**FEW_FEATURES),
         0,
         CPU,
     )

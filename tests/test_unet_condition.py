@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from helpers import ROOT, activated, search_space, space_of, spec_at, supernet_of, tiny_prompted_unet
+from helpers import (
+    FEW_FEATURES,
+    LITTLE_SEARCH,
+    ROOT,
+    activated,
+    search_space,
+    space_of,
+    spec_at,
+    supernet_of,
+    tiny_prompted_unet,
+)
 
 from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
 from stagecraft.config.stages import SearchBlock
@@ -397,17 +407,7 @@ def test_layers_are_timed_one_by_one_and_which_were_dropped_is_no_matter_of_time
 # --- From features to a trained student ---
 
 
-SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
-SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
-SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
-CACHED = {
-    "triples_per_interval": 16,
-    "held_out": 0.5,
-    "batch_size": 8,
-    "shard_size": 8,
-    "max_gib": 1.0,
-    "precision": "fp16",
-}
+SETTINGS = SPACE | LITTLE_SEARCH
 
 
 def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_settings, tmp_path, monkeypatch):
@@ -416,7 +416,7 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
     labels = torch.arange(len(data)) % 10  # which this network is not given
     data = replace(data, labels=labels, prompts=Condition({"prompt": torch.randn(len(data), 4, 6)}))
     features = tmp_path / "features"
-    sizes = CacheFeatures.model_construct(**CACHED)
+    sizes = CacheFeatures.model_construct(**FEW_FEATURES)
     FeatureWriter(net, process, data, process.edges([400]), sizes, 0, CPU).write(features, {})
     levels = measure_importance(net, process, data, 0, CPU)
     ranked = tmp_path / "importance.json"

@@ -87,28 +87,23 @@ def assemble_architecture(
         ValueError: the budget cannot be met, the results are those of other blocks or intervals, or they lack the times.
     """
     check_results(unet, results, len(steps), settings.native)
-    if latency is not None or settings.time is not None:
-        check_times(results)
     stream = stream_of(results)
     narrowed = narrowed_teacher(unet, stream)
     blocks, costs = choices_of(unet, narrowed, results, steps, settings, latency)
     chosen, tau = select(narrowed, blocks, costs, settings, seed)
-    expected = totals(blocks, chosen, costs)
     searched = {name: candidate for name, candidate in chosen.items() if name in results}
     specs = {name: candidate["spec"] for name, candidate in searched.items()}
-    unet_architecture = (
-        native_student(unet, specs, results) if settings.native else architecture_of(specs, len(steps), stream)
-    )
+    native = native_student(unet, specs, results) if settings.native else None
     return {
         "rule": settings.rule,
         "score": settings.score if settings.rule == "budget" else None,
         "tau": tau,
         "budget": asdict(Budget.of(settings)),
-        "unet": unet_architecture,
+        "unet": native or architecture_of(specs, len(steps), stream),
         "identity": identity_architecture(unet),
         "chosen": cast(Mapping[str, ChosenBlock], searched),
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
-        "expected": expected,
+        "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params, "time": costs.teacher_time},
     }
 
@@ -122,6 +117,8 @@ def choices_of(
     latency: LatencyTable | None,
 ) -> tuple[list[Block], Costs]:
     """What a rule chooses from, and what is not searched; of a native student its two ends are chosen as well."""
+    if latency is not None or settings.time is not None:
+        check_times(results)
     blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
     costs = costs_of(unet, steps, narrowed, latency)
     return with_ends(unet, blocks, costs, latency) if settings.native else (blocks, costs)
