@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -17,7 +17,10 @@ STAGE = "prepare_data"
 
 
 class Meta(TypedDict):
-    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays."""
+    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays.
+
+    `texts` is there where the source says in words what each image shows.
+    """
 
     source: str
     description: str
@@ -31,6 +34,7 @@ class Meta(TypedDict):
     sha256: str
     labels_sha256: str
     params: Mapping[str, object]
+    texts: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def describe(
         "sha256": hashes[0],
         "labels_sha256": hashes[1],
         "params": params.as_given(),
+        **({} if images.contents.texts is None else {"texts": images.contents.texts}),
     }
 
 

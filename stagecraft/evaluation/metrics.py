@@ -20,12 +20,16 @@ class Margins(TypedDict, total=False):
 
 
 class Fidelity(TypedDict):
-    """How close images are to the reference; precision and recall where they were measured."""
+    """How close images are to the reference; precision and recall where they were measured.
+
+    `agreement` is the share of images whose class, by the project's classifier, is that of their prompt.
+    """
 
     fid: float
     kid: float
     precision: NotRequired[float]
     recall: NotRequired[float]
+    agreement: NotRequired[float]
 
 
 class HeldOut(Margins, total=False):
@@ -108,7 +112,7 @@ class Reference(TypedDict):
 
 
 class Protocol(TypedDict):
-    """What the figures depend on beside the models."""
+    """What the figures depend on beside the models; `guidance` is its scale, of models that draw by prompts."""
 
     samples: int
     sampler: str
@@ -126,6 +130,7 @@ class Protocol(TypedDict):
     speed_batch: int
     device: str
     threads: int
+    guidance: NotRequired[float]
 
 
 class Metrics(TypedDict):

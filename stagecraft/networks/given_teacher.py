@@ -28,7 +28,7 @@ def open_given_teacher(
         ValueError: it does not fit the images (or the latents), their classes or the noise process.
     """
     config, file = check_teacher_folder(Path(path))
-    check_prompts(config, file, given=PROMPT in images.condition.tensors)
+    check_prompts(config, file, given=PROMPT in images.conditions)
     check_teacher_fits(config, file, space, diffusion["process"])
     if config.get("num_class_embeds") is not None:
         check_known(images.class_numbers, config["num_class_embeds"], str(file))
