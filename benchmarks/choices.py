@@ -31,7 +31,7 @@ from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.evaluation.speed import time_evaluation
-from stagecraft.networks.unet2d.multi_decoder_unet import Module, group_size
+from stagecraft.networks.unet.student import Module, group_size
 from stagecraft.runtime.threads import keep_freed_memory
 from stagecraft.training.student import build_student
 

@@ -33,7 +33,8 @@ chosen in its space without scores, in its residual stream or, run with --channe
 them, which the table names. `uniform` has supernets of its own, of widths in eighths, whatever the preset
 searches; `random` takes sub-blocks that were drawn from the space alone, `random-scored` also those that the search has bred;
 `random-1`, `random-2` ... are further draws, of which a seed's mean counts. `local-rule`, `local-score`, `output-score`,
-`combined-score`, `joint-linear`, `joint-constant`, `joint-none` and `one-interval` exchange one part of the search.
+`combined-score`, `joint-linear`, `joint-constant`, `joint-none` and `one-interval` exchange one part of the search. `native` is a
+search for a student of one interval that is a plain UNet2DModel.
 
 `magnitude`, `taylor`, `diff-pruning` and `pruned-random` remove channels of the teacher (baselines.py), with the preset's
 `output_weight` as distillation. `depth` drops whole ResNet

@@ -31,11 +31,17 @@ SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
     "joint-constant": {"retrain": {"joint_loss": "constant"}},
     "joint-none": {"retrain": {"joint_loss": "none"}},
     "one-interval": {"cluster_timesteps": {"intervals": 1}},
+    "native": {
+        "cluster_timesteps": {"intervals": 1},
+        "assemble": {"native": True},
+        "search_block": {"channels": 1.0},
+    },
 }
 ONE_INTERVAL = {"retrain": {"interval_probabilities": "density"}}  # what is right for a net without intervals
 NO_BLOCKS = {"retrain": {"joint_loss": "none", "interval_probabilities": "density"}}
 PLAIN = {"retrain": {"joint_loss": "none", "output_weight": 0.0, "jacobian_weight": 0.0}}
-OWN_STREAM = ("uniform", "random", "random-scored", "largest")
+NATIVE = "native"  # whose residual stream is chosen by the search
+OWN_STREAM = ("uniform", "random", "random-scored", "largest", NATIVE)
 SEARCH_STREAM = frozenset(SEARCHED) - frozenset(OWN_STREAM)
 REFERENCES = ("teacher", "held-out")
 UNTRAINED = (*REFERENCES, FEWER_STEPS[0], FEATURE_REUSE[0])

@@ -14,6 +14,7 @@ from compression_methods import (
     FEATURE_REUSE,
     FEWER_STEPS,
     LONGER,
+    NATIVE,
     NO_BLOCKS,
     OF_STUDENT,
     SEARCHED,
@@ -80,7 +81,7 @@ class Run:
         """What the file of the run holds."""
         about = {"method": self.method.full, "budget_of": self.options.budget_of, "budget": self.budget}
         about["seed"] = self.seed
-        if self.method.name in SEARCHED:
+        if self.method.name in SEARCHED and self.method.name != NATIVE:
             about["channels"] = self.params["search_block"]["channels"]
         return about | self.measured()
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import interval_timesteps
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, interval_of
+from stagecraft.networks.unet.student import interval_of
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 from stagecraft.training.student import build_student, warm_start
 
 ENCODER = "encoder"

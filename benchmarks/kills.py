@@ -63,7 +63,7 @@ def content(path: Path) -> bytes:
         return json.dumps(without_measured(json.loads(path.read_text())), sort_keys=True).encode()
     if path.name == "samples.npz":
         with np.load(path) as arrays:
-            return b"".join(arrays[name].tobytes() for name in ("teacher", "student", "real"))
+            return b"".join(arrays[name].tobytes() for name in arrays.files if name != "metrics_sha256")
     return path.read_bytes()
 
 
@@ -119,9 +119,7 @@ def start_and_kill(folder: Path, moment: float, alone: bool) -> float:
 def last_job(folder: Path) -> str:
     """The rule that had started last."""
     lines = (folder / "output.txt").read_text().splitlines()
-    return next(
-        (line.split()[1].rstrip(":") for line in reversed(lines) if line.startswith(("rule ", "localrule "))), ""
-    )
+    return next((line.split(":")[0].split()[0] for line in reversed(lines) if ": started" in line), "")
 
 
 def main() -> None:

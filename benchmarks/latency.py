@@ -26,7 +26,7 @@ from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import interval_timesteps
 from stagecraft.evaluation.speed import time_evaluation
 from stagecraft.networks.pipelines import load_given_teacher
-from stagecraft.networks.unet2d.multi_decoder_unet import Module
+from stagecraft.networks.unet.student import Module
 from stagecraft.preflight.params import validate_params
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.threads import keep_freed_memory

@@ -9,8 +9,9 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from stagecraft.networks.family import Architecture
-from stagecraft.networks.unet2d.family import student_config
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, entry_of, interval_of
+from stagecraft.networks.unet.family import student_config
+from stagecraft.networks.unet.student import entry_of, interval_of
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
 
 
 def architecture_at(architecture: dict[str, Any], interval: int) -> dict[str, Any]:
@@ -79,4 +80,4 @@ class SeparateUNet2DModel(ModelMixin, ConfigMixin):
 def build_separate(teacher: Any, architecture: Architecture, boundaries: list[float], seed: int) -> SeparateUNet2DModel:
     """A net of its own for each interval, with random weights."""
     torch.manual_seed(seed)
-    return SeparateUNet2DModel(**student_config(teacher, architecture, boundaries))
+    return SeparateUNet2DModel(**student_config(teacher, MultiDecoderUNet2DModel.repeated, architecture, boundaries))

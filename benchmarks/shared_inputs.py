@@ -119,11 +119,12 @@ class Shared:
         """The folder of search results of one residual stream and space.
 
         `search-0.75`, or `search-0.75-0.5` for shares of the stream's levels; behind it what the preset has otherwise, as in
-        `search-0.75-ranks-widths`.
+        `search-0.75-ranks-widths`, or `native`.
         """
         settings, usual = params["search_block"], cpu_params(self.preset)["search_block"]
         channels = settings["channels"]
         others = sorted(key for key in settings if key != "channels" and settings[key] != usual[key])
+        others += ["native"] * params["assemble"]["native"]
         return "-".join(["search", *map(str, channels if isinstance(channels, list) else [channels]), *others])
 
     def importance_name(self, params: dict[str, Any]) -> str:

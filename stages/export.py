@@ -14,6 +14,7 @@ from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import atomic_folder, write_json
 from stagecraft.training.plan import read_plan
+from stagecraft.training.student import with_decoders
 
 
 def export(
@@ -36,9 +37,10 @@ def export(
 
     device = pick_device("cpu", threads)
     prepared = PreparedData.load(data)
-    small = load_student(student)
+    loaded = load_student(student)
     plan = read_plan(architecture)
-    check_architecture(small, plan, str(student))
+    check_architecture(loaded, plan, str(student))
+    small = with_decoders(loaded)
     evaluation = Evaluation(
         params,
         prepared,

@@ -11,6 +11,7 @@ from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search.importance import choose_stream
 from stagecraft.search.latency import DESCRIPTION, LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.native import pairs_of_native
 from stagecraft.search.space import covering_specs
 
 
@@ -31,7 +32,10 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
     )
     student = narrowed_teacher(unet, stream)
     whole = layers_of(unet)
-    pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, params.search_block))
+    if params.assemble.native:
+        pairs = pairs_of_native(unet, params.search_block)
+    else:
+        pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, params.search_block))
     if settings.source == "measure":
         device = pick_device(params.device, min(threads, settings.threads))
         stopwatch = Stopwatch(device, settings.batch_size, settings.repeats, params.precision)

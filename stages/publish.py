@@ -33,7 +33,8 @@ def publish(
     made_with = read_json(student / "params.json") | {**plan["params"]} | {**measured["params"]} | params.as_given()
     config = read_json(student / "unet" / "config.json")
     license = read_license(params.publish.license, teacher_card)
-    card = model_card(Student(measured, plan, config, made_with), params.publish, license)
+    own_pipeline = isinstance(read_json(student / "model_index.json")["_class_name"], list)
+    card = model_card(Student(measured, plan, config, made_with, own_pipeline), params.publish, license)
     with atomic_folder(output) as aside:
         # Without their modes: DVC may have made its files read-only.
         without = shutil.ignore_patterns(HASHES)

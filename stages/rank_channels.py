@@ -1,4 +1,4 @@
-"""How much the teacher's images depend on each channel of its residual stream, by which `search_block.channels` keeps some."""
+"""How much the teacher's images depend on each channel of its residual stream, by which a student has some of them."""
 
 from pathlib import Path
 
@@ -19,9 +19,8 @@ def rank_channels(
 ) -> None:
     """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
     shares = params.search_block.channels
-    if params.architecture == "given" or all(
-        share == 1 for share in (shares if isinstance(shares, list) else [shares])
-    ):
+    all_stay = all(share == 1 for share in (shares if isinstance(shares, list) else [shares]))
+    if params.architecture == "given" or (all_stay and not params.assemble.native):
         write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params.as_given()})
         return
 

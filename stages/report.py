@@ -1,4 +1,4 @@
-"""Render results/report.html: python -m stages.report --params JSON --threads N --metrics PATH ... --output PATH."""
+"""Render results/report.html and its plots for DVC: python -m stages.report --params JSON --threads N --metrics PATH ..."""
 
 from pathlib import Path
 from typing import cast
@@ -8,6 +8,7 @@ from stagecraft.config.stages import Report
 from stagecraft.evaluation.metrics import read_metrics
 from stagecraft.evaluation.samples import check_metrics, load_samples
 from stagecraft.report.page import Searches, render_report
+from stagecraft.report.plots import write_plots
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import atomic_path
 from stagecraft.search.results import read_results
@@ -26,20 +27,18 @@ def report(
     search: Path,
     logs: list[Path],
     output: Path,
+    plots: Path,
 ) -> None:
-    """Write the page."""
+    """Write the page, and the files that DVC draws."""
     measured = read_metrics(metrics)
     (images, sha256) = load_samples(samples)
     check_metrics(metrics, measured, sha256)
-    page = render_report(
-        measured,
-        images,
-        read_clusters(clusters),
-        read_plan(architecture),
-        cast(Searches, read_results(search)),
-        {path.stem: read_log(path) for path in logs},
-        params,
-    )
+    intervals = read_clusters(clusters)
+    plan = read_plan(architecture)
+    searches = cast(Searches, read_results(search))
+    histories = {path.stem: read_log(path) for path in logs}
+    page = render_report(measured, images, intervals, plan, searches, histories, params)
+    write_plots(plots, intervals, plan, searches)
     with atomic_path(output) as aside:
         aside.write_text(page, encoding="utf-8")
 

@@ -16,7 +16,7 @@ from stagecraft.training.joint import JointLoss
 from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.plan import read_plan
-from stagecraft.training.student import check_teacher, start_student, student_batches, supernet_reader
+from stagecraft.training.student import check_teacher, finished, start_student, student_batches, supernet_reader
 
 
 def retrain(
@@ -55,7 +55,8 @@ def retrain(
         return
     if result.ema is not None:
         student.load_state_dict(result.ema)
-    save_student(output, student.cpu(), process.scheduler(), params.as_given(), vae, given=stated is not None)
+    small = finished(student.cpu(), unet)
+    save_student(output, small, process.scheduler(), params.as_given(), vae, given=stated is not None)
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ from stagecraft.networks.family import (
 )
 from stagecraft.networks.given import Config, Sides, SiteNames
 from stagecraft.networks.layer import WHOLE, Layer
-from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.networks.unet import student
 
 
 class Block(nn.Module):
@@ -74,7 +74,7 @@ class Chain(ModelMixin, ConfigMixin):
                 rebuild(self.first if name == "first" else self.last[entry["range"][0]], entry["spec"])
 
     def interval_of(self, t: torch.Tensor) -> torch.Tensor:
-        return multi_decoder_unet.interval_of(t, self.config["boundaries"])
+        return student.interval_of(t, self.config["boundaries"])
 
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         return self.time(t.float()[:, None] / 1000)
@@ -96,17 +96,17 @@ def rebuild(block: Module, spec: Spec) -> Module:
     """A block as a spec says, changed in place."""
     for name, choice in spec.items():
         index = int(name.partition(".")[2])
-        block.resnets[index] = multi_decoder_unet.build_resnet(block.resnets[index], choice)
+        block.resnets[index] = student.build_resnet(block.resnets[index], choice)
     return block
 
 
 def narrow(net: Chain, channels: list[int]) -> Chain:
     """Keep some channels between layers, in place."""
     kept = torch.tensor(channels)
-    multi_decoder_unet.select(net.conv_in, None, kept)
+    student.select(net.conv_in, None, kept)
     for block in (net.first, *net.last):
-        multi_decoder_unet.narrow_layers(block, [kept, kept], kept)
-    multi_decoder_unet.select(net.conv_out, kept, None)
+        student.narrow_layers(block, [kept, kept], kept)
+    student.select(net.conv_out, kept, None)
     return net
 
 
@@ -136,7 +136,7 @@ class ChainLayers(Layers):
         return Layer(Whole(self.net), (1, 8, 8), name=WHOLE)
 
     def build(self, name: str, part: str, choice: Choice) -> Module | None:
-        return multi_decoder_unet.build_resnet(copy.deepcopy(self.net.get_submodule(f"{name}.{part}")), choice)
+        return student.build_resnet(copy.deepcopy(self.net.get_submodule(f"{name}.{part}")), choice)
 
     def place(self, name: str, part: str, module: Module) -> Layer:
         return Layer(module, (self.net.conv_out.in_channels, 8, 8), embedding=8)
@@ -151,6 +151,9 @@ class ChainFamily:
     def fit(self, teacher: Module, side: int) -> Module:
         teacher.register_to_config(sample_size=side)
         return teacher
+
+    def example_condition(self, net: Module, count: int) -> Condition:
+        return UNCONDITIONAL
 
     def sites(self, net: Module) -> list[Site]:
         return [
@@ -234,6 +237,7 @@ class ChainConfig:
     """What the library is told of a Chain's config."""
 
     levels_key = "none"
+    prompted = False
 
     def check(self, config: Config, path: Path) -> None:
         assert config["_class_name"] == "Chain"

@@ -50,6 +50,16 @@ EDM = {
 FLOW = {"process": "flow", "num_train_timesteps": 1000, "shift": 3.0}
 
 
+# What makes the config of a UNet2DModel that of a UNet2DConditionModel.
+PROMPTED = {
+    "_class_name": "UNet2DConditionModel",
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 6,
+}
+
+
 def prepare_data_keys(**changes):
     """The keys of the `prepare_data` section for a folder of images, with changes."""
     return PREPARE_DATA | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}
@@ -68,24 +78,55 @@ def section_with(model, **keys):
     return model.model_construct(**keys)
 
 
+# A small feature cache, and little search in it.
+FEW_FEATURES = {"triples_per_interval": 16, "held_out": 0.5, "batch_size": 8, "shard_size": 8, "max_gib": 1.0}
+FEW_FEATURES |= {"precision": "fp32"}
+LITTLE_SEARCH = {
+    "channels": 1.0,
+    "steps": 2,
+    "refine_steps": 2,
+    "batch_size": 8,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0,
+}
+LITTLE_SEARCH |= {"candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4, "output_triples": 2}
+LITTLE_SEARCH |= {"checkpoint_every": 100}
+
+
 def tiny_unet(**changes):
-    """A UNet2DModel of two levels with attention, random weights that are not at their initial zeros."""
-    import torch
+    """A UNet2DModel of two levels with attention in the second, random weights that are not at their initial zeros."""
     from diffusers import UNet2DModel
 
     settings = {
-        "sample_size": 8,
-        "in_channels": 1,
-        "out_channels": 1,
         "block_out_channels": (16, 32),
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
         "attention_head_dim": 8,
     }
+    return of_random_weights(UNet2DModel, settings | changes)
+
+
+def tiny_prompted_unet(**changes):
+    """A UNet2DConditionModel of two levels with cross-attention in the first, likewise."""
+    from diffusers import UNet2DConditionModel
+
+    settings = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": 6,
+    }
+    return of_random_weights(UNet2DConditionModel, settings | changes)
+
+
+def of_random_weights(kind, settings):
+    """A network of a class for grey images of 8 x 8 pixels."""
+    import torch
+
+    common = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
     torch.manual_seed(0)
-    unet = UNet2DModel(**settings | changes).eval()
+    unet = kind(**common | settings).eval()
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -118,11 +159,11 @@ def ddpm_params() -> dict[str, Any]:
     return params
 
 
-def smoke_text() -> str:
-    """A params.yaml of the preset smoke, without comments behind values, which tests exchange."""
+def smoke_text(params: dict[str, Any] | None = None) -> str:
+    """A params.yaml of the preset smoke, or of other params, without comments behind values, which tests exchange."""
     from stagecraft.config.__main__ import with_values
 
-    return re.sub(r" +#.*", "", with_values((ROOT / "params.yaml").read_text(), preset_params("smoke")))
+    return re.sub(r" +#.*", "", with_values((ROOT / "params.yaml").read_text(), params or preset_params("smoke")))
 
 
 # Flags of the stages that train networks, after `prepare`.
@@ -201,7 +242,8 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
     ]
     outputs = {"evaluate": {"output": metrics, "samples": samples}}
     outputs["publish"] = {"output": results / "model", "teacher_card": []}
-    outputs["report"] = {"output": results / "report.html", "logs": [log[name]["log"] for name in trainings]}
+    outputs["report"] = {"output": results / "report.html", "plots": results / "plots"}
+    outputs["report"] |= {"logs": [log[name]["log"] for name in trainings]}
     with contextlib.chdir(folder):
         for name, files in commands:
             body = getattr(importlib.import_module(f"stages.{name}"), name)

@@ -14,6 +14,7 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.registry import make_process
 from stagecraft.evaluation.cost import count_macs
+from stagecraft.preflight.params import validate_params
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.joint import JointLoss
 
@@ -228,6 +229,9 @@ def test_uniform_has_supernets_of_widths_alone(tmp_path, monkeypatch):
     of_widths = compression_methods.params_of(preset_file("digits"), Method("uniform"), 0.5, 0)
     for settings in (params["search_block"], of_widths["search_block"]):
         assert settings["widths"] == [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
+    native = compression_methods.params_of(preset_file("digits"), Method("native"), 0.5, 0, Options(channels=0.75))
+    assert validate_params(native, "params.yaml").assemble.native
+    assert Shared(preset_file("digits"), tmp_path).results_name(native) == "search-1.0-native"
     assert found.pop("uniform") == "search-1.0-widths" and set(found.values()) == {"search-1.0"}
 
 

@@ -11,7 +11,7 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of
-from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
+from stagecraft.networks.unet.student import interval_of
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.search.features import FeatureWriter
 from stagecraft.training.joint import JointLoss
@@ -83,6 +83,13 @@ def test_a_condition_is_passed_on_whatever_is_in_it():
     assert given.rows(torch.tensor([2, 0])).tensors["prompt"][:, 0, 0].tolist() == [8, 0]
     nothing = UNCONDITIONAL.rows(slice(0, 2)).to(CPU)
     assert len(nothing) == 0 and not nothing.tensors and not class_condition(None).tensors
+
+
+def test_a_condition_is_told_to_a_network_as_diffusers_calls_it():
+    labels, prompt, pooled, sizes = torch.zeros(1), torch.zeros(1, 2, 3), torch.zeros(1, 4), torch.zeros(1, 6)
+    assert class_condition(labels).arguments() == {"class_labels": labels} and UNCONDITIONAL.arguments() == {}
+    given = Condition({"prompt": prompt, "pooled": pooled, "sizes": sizes}).arguments()
+    assert given == {"encoder_hidden_states": prompt, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
 
 def test_labels_that_are_missing_are_asked_for(process, digits):

@@ -2,12 +2,15 @@
 
 import logging
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from stagecraft.runtime.console import Job, Jobs, clock, describe_failure, draw
+from stagecraft.runtime.console import Job, Jobs, Lines, clock, describe_failure, draw
+from stagecraft.runtime.threads import measure_other_work, note_other_work, own_cores
 
 COMMAND = "Command 'set -euo pipefail;  python -m stages.search_block 2>&1 | tee {}' returned non-zero exit status {}."
 
@@ -102,3 +105,48 @@ def test_running_jobs_are_drawn_with_their_newest_lines_and_the_time_left(tmp_pa
 
 def test_clock_counts_hours_when_there_are_any():
     assert [clock(seconds) for seconds in (0.4, 95, 3600, 3723)] == ["0:00", "1:35", "1:00:00", "1:02:03"]
+
+
+def test_plain_lines_leave_out_what_is_no_news_and_come_back_at_the_end(capsys):
+    logger = logging.Logger("snakemake")
+    logger.addHandler(shown := Listed())
+    jobs = Jobs()
+    logger.addHandler(jobs)
+    lines = Lines(jobs, logger, failed_logs=False)
+    for text, level in (("Building DAG of jobs...", 20), ("Nothing to be done (all is there).", 20), ("bad", 40)):
+        logger.log(level, text)
+    lines.start()
+    logger.error("Error in rule retrain")
+    lines.stop()
+    logger.info("Complete log(s): x")
+    assert shown.texts == ["Nothing to be done (all is there).", "bad", "Complete log(s): x"]
+    assert capsys.readouterr().err == "Error in rule retrain\n"
+
+
+class Listed(logging.Handler):
+    """Snakemake's own handler, which keeps what it would print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "DefaultStreamHandler"
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
+@pytest.mark.parametrize(("cores", "busy", "fewer"), [(2, 0.2, None), (2, 0.9, 1), (1, 0.9, None), (2, 2.0, 1)])
+def test_other_work_on_the_cores_is_told_with_a_number_that_is_free(monkeypatch, cores, busy, fewer):
+    monkeypatch.setattr("stagecraft.runtime.threads.own_cores", lambda: [0, 1])
+    note = note_other_work(cores, busy)
+    assert (note is None) if fewer is None else "of 2 cores busy" in note and f"--cores {fewer} " in note
+
+
+def test_a_busy_core_is_measured():
+    program = f"import os; os.sched_setaffinity(0, [{own_cores()[0]}])\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        time.sleep(0.5)
+        assert measure_other_work(0.5) > 0.7
+    finally:
+        process.kill()

@@ -12,7 +12,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from stagecraft.config.sections import TrainExtractor
 from stagecraft.evaluation import extractor as ex
 from stagecraft.evaluation import fidelity as fi
-from stagecraft.evaluation.samples import load_samples, save_samples
+from stagecraft.evaluation.samples import NAMES, PATH, load_samples, save_samples
 
 CPU = torch.device("cpu")
 SETTINGS = {"features": 8, "width": 8, "steps": 40, "batch_size": 32, "learning_rate": 0.01, "checkpoint_every": 1000}
@@ -175,7 +175,7 @@ def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_samples_file_has_the_same_bytes_for_the_same_images(tmp_path: Path) -> None:
-    sets = {name: bars(300, seed)[0] for seed, name in enumerate(("teacher", "student", "real"))}
+    sets = {name: bars(300, seed)[0] for seed, name in enumerate((*NAMES, *PATH))}
     for name in ("a.npz", "b.npz"):
         save_samples(tmp_path / name, sets, "0")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

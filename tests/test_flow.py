@@ -19,7 +19,7 @@ from stagecraft.diffusion.sampling import Sampler, nodes_of, sample
 from stagecraft.diffusion.stated import FLOW_SCHEDULERS, check_stated, check_steps
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_student, save_student, save_teacher
-from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
+from stagecraft.networks.unet.student import interval_of
 from stagecraft.preflight.params import load_over, validate_params
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.student import build_student, warm_start

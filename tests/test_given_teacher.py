@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel, VQModel
-from helpers import ddpm_params, preset_params, tiny_unet
+from helpers import PROMPTED, ddpm_params, preset_params, tiny_unet
 
 from stagecraft.config.sections import Everything, GivenAutoencoder, GivenTeacher
 from stagecraft.data.survey import Survey
@@ -126,12 +126,13 @@ def remedies(message: str) -> list[tuple[str, str, object]]:
 # --- Refused before the first job, and by the stage in the same words ---
 
 REFUSED = {
-    "of text models": ({"_class_name": "UNet2DConditionModel"}, {}, "_class_name is 'UNet2DConditionModel'"),
+    "of text models": ({"_class_name": "UNet3DConditionModel"}, {}, "_class_name is 'UNet3DConditionModel'"),
     "of sounds": ({"_class_name": "UNet1DModel"}, {}, "_class_name is 'UNet1DModel'"),
     "a transformer": ({"_class_name": "Transformer2DModel"}, {}, "_class_name is 'Transformer2DModel'"),
     "of no class": ({"_class_name": "absent"}, {}, "_class_name is None"),
     "a block type": ({"down_block_types": ["DownBlock2D", "AttnSkipDownBlock2D"]}, {}, "AttnSkipDownBlock2D is not"),
     "an embedding": ({"class_embed_type": "timestep"}, {}, "class_embed_type is 'timestep'"),
+    "prompts": (PROMPTED, {}, "draws by prompts, which the images have none of"),
     "fewer widths": ({"block_out_channels": [16]}, {}, "block_out_channels is [16] for 2 levels"),
     "odd groups": ({"norm_num_groups": 5}, {}, "block_out_channels [16, 32] are no multiples of norm_num_groups 5"),
     "no groups": ({"norm_num_groups": 0}, {}, "are no multiples of norm_num_groups 0"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from chain import Chain, ChainConfig, ChainFamily, ChainStudent
-from helpers import ROOT, preset_params, space_of, supernet_of, tiny_unet
+from helpers import FEW_FEATURES, LITTLE_SEARCH, ROOT, preset_params, space_of, supernet_of, tiny_unet
 from torch import nn
 
 from stagecraft.clustering.gradients import bounded_gradients
@@ -40,6 +40,7 @@ from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import load_student, load_teacher, save_student, save_teacher
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d import multi_decoder_unet
+from stagecraft.networks.unet2d_condition import multi_decoder_unet_condition
 from stagecraft.planning.setup import read_setup
 from stagecraft.preflight.given_models import check_given_teacher
 from stagecraft.preflight.jobs import block_names
@@ -92,10 +93,14 @@ def test_the_library_does_not_know_the_commands() -> None:
     assert not [file for file in PACKAGE.rglob("*.py") if "from stages" in file.read_text()]
 
 
-# Where families are registered; and who slices the weights of a layer that stands in the students' self-contained file.
-REGISTRIES = {"networks/families.py", "networks/configs.py"}
-OF_STUDENTS = {"elastic/resnet.py"}
-OF_UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+REGISTRIES = {"networks/families.py", "networks/configs.py"}  # where families are registered
+# Of each family its folder, its words, and who slices the weights of a layer that stands in its students' file.
+UNET2D = {"UNet2DModel", "MultiDecoderUNet2DModel", *multi_decoder_unet.BLOCK_TYPES}
+CONDITION = {"UNet2DConditionModel", "MultiDecoderUNet2DConditionModel", *multi_decoder_unet_condition.BLOCK_TYPES}
+OF_FAMILIES: dict[str, tuple[set[str], set[str]]] = {
+    "unet2d": (UNET2D, set()),
+    "unet2d_condition": (CONDITION, {"elastic/transformer.py"}),
+}
 
 
 def words_of(file: Path) -> Iterator[str]:
@@ -110,19 +115,22 @@ def words_of(file: Path) -> Iterator[str]:
                 yield name
 
 
-def test_one_family_alone_knows_its_network() -> None:
+@pytest.mark.parametrize("family", OF_FAMILIES)
+def test_one_family_alone_knows_its_network(family: str) -> None:
     """Neither the library nor the commands import what is in a family's folder, or name its classes and types of blocks."""
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
     files |= {file.relative_to(ROOT).as_posix(): file for file in (ROOT / "stages").rglob("*.py")}
-    outside = {
-        name: file for name, file in files.items() if not name.startswith("networks/unet2d/") and name not in REGISTRIES
-    }
+    own_words, slicing = OF_FAMILIES[family]
+    folders = tuple(f"networks/{name}/" for name in OF_FAMILIES)
+    outside = {name: file for name, file in files.items() if not name.startswith(folders) and name not in REGISTRIES}
     assert len(outside) > 100
-    importing = {name for name, file in outside.items() if any("unet2d" in i.split(".") for i in imports_of(file))}
-    assert importing == OF_STUDENTS
-    naming = {name: OF_UNET2D.intersection(words_of(file)) for name, file in outside.items()}
+    other = [file for name, file in files.items() if name.startswith(folders) and f"networks/{family}/" not in name]
+    assert not [file for file in other if any(family in i.split(".") for i in imports_of(file))]
+    importing = {name for name, file in outside.items() if any(family in i.split(".") for i in imports_of(file))}
+    assert importing == slicing
+    naming = {name: own_words.intersection(words_of(file)) for name, file in outside.items()}
     assert {name: words for name, words in naming.items() if words} == {}
-    assert {word for name in files for word in words_of(files[name])} >= OF_UNET2D, "the search finds what is there"
+    assert {word for name in files for word in words_of(files[name])} >= own_words, "the search finds what is there"
 
 
 # --- A kind of layer that is not in the library: downsamplers, with their convolution or a mean over 2 x 2 pixels ---
@@ -229,17 +237,7 @@ def test_a_student_with_the_new_kind_is_built_and_timed() -> None:
 # --- A family that is not in the library (chain.py) ---
 
 
-SETTINGS = SPACE | {"channels": 1.0, "steps": 2, "refine_steps": 2, "batch_size": 8, "learning_rate": 1e-4}
-SETTINGS |= {"warmup_steps": 0, "candidates": 9, "ranges": "own", "local_triples": 4, "output_candidates": 4}
-SETTINGS |= {"output_triples": 2, "checkpoint_every": 100}
-CACHED = {
-    "triples_per_interval": 16,
-    "held_out": 0.5,
-    "batch_size": 8,
-    "shard_size": 8,
-    "max_gib": 1.0,
-    "precision": "fp32",
-}
+SETTINGS = SPACE | LITTLE_SEARCH
 CPU = torch.device("cpu")
 
 
@@ -265,19 +263,29 @@ def test_a_new_family_goes_from_features_to_a_trained_student(
 ):
     monkeypatch.setattr(importance, "BATCHES", 2)
     teacher, process, data = chain, VPProcess(diffusion_settings), TrainingSet.of_images(digits)
-    sizes = CacheFeatures.model_construct(**CACHED)
+    sizes = CacheFeatures.model_construct(**FEW_FEATURES)
     intervals = process.edges([400])
     FeatureWriter(teacher, process, data, intervals, sizes, 0, CPU).write(tmp_path / "features", {})
     ranked = tmp_path / "importance.json"
     write_importance(ranked, teacher, data, process)
     settings = SETTINGS | {"channels": channels}
-    params = SearchBlock.of({"seed": 0, "device": "cpu", "precision": "fp32", "search_block": settings})
+    params = SearchBlock.of(
+        {"seed": 0, "device": "cpu", "precision": "fp32", "search_block": settings, "assemble.native": False}
+    )
     results, states = {}, {}
     for name in ("first", "last.0.interval_0", "last.0.interval_1"):
         job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", ranked)
         results[name] = job.report() | {"weights_sha256": ""}
         states[name] = job.supernet.state_dict()
-    rule = {"rule": "budget", "score": "combined", "macs": budget, "time": None, "params": None, "params_active": None}
+    rule = {
+        "native": False,
+        "rule": "budget",
+        "score": "combined",
+        "macs": budget,
+        "time": None,
+        "params": None,
+        "params_active": None,
+    }
     plan = assemble_architecture(teacher, results, [10, 15], Assemble.model_construct(**rule), 0)
     assert plan["unet"]["blocks"].keys() == {"first", "last.0"} and least < plan["expected"]["macs_ratio"] <= budget
     assert ("stream" in plan["unet"]) == (channels < 1)

@@ -167,6 +167,7 @@ def test_nothing_is_ranked_where_all_channels_are_kept(tmp_path, architecture, c
         "architecture": architecture,
         "diffusion": EDM,
         "search_block.channels": channels,
+        "assemble.native": False,
     }
     nowhere = {name: Path("nowhere") for name in ("data", "latents", "teacher")}
     rank_channels(RankChannels.of(params), threads=1, **nowhere, output=tmp_path / "importance.json")

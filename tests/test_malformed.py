@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import clone, run, settings, smoke_text, tiny_unet
+from helpers import clone, ddpm_params, run, settings, smoke_text, tiny_unet
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -32,7 +32,7 @@ from stagecraft.preflight.params import load_params
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import read_checked_json, sha256_file, write_checked_json
 
-SMOKE = smoke_text()
+SMOKE = smoke_text(ddpm_params())
 BLOCKS = [
     "down_blocks.0",
     "down_blocks.1",
@@ -64,7 +64,7 @@ FLAGS = {
     "--output results/metrics.json --samples results/samples.npz",
     "report": "--metrics results/metrics.json --samples results/samples.npz --clusters results/clusters.json "
     "--architecture results/architecture.json --search results/search --logs results/logs/*.json "
-    "--output results/report.html",
+    "--output results/report.html --plots results/plots",
     "publish": "--student results/student --metrics results/metrics.json --samples results/samples.npz "
     "--architecture results/architecture.json --teacher-card --output results/model",
 }
@@ -196,7 +196,7 @@ KEPT = ("latency", "raw", "teacher")
 
 
 def test_the_damaged_files_are_all_that_a_run_leaves_but_the_page_and_the_model(finished_copy):
-    unread = {name for name in contents(finished_copy) if name.startswith("results/model/")}
+    unread = {name for name in contents(finished_copy) if name.startswith(("results/model/", "results/plots/"))}
     unread |= {"results/report.html", "results/record.json", *(f"data/{name}/README.md" for name in KEPT)}
     unread |= {"data/latency/digits.json"}  # of the default, not of the preset that ran
     assert contents(finished_copy).keys() - {path for _, path in PAIRS} == unread
@@ -406,7 +406,7 @@ GIVEN = [
     ("config-deep", write(CONFIG, b"[" * 100_000), CONFIG),
     ("config-without-keys", write(CONFIG, b"{}"), CONFIG),
     ("class-unknown", edit_json(CONFIG, _class_name="os.system"), "_class_name is 'os.system'"),
-    ("class-of-text-models", edit_json(CONFIG, _class_name="UNet2DConditionModel"), "_class_name"),
+    ("class-of-text-models", edit_json(CONFIG, _class_name="UNet2DConditionModel"), "AttnDownBlock2D"),
     ("class-a-list", edit_json(CONFIG, _class_name=["UNet2DModel"]), "_class_name"),
     ("blocks-unknown", edit_json(CONFIG, down_block_types=["DownBlock2D", "Evil"]), "block type Evil"),
     (

@@ -14,7 +14,7 @@ from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.pipelines import load_given_teacher, load_student, save_student
-from stagecraft.networks.unet2d.costs import block_macs
+from stagecraft.networks.unet.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stagecraft.training.student import build_student
 

@@ -13,7 +13,7 @@ from refusals import check_words, names
 
 from stagecraft.config.overlay import lay_over
 from stagecraft.data.survey import Survey
-from stagecraft.planning import setup as setup_module
+from stagecraft.planning import setup as planning_setup
 from stagecraft.planning.gpu import Gpu
 from stagecraft.planning.plan import Plan, format_plan, make_plan, plan_as_json
 from stagecraft.planning.rates import LARGEST_IMAGE, Machine, Rate, measure_rate, shrink
@@ -127,7 +127,7 @@ def test_configs_alone_are_planned(hub: Path, preset: str, name: str, params: in
 def test_no_step_before_retraining_needs_more_than_16_gib_at_256_pixels(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup_module, "look_at_images", lambda settings: Survey(27_000, 3_000, 256, 256, 3))
+    monkeypatch.setattr(planning_setup, "look_at_images", lambda settings: Survey(27_000, 3_000, 256, 256, 3))
     plan = plan_of("celebahq-ddpm", train_teacher={"source": "path", "path": str(hub / "ddpm-celebahq-256")})
     rules = [step.rule for step in plan.steps]
     before = plan.steps[: rules.index("retrain")]

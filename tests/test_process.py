@@ -13,7 +13,7 @@ from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.edm import EDMProcess
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, sample
-from stagecraft.networks.unet2d.multi_decoder_unet import interval_of
+from stagecraft.networks.unet.student import interval_of
 from stagecraft.runtime.seeds import generator_for
 
 PAIRS = [(process, name) for process, names in SAMPLERS.items() for name in names]

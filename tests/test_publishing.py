@@ -15,7 +15,7 @@ from test_report import make_architecture, make_metrics
 from stagecraft.config.stages import Publish
 from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.evaluation.samples import save_samples
+from stagecraft.evaluation.samples import PATH, save_samples
 from stagecraft.networks.pipelines import check_hashes, save_student
 from stagecraft.report.card import read_license
 from stagecraft.runtime.files import sha256_content, write_checked_json, write_json
@@ -37,6 +37,7 @@ def run(tmp_path_factory, diffusion_settings) -> Path:
     write_json(folder / "metrics.json", metrics)
     random = np.random.default_rng(0)
     images = {name: random.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8) for name in ("teacher", "student", "real")}
+    images |= dict.fromkeys(PATH, np.zeros((2, 1, 8, 8, 1), np.uint8))
     save_samples(folder / "samples.npz", images, sha256_content(metrics))
     write_checked_json(folder / "architecture.json", make_architecture())
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import EDM, FLOW, ROOT
+from helpers import EDM, FLOW, PROMPTED, ROOT
 from refusals import ROWS, Scene, at_start, check_words, message_of, names, says
 
 from stagecraft.preflight import run as preflight
@@ -30,6 +30,7 @@ GIVEN = {
     "retrain.init": "teacher",
     "retrain.joint_loss": "none",
 }
+NATIVE = {"assemble.native": True, "cluster_timesteps.intervals": 1, "search_block.channels": 1.0}
 BY_HAND = {"cluster_timesteps.method": "given"}
 
 PARAMS: dict[str, list[dict[str, Any]]] = {
@@ -78,6 +79,12 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         GIVEN | {"assemble.decoder_widths": [1.0]},
         GIVEN | {"retrain.init": "inherit"},
         GIVEN | {"retrain.joint_loss": "linear"},
+    ],
+    "native-form": [
+        NATIVE | GIVEN | {"assemble.decoder_widths": [1.0], "retrain.init": "teacher", "retrain.joint_loss": "none"},
+        NATIVE | {"cluster_timesteps.intervals": 2},
+        NATIVE | {"assemble.rule": "uniform"},
+        NATIVE | {"search_block.channels": 0.75},
     ],
     "interval-shares": [{"retrain.interval_probabilities": [1, 2, 3]}],
     "training-warmup": [{"retrain.warmup_steps": 99}],
@@ -135,6 +142,11 @@ Setup = Callable[[Scene], Any]
 def teacher(name: str = "", **changes: Any) -> Setup:
     """A teacher from elsewhere with another config."""
     return lambda scene: scene.use("teacher", name, **changes)
+
+
+def prompted(**changes: Any) -> Setup:
+    """A teacher from elsewhere that draws by prompts."""
+    return teacher(**PROMPTED | changes)
 
 
 def scheduler(**changes: Any) -> Setup:
@@ -283,6 +295,11 @@ START: dict[str, list[Setup]] = {
         teacher(down_block_types="x"),
         teacher(down_block_types=["DownBlock2D", "SkipDownBlock2D"]),
         teacher(class_embed_type="timestep"),
+        prompted(),
+        prompted(class_embed_type="timestep"),
+        prompted(addition_embed_type="image"),
+        prompted(cross_attention_dim=[4, 6]),
+        prompted(attention_head_dim=3),
     ],
     "teacher-levels": [
         teacher(block_out_channels=[16]),
@@ -428,7 +445,11 @@ def test_every_row_of_the_page_is_provoked_at_its_moment():
 # Functions that return words of a refusal, beside those called `why_...`.
 TELLERS = {"no_middle_interval", "infeasible", "without_images", "what_there_is", "describe"}
 # Modules whose ValueErrors tell of the program's own mistakes: what they check has been made, and hashed, by a stage.
-INVARIANTS = {"stagecraft/networks/unet2d/multi_decoder_unet.py", "stagecraft/networks/families.py"}
+INVARIANTS = {
+    "stagecraft/networks/unet/student.py",
+    "stagecraft/networks/unet2d_condition/multi_decoder_unet_condition.py",
+    "stagecraft/networks/families.py",
+}
 # Messages that no user sees by themselves.
 UNSEEN = {
     "not found; every stage needs its command": "a rule without its stage",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_unet
+from helpers import tiny_prompted_unet, tiny_unet
 from PIL import Image
 from refusals import ROWS, Scene, before_the_first_job, check_words, message_of, names
 from safetensors.torch import load_file, save_file
@@ -31,6 +31,7 @@ from stagecraft.evaluation.samples import load_samples
 from stagecraft.export import packages
 from stagecraft.export.check import check_differences
 from stagecraft.networks.autoencoder import load_given_autoencoder
+from stagecraft.networks.families import family_of
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.preflight import versions
 from stagecraft.report.card import read_license
@@ -245,6 +246,16 @@ def many_features(scene: Scene) -> None:
     ).check_room(scene.folder)
 
 
+def large_features(scene: Scene) -> None:
+    """Tensors beyond what half precision holds."""
+    teacher = tiny_unet()
+    with torch.no_grad():
+        teacher.conv_in.bias.fill_(1e5)
+    data = TrainingSet.of_images(np.zeros((16, 8, 8, 1), np.uint8))
+    settings = CacheFeatures.model_construct(**scene.params["cache_features"])
+    FeatureWriter(teacher, vp(scene), data, [[0, 1000]], settings, 0, CPU).write(scene.folder / "features", {})
+
+
 def damaged_features(scene: Scene) -> None:
     """A shard that is no safetensors file."""
     index = {"held_out": 1, "triples_per_interval": 2, "shard_size": 2, "intervals": [[0, 1000]], "sha256": {}}
@@ -337,6 +348,8 @@ STAGES: dict[str, list[Provocation]] = {
     "clusters-other": [
         plain(lambda scene: vp(scene).check_intervals({"boundaries": [2000], "stages": []}, Path("clusters.json")))
     ],
+    "features-precision": [plain(large_features)],
+    "native-family": [plain(lambda scene: family_of(tiny_prompted_unet()).native(tiny_prompted_unet()))],
     "features-room": [plain(many_features)],
     "features-damaged": [plain(damaged_features)],
     "search-other": [

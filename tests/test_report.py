@@ -19,8 +19,10 @@ TEACHER |= {
     "milliseconds": 0.2,
     "peak_memory_mib": None,
 }
+TEACHER |= {"fid_margin": 0.004, "fid_equal": 0.11, "fid_equal_margin": 0.01}
 TEACHER |= {"time_by_operation": {"convolution": 0.75, "other": 0.25}}
 TEACHER |= {"macs_training": 1e6, "macs_of_samplers": {"ddim": 1e6, "ddpm": 1e6}}
+HELD_OUT_MARGINS = {"fid_margin": 0.05, "fid_equal": 0.2, "fid_equal_margin": 0.05}
 WHOLE = {"width": 32, "kernels": [3, 3]}
 IDENTITY = {"resnets.0": WHOLE, "resnets.1": WHOLE, "attentions.0": {}, "attentions.1": {}}
 SMALLER = {"resnets.0": {"width": 16, "kernels": [3, 1]}, "resnets.1": None, "attentions.0": {}, "attentions.1": None}
@@ -40,12 +42,13 @@ def make_metrics(**changes: float) -> dict[str, Any]:
         "teacher": TEACHER,
         "student": student | {"macs_per_interval": [4e5, 5e5, 5.4e5]},
         "autoencoder": None,
-        "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92},
-        "ratio": compute_ratios(TEACHER, student),
+        "held_out": {"fid": 0.2, "kid": -0.0001, "precision": 0.91, "recall": 0.92, **HELD_OUT_MARGINS},
+        "ratio": compute_ratios(TEACHER, student) | {"fid_difference_margin": 0.002},
         "protocol": {
             "samples": 2000,
             "sampler": "ddim",
             "steps": 50,
+            "equal_count": 300,
             "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
             "device": "cpu",
@@ -139,6 +142,8 @@ def make_logs(history: list[dict[str, float]] | None = None) -> dict[str, dict[s
 def make_page(**changes: Any) -> str:
     random = np.random.default_rng(0)
     samples = {name: random.integers(0, 256, (48, 8, 8, 1)).astype(np.uint8) for name in ("teacher", "student", "real")}
+    path = {name: random.integers(0, 256, (9, 2, 8, 8, 1)).astype(np.uint8) for name in ("path_sample", "path_image")}
+    samples |= path | {"path_t": np.array([999, 800, 600, 500, 400, 200, 199, 100, 0])}
     history = [{"step": s, "loss": 3 / s, "noise": 1 / s, "blocks": 2 / s} for s in range(10, 2000, 10)]
     inputs = {
         "metrics": make_metrics(),
@@ -190,7 +195,8 @@ def test_page_is_the_same_for_the_same_files() -> None:
 def test_page_says_the_figures_and_every_picture_in_words() -> None:
     page = make_page()
     assert "0.50 of the teacher&#39;s time and 0.48 of its MACs" in page
-    assert "no worse than the teacher&#39;s 0.05" in page
+    assert "is 0.0500 ± 0.0040, the teacher&#39;s 0.0500 ± 0.0040" in page
+    assert "no difference beyond the margin of 0.002" in page
     assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
     assert all(re.search(r'aria-label="[^"]+"', chart) for chart in re.findall(r"<svg[^>]*>", page))
 
@@ -214,7 +220,8 @@ def test_page_says_which_intervals_share_blocks() -> None:
 
 def test_verdict_admits_a_worse_student() -> None:
     found = report.verdict(make_metrics(fid=0.08))
-    assert "Its FID (classifier features) is 0.08, 0.03 worse than" in found
+    assert "is 0.0800 ± 0.0040, the teacher's 0.0500 ± 0.0040 from the same seeds: 0.0300 ± 0.0020 worse." in found
+    assert "0.0100 ± 0.0020 better." in report.verdict(make_metrics(fid=0.04))
 
 
 def test_page_escapes_what_comes_from_files() -> None:
@@ -303,3 +310,62 @@ def test_what_search_and_retraining_took_stands_beside_the_teachers_training() -
     given = logs | {"train_teacher": {"params": {"train_teacher": TRAINED | {"source": "path"}}}}
     assert all(share == "" for _, _, share in report.costs(metrics, searches, given))
     assert report.costs(metrics, {}, logs) == []
+
+
+def test_page_says_which_fids_differ_by_more_than_chance() -> None:
+    found = report.comparisons(make_metrics(fid=0.08, fid_equal=0.11))
+    assert found == [
+        ("student − teacher, same seeds", "2,000", "+0.0300 ± 0.0020", "yes"),
+        ("student − held-out real images", "300", "-0.090 ± 0.051", "yes"),
+        ("teacher − held-out real images", "300", "-0.090 ± 0.051", "yes"),
+    ]
+    metrics = make_metrics()
+    metrics["held_out"]["fid_equal"] = 0.12
+    assert [row[-1] for row in report.comparisons(metrics)] == ["no", "no", "no"]
+    metrics["protocol"]["equal_count"] = None
+    assert len(report.comparisons(metrics)) == 1
+    assert not any("images each" in row[0] for row in table.table_rows(metrics))
+
+
+def test_a_margin_says_how_many_figures_of_a_value_count() -> None:
+    assert table.with_margin(0.02021, 0.0034) == "0.0202 ± 0.0034"
+    assert table.with_margin(-0.00003, 0.0018, "+") == "+0.0000 ± 0.0018"
+    assert table.with_margin(12.345, 0.0) == "12.35 ± 0"
+
+
+def test_each_step_of_the_path_has_the_decoder_in_charge() -> None:
+    steps = re.findall(r'class="step s(\d)".*?<figcaption>t = (\d+), decoder (\d)<', make_page())
+    times = ("999", "800", "600", "500", "400", "200", "199", "100", "0")
+    assert steps == [(decoder, t, decoder) for t, decoder in zip(times, "222211000", strict=True)]
+
+
+def test_blocks_say_which_intervals_share_them_in_their_colours() -> None:
+    architecture = make_architecture()
+    architecture["unet"]["blocks"]["up_blocks.0"] = [
+        {"range": [0, 1], "spec": SMALLER},
+        {"range": [2], "spec": SMALLER},
+    ]
+    page = make_page(architecture=architecture)
+    assert '<span class="mark s0"></span><span class="mark s1"></span>shared by 0 and 1</div>' in page
+    assert '<span class="mark s2"></span>interval 2 alone</div>' in page
+    assert 'colspan="2" style="--bar: var(--c0)"' in page and 'colspan="1" style="--bar: var(--c2)"' in page
+    assert page.count("shared by all") == 2
+
+
+def test_costs_begin_with_time() -> None:
+    rows = [row[0] for row in table.table_rows(make_metrics())]
+    assert rows[:2] == ["milliseconds an image and step", "images per second"]
+    assert rows.index("MACs per step (thop)") < rows.index("FID (classifier features)")
+    search = make_search() | {"candidates": [{"spec": IDENTITY, "macs": 220, "params": 80, "nmse": 0.1, "time": 0.5}]}
+    chosen = {"spec": SMALLER, "macs": 110, "params": 20, "nmse": 0.2, "time": 0.2}
+    assert report.cost_texts(chosen, search) == ["0.2 (× 0.40) ms", "110 (× 0.50) MACs", "20 (× 0.25) parameters"]
+    note, chart = report.candidate_chart("mid_block", search, chosen)
+    assert note == "1 candidates; chosen: × 0.40 time, NMSE 0.2" and "time / teacher" in chart
+
+
+def test_large_pictures_of_the_path_are_shrunk() -> None:
+    images = np.zeros((1, 130, 130, 3), np.uint8)
+    images[:, :3] = 90
+    assert charts.shrink(images).shape == (1, 43, 43, 3)
+    assert charts.shrink(images)[0, :2, 0, 0].tolist() == [90, 0]
+    assert charts.shrink(images[:, :64, :64]).shape == (1, 64, 64, 3)

@@ -38,9 +38,9 @@ def test_a_sample_depends_on_its_index_and_not_on_its_batch(unet, make, kind, sc
 def test_each_sample_gets_the_label_of_its_own_index(diffusion_settings):
     unet, seen = tiny_unet(num_class_embeds=4), []
 
-    def model(x, t, labels):
-        seen.append(labels.tolist())
-        return unet(x, t, labels)
+    def model(x, t, class_labels):
+        seen.append(class_labels.tolist())
+        return unet(x, t, class_labels)
 
     def draw(indices, batch_size, label=lambda i: i % 4):
         condition = lambda batch: class_condition(torch.tensor([label(i) for i in batch]))  # noqa: E731

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import space_of, supernet_of, tiny_unet
+from helpers import FEW_FEATURES, space_of, supernet_of, tiny_unet
 
 from stagecraft.config.sections import CacheFeatures
 from stagecraft.data.condition import class_condition
@@ -27,14 +27,6 @@ from stagecraft.search.supernet import (
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, warm_start
 
-SETTINGS = {
-    "triples_per_interval": 16,
-    "held_out": 0.5,
-    "batch_size": 8,
-    "shard_size": 8,
-    "max_gib": 1.0,
-    "precision": "fp32",
-}
 SPACE = {"widths": [0.5, 1.0], "kernels": [1, 3], "drop_layers": True, "drop_attention": True}
 SPACE |= {"stream": [0.5, 1.0], "channel_multiple": 1}
 STAGES = [[0, 400], [400, 1000]]
@@ -45,7 +37,7 @@ CPU = torch.device("cpu")
 def folder(unet, digits, diffusion_settings, tmp_path):
     data = TrainingSet.of_images(digits)
     FeatureWriter(
-        unet, VPProcess(diffusion_settings), data, STAGES, CacheFeatures.model_construct(**SETTINGS), 0, CPU
+        unet, VPProcess(diffusion_settings), data, STAGES, CacheFeatures.model_construct(**FEW_FEATURES), 0, CPU
     ).write(tmp_path, {})
     return tmp_path
 

@@ -18,7 +18,7 @@ from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.stream import narrowed_teacher
-from stagecraft.networks.unet2d.costs import block_macs
+from stagecraft.networks.unet.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import apply_spec
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search import job
@@ -54,7 +54,16 @@ SEARCH = SPACE | {
     "checkpoint_every": 100,
 }
 RICH = SPACE | {"kernels": [1, 3]}
-ASSEMBLE = {"rule": "budget", "score": "local", "macs": None, "time": 0.6, "params": None, "params_active": None}
+ASSEMBLE = {
+    "native": False,
+    "rule": "budget",
+    "score": "local",
+    "macs": None,
+    "time": 0.6,
+    "params": None,
+    "params_active": None,
+}
+NOT_NATIVE = {"assemble.native": False}
 # One interval by itself, ranges of three, and blocks that all intervals have in common.
 JOBS = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0.interval_0-1", "up_blocks.0.interval_2"]
 JOBS += ["up_blocks.1.interval_0-2"]
@@ -116,7 +125,12 @@ def interval(tmp_path, monkeypatch):
 
     def run(source, path=None, architecture="searched"):
         settings = {"source": source, "path": path, "threads": 1, "batch_size": 2, "repeats": 1}
-        params = {"device": "cpu", "precision": "fp32", "architecture": architecture, "measure_latency": settings}
+        params = {
+            "device": "cpu",
+            "precision": "fp32",
+            "architecture": architecture,
+            "measure_latency": settings,
+        } | NOT_NATIVE
         files = {name: tmp_path / f"{name}.json" for name in ("teacher", "importance", "output")}
         measure_latency(MeasureLatency.of(params | space), threads=1, **files)
         return read_checked_json(files["output"], "measure_latency")
@@ -239,7 +253,7 @@ def searches(digits, diffusion_settings, tmp_path):
     def make(table, work="one"):
         content = {"source": "none", "layers": {}} if table is None else {"source": "path", "layers": table}
         write_checked_json(path, content)
-        params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
+        params = {"seed": 0, "precision": "fp32", "search_block": SEARCH} | NOT_NATIVE
         files = (tmp_path / "features", CPU, tmp_path / f"{work}.pt", tmp_path / "importance.json")
         return SearchJob(SearchBlock.of(params), unet, "mid_block", *files, latency=path)
 

@@ -64,7 +64,9 @@ def test_expected_costs_are_the_measured_ones(finished):
 
 def test_the_run_ends_with_the_table(finished):
     output = (finished / "output.txt").read_text()[-2500:]
-    assert re.search(r"^FID \(classifier features\)\s+[\d.]+\s+[\d.]+\s+[+-][\d.]+", output, flags=re.MULTILINE)
+    assert re.search(
+        r"^FID \(classifier features\)\s+[\d.]+ ± [\d.]+\s+[\d.]+ ± [\d.]+\s+[+-][\d.]+ ± ", output, flags=re.MULTILINE
+    )
     assert output.rindex("images per second") > output.rindex("Elapsed time")
 
 

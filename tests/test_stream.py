@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from helpers import section_with, tiny_unet
+from helpers import FEW_FEATURES, section_with, tiny_unet
 
 from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
 from stagecraft.config.stages import SearchBlock
@@ -33,14 +33,6 @@ from stagecraft.training.student import start_student
 
 EVEN = [list(range(0, 16, 2)), list(range(0, 32, 2))]
 STAGES, STEPS = [[0, 400], [400, 1000]], [10, 15]
-FEATURES = {
-    "triples_per_interval": 16,
-    "held_out": 0.5,
-    "batch_size": 8,
-    "shard_size": 8,
-    "max_gib": 1.0,
-    "precision": "fp32",
-}
 SEARCH = {
     "channels": 0.5,
     "widths": [0.5, 1.0],
@@ -59,7 +51,15 @@ SEARCH = {
     "output_triples": 4,
     "checkpoint_every": 100,
 }
-ASSEMBLE = {"rule": "budget", "score": "combined", "macs": 0.4, "time": None, "params": 9.0, "params_active": 9.0}
+ASSEMBLE = {
+    "native": False,
+    "rule": "budget",
+    "score": "combined",
+    "macs": 0.4,
+    "time": None,
+    "params": 9.0,
+    "params_active": 9.0,
+}
 CPU = torch.device("cpu")
 
 
@@ -214,7 +214,7 @@ def searched(digits, diffusion_settings, tmp_path):
         VPProcess(diffusion_settings),
         TrainingSet.of_images(digits),
         STAGES,
-        CacheFeatures.model_construct(**FEATURES),
+        CacheFeatures.model_construct(**FEW_FEATURES),
         0,
         CPU,
     )
@@ -222,7 +222,7 @@ def searched(digits, diffusion_settings, tmp_path):
     found = measure_importance(unet, writer.process, writer.data, 0, CPU)
     importance = tmp_path / "importance.json"
     write_checked_json(importance, {"stream_importance": found, "stream_triples": 1024})
-    params = {"seed": 0, "precision": "fp32", "search_block": SEARCH}
+    params = {"seed": 0, "precision": "fp32", "search_block": SEARCH, "assemble.native": False}
     results, states = {}, {}
     for site in sites_of(unet):
         for name in [f"{site.name}.interval_{s}" for s in (0, 1)] if site.per_range else [site.name]:

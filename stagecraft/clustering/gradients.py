@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
 from stagecraft.networks.activations import bounded_activations
+from stagecraft.networks.families import condition_names
 from stagecraft.networks.family import Module
 from stagecraft.runtime.seeds import generator_for
 
@@ -53,7 +53,7 @@ def loss_gradients(
         (T, p) float32.
     """
     device = next(model.parameters()).device
-    conditions = data.condition if getattr(model, "class_embedding", None) is not None else UNCONDITIONAL
+    conditions = data.only(condition_names(model)).condition
     rows = torch.randint(len(data), (draws,), generator=generator_for(seed, "gradients", 0))
     eps = torch.randn((draws, *data.shape), generator=generator_for(seed, "gradients", 1))
     sketch = Sketch(sum(p.numel() for p in model.parameters()))

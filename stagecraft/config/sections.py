@@ -291,12 +291,13 @@ class SearchSpace(Stream):
         those of the next multiple: of 16 in single precision on a CPU with AVX-512, of 8 in half precision on a GPU
         with tensor cores. 1 admits all.""")
     widths: Distinct[Share] = doc("""Inner widths of a ResNet layer as shares of the teacher's, in whole GroupNorm
-        groups; all of it is always among the choices.""")
+        groups; likewise the heads and the inner width of a transformer's layers. All of it is always among the choices.""")
     stream: Distinct[Share] = doc("""Shares of the channels that a ResNet layer reads, and that it writes, chosen apart
         and by importance; the others pass it by. All of them is always among the choices.""")
     kernels: Distinct[OneOrThree] = doc("Kernel sizes of each convolution; the teacher's is always among them.")
-    drop_layers: bool = doc("Whether a ResNet layer may be dropped.")
-    drop_attention: bool = doc("Whether an attention layer may be dropped.")
+    drop_layers: bool = doc("""Whether a ResNet layer may be dropped, and layers of a transformer, of which shares as
+        in `widths` are kept.""")
+    drop_attention: bool = doc("Whether an attention layer, or a transformer as a whole, may be dropped.")
 
 
 class SearchBlock(SearchSpace, Warmed):
@@ -330,7 +331,13 @@ class GivenLatency(Timing):
 MeasureLatency = Annotated[OwnLatency | GivenLatency, Field(discriminator="source")]
 
 
-class Assemble(Section):
+class Native(Section):
+    native: bool = doc("""Whether the student is to be of its teacher's own class, which loads without custom code. Then the
+        search chooses channels by level (shares `widths` of the teacher's), layers a block, attentions and the mid
+        block, for one interval.""")
+
+
+class Assemble(Native):
     rule: Literal["budget", "local", "random", "uniform", "largest"] = doc("""budget minimises the summed scores within
         the budget, local takes each block's cheapest within its error. Controls are random (within the budget), uniform
         (the same share of every layer's width) and largest (the teacher's blocks, whatever the budget).""")

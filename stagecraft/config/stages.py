@@ -71,15 +71,18 @@ class CacheFeatures(StageParams, Seeded, OnDevice, OfArchitecture, Noised):
 
 class RankChannels(StageParams, Seeded, OnDevice, OfArchitecture, Noised):
     search_block: sections.Stream
+    assemble: sections.Native
 
 
 class MeasureLatency(StageParams, Precise, OfArchitecture):
     measure_latency: sections.MeasureLatency
     search_block: sections.SearchSpace
+    assemble: sections.Native
 
 
 class SearchBlock(StageParams, Seeded, Precise):
     search_block: sections.SearchBlock
+    assemble: sections.Native
 
 
 class CollectSearch(StageParams, OfArchitecture):

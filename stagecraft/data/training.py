@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stagecraft.data.classes import Classes, check_trained
-from stagecraft.data.condition import Condition, class_condition
+from stagecraft.data.condition import LABELS, UNCONDITIONAL, Condition, class_condition
 from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
 from stagecraft.runtime.files import check_file, read_checked_json
@@ -28,12 +28,14 @@ class TrainingSet:
         labels: classes int64 (N,), or None when they are unknown.
         sha256: hash of what it was read from.
         class_numbers: number of each class by its name, as images of a class may all be held out; None without labels.
+        prompts: what networks may be given beside each of them besides its class.
     """
 
     x: torch.Tensor
     labels: torch.Tensor | None = None
     sha256: str = ""
     class_numbers: Classes | None = None
+    prompts: Condition = UNCONDITIONAL
 
     @classmethod
     def of_images(
@@ -77,8 +79,13 @@ class TrainingSet:
 
     @property
     def condition(self) -> Condition:
-        """What a class-conditional network is given beside each of them; empty when the classes are unknown."""
-        return class_condition(self.labels)
+        """What conditional networks may be given beside each of them; empty when nothing is known."""
+        return Condition({**class_condition(self.labels).tensors, **self.prompts.tensors})
+
+    def only(self, names: Collection[str]) -> TrainingSet:
+        """The same with no other conditions than those of these names."""
+        labels = self.labels if LABELS in names else None
+        return replace(self, labels=labels, prompts=self.prompts.only(names))
 
     def classes(self) -> int:
         """Embeddings of a class-conditional teacher trained on it; ValueError when none can be."""

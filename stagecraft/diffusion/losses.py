@@ -6,23 +6,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from stagecraft.data.condition import LABELS, UNCONDITIONAL, Condition, class_condition
+from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.runtime.processes import add_up
 
 
 def predict(
     model: Any, x_t: torch.Tensor, t: torch.Tensor | float, condition: Condition = UNCONDITIONAL
 ) -> torch.Tensor:
-    """The output of a UNet, class-conditional or not, of the shape of x_t."""
-    labels = condition.tensors.get(LABELS)
-    output: torch.Tensor = (model(x_t, t) if labels is None else model(x_t, t, labels)).sample
+    """The output of a UNet, conditional or not, of the shape of x_t."""
+    output: torch.Tensor = model(x_t, t, **condition.arguments()).sample
     return output
-
-
-def example_condition(model: Any, count: int) -> Condition:
-    """What a UNet can be given beside `count` samples, for measurements: class 0 if it is class-conditional."""
-    conditional = getattr(model, "config", {}).get("num_class_embeds") is not None
-    return class_condition(torch.zeros(count, dtype=torch.int64) if conditional else None)
 
 
 def nmse(

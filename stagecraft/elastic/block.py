@@ -52,10 +52,14 @@ class ElasticBlock(nn.Module):
         if key not in self._skeletons:
             if len(self._skeletons) >= SKELETONS_KEPT:
                 self._skeletons.clear()
-            skeleton = self.family.rebuild(copy.deepcopy(self._template[0]), spec).eval()
+            skeleton = self.build(spec).eval()
             place_indices(skeleton, device)
             self._skeletons[key] = skeleton
         return self._skeletons[key]
+
+    def build(self, spec: Spec) -> Module:
+        """The same, anew."""
+        return self.family.rebuild(copy.deepcopy(self._template[0]), spec)
 
     def weights(self, spec: Spec) -> dict[str, torch.Tensor]:
         """Slices of the elastic weights for a sub-block, by the names of its state dict."""

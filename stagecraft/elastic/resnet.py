@@ -5,19 +5,17 @@ reads and writes keep their places; a choice says which it takes. A kernel size 
 which start from the centre of the teacher's kernel.
 """
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence, Sized
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stagecraft.elastic.grid import GridChoices, counts
 from stagecraft.elastic.searchable import Description, Order, Searchable, Seen, Settings
 from stagecraft.networks.family import Module
-from stagecraft.networks.unet2d.multi_decoder_unet import (
+from stagecraft.networks.unet.student import (
     PartialLayer,
     ResnetChoice,
     group_size,
@@ -25,11 +23,10 @@ from stagecraft.networks.unet2d.multi_decoder_unet import (
     output_group_size,
 )
 
-DROPPED = 1 / 8  # share of random draws in which a layer that may be dropped is
 PARTS: tuple[Literal["reads", "writes"], ...] = ("reads", "writes")
 
 
-class ResnetChoices:
+class ResnetChoices(GridChoices[ResnetChoice]):
     """What may be chosen of one ResNet layer; the last option of everything is the teacher's.
 
     Args:
@@ -40,6 +37,7 @@ class ResnetChoices:
     """
 
     def __init__(self, resnet: Module, settings: Settings, order: Order) -> None:
+        super().__init__(settings.drop_layers)
         size = group_size(resnet)
         self.widths = [
             size * count for count in counts(settings.widths, settings.channel_multiple, resnet.norm2.num_groups, size)
@@ -51,10 +49,6 @@ class ResnetChoices:
         ]
         self.reads = parts(settings, order["reads"], norm_size(resnet.norm1))
         self.writes = parts(settings, order["writes"], output_group_size(resnet))
-        self.may_drop: bool = settings.drop_layers
-
-    def __len__(self) -> int:
-        return math.prod(self.sizes) + self.may_drop
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -62,8 +56,9 @@ class ResnetChoices:
         dimensions: tuple[Sized, ...] = (self.widths, *self.kernels, self.reads, self.writes)
         return tuple(map(len, dimensions))
 
-    def choice(self, width: int, first: int, second: int, read: int, write: int) -> ResnetChoice:
+    def choice(self, numbers: Sequence[int]) -> ResnetChoice:
         """The choice of the options with these numbers."""
+        width, first, second, read, write = numbers
         kernels = [self.kernels[0][first], self.kernels[1][second]]
         choice: ResnetChoice = {"width": self.widths[width], "kernels": kernels}
         if read < len(self.reads) - 1:
@@ -79,44 +74,14 @@ class ResnetChoices:
         write = self.writes.index(choice.get("writes", self.writes[-1]))
         return [self.widths.index(choice["width"]), *kernels, read, write]
 
-    def smallest(self) -> ResnetChoice:
-        """The least of everything, not dropped."""
-        return self.choice(0, 0, 0, 0, 0)
-
-    def all(self) -> list[ResnetChoice | None]:
-        """Every choice, the dropped layer last."""
-        kept: list[ResnetChoice | None] = [
-            self.choice(*numbers) for numbers in itertools.product(*map(range, self.sizes))
-        ]
-        return [*kept, None] if self.may_drop else kept
-
-    def plain(self) -> list[ResnetChoice | None]:
-        """The same share of all that is read, held and written, from the teacher's down; the dropped layer."""
-        kept: list[ResnetChoice | None] = []
+    def plain_numbers(self) -> list[list[int]]:
+        """The same share of all that is read, held and written, with the teacher's kernels."""
+        shares = (self.widths, self.reads, self.writes)
+        rows = []
         for less in range(max(len(self.widths), len(self.reads))):
-            shares = (self.widths, self.reads, self.writes)
             width, read, write = (max(0, len(options) - 1 - less) for options in shares)
-            first, second = self.own_kernels
-            kept.append(self.choice(width, first, second, read, write))
-        return [*kept, None] if self.may_drop else kept
-
-    def draw(self, rng: np.random.Generator) -> ResnetChoice | None:
-        """Each dimension uniform over its options, dropped once in eight."""
-        if self.may_drop and rng.random() < DROPPED:
-            return None
-        return self.choice(*(int(rng.integers(size)) for size in self.sizes))
-
-    def changed(self, choice: ResnetChoice | None, rng: np.random.Generator) -> ResnetChoice | None:
-        """A choice that differs in one dimension; any at all for a dropped layer."""
-        if choice is None or (self.may_drop and rng.random() < DROPPED):
-            return self.draw(rng) if choice is None else None
-        numbers = self.numbers(choice)
-        free = [i for i, size in enumerate(self.sizes) if size > 1]
-        if not free:
-            return choice
-        at = free[rng.integers(len(free))]
-        numbers[at] = (numbers[at] + 1 + int(rng.integers(self.sizes[at] - 1))) % self.sizes[at]
-        return self.choice(*numbers)
+            rows.append([width, *self.own_kernels, read, write])
+        return rows
 
 
 class SearchableResnet(Searchable[ResnetChoice]):
@@ -230,16 +195,6 @@ class SearchableResnet(Searchable[ResnetChoice]):
         partial = [f"{key} {len(choice[key])} groups" for key in PARTS if key in choice]
         share = min(1.0, choice["width"] / identity["width"])
         return Description(" · ".join([str(choice["width"]), kernels, *partial]), share)
-
-
-def counts(shares: Sequence[float], multiple: int, groups: int, size: int) -> list[int]:
-    """Shares as numbers of whole groups of `size` channels, ascending; all of them is always among them.
-
-    The channels of the others are multiples of `multiple`, at least one.
-    """
-    step = math.lcm(size, multiple) // size
-    numbers = {step * max(1, round(share * groups / step)) for share in shares}
-    return sorted({number for number in numbers if number < groups} | {groups})
 
 
 def parts(settings: Settings, order: list[int], size: int) -> list[list[int]]:

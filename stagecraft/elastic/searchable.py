@@ -15,10 +15,10 @@ from torch import nn
 from stagecraft.config.sections import SearchSpace
 from stagecraft.networks.family import Choice as Choice  # of any kind
 from stagecraft.networks.family import Module
+from stagecraft.networks.family import Seen as Seen  # input and output of each convolution and linear layer, by name
 
 C = TypeVar("C", bound=Mapping[str, object])  # what a choice of this kind says of a layer that is kept
 Order = dict[str, list[int]]  # what a choice takes parts of, the most important first
-Seen = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # input and output of each convolution and linear layer, by name
 Settings = SearchSpace  # what of the `search_block` section says which layer shapes there are
 
 
@@ -61,6 +61,7 @@ class Searchable(ABC, Generic[C]):
     """
 
     kind: str  # the list that holds layers of this kind in a block, and the first part of their names
+    keys: frozenset[str] = frozenset()  # of what a choice says, where lists of this name hold layers of several kinds
 
     def __init__(self, name: str, layer: Module) -> None:
         self.name = name

@@ -1,5 +1,6 @@
 """Teacher and student by the same code, seeds and reference: what metrics.json holds."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,14 @@ from stagecraft.evaluation.fidelity import (
     Scoring,
     check_counts,
     describe_extractor,
+    extract_features,
     fidelity,
     held_out_fidelity,
+    least_held_out,
 )
-from stagecraft.evaluation.metrics import Fidelity, HeldOut, Metrics, ModelMetrics, Protocol, Speed
+from stagecraft.evaluation.margins import measure_margins
+from stagecraft.evaluation.metrics import Fidelity, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Speed
+from stagecraft.evaluation.path import draw_path
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
 from stagecraft.networks.pipelines import is_class_conditional
@@ -90,7 +95,8 @@ class Evaluation:
         }
 
     def compare(self, teacher: Any, student: Any) -> tuple[Metrics, dict[str, np.ndarray]] | None:
-        """Metrics of both models, and their samples uint8 (N, H, W, C) from the same seeds with real images beside.
+        """Metrics of both models, and pictures: their samples uint8 (N, H, W, C) from the same seeds, real images, and the
+        student's path (`draw_path`).
 
         Of several processes all draw samples; rank 0 does the rest, the others return None.
 
@@ -106,24 +112,28 @@ class Evaluation:
         images = {name: self.draw(name, model, shape) for name, model in models.items()}
         if not is_main():
             return None
+        margins, difference_margin = self.measure_margins(images)
         scores: dict[str, ModelMetrics] = {
             name: {
                 **self.score(name, images[name]),
+                **margins[name],
                 **model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers()),
                 **speed[name],
             }
             for name, model in models.items()
         }
+        ratio = compute_ratios(scores["teacher"], scores["student"]) | {"fid_difference_margin": difference_margin}
         metrics: Metrics = {
             "teacher": scores["teacher"],
             "student": scores["student"],
-            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out),
-            "ratio": compute_ratios(scores["teacher"], scores["student"]) | self.prediction,
+            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out) | margins.get("held_out", {}),
+            "ratio": ratio | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
             "params": self.params.as_given(),
         }
-        return metrics, images | {"real": reference}
+        path = draw_path(models["student"], self.sampler("student", models["student"], shape))
+        return metrics, images | {"real": reference} | path
 
     def steps_per_interval(self) -> list[int]:
         """The sampler's network evaluations in each interval."""
@@ -168,21 +178,41 @@ class Evaluation:
         reference = self.data.train_images
         return held_out_fidelity(held_out, reference, self.extractor, **self.scoring)
 
+    @property
+    def equal_count(self) -> int | None:
+        """The number of images at which models and held-out images are compared; None where these are too few."""
+        held_out = len(self.data.held_out_index)
+        enough = held_out >= least_held_out(self.extractor, self.params.evaluate.neighbours)
+        return min(self.params.evaluate.samples, held_out) if enough else None
+
+    def measure_margins(self, images: dict[str, np.ndarray]) -> tuple[dict[str, Margins], float]:
+        """Margins of the FIDs of both models and of the held-out images, and that of the models' difference."""
+        compared = images if self.equal_count is None else images | {"held_out": self.data.held_out_images}
+        sets = {name: self.features(pictures) for name, pictures in compared.items()}
+        return measure_margins(sets, self.features(self.data.train_images), self.equal_count, self.params.seed)
+
+    def features(self, images: np.ndarray) -> torch.Tensor:
+        """The features of images that FID is computed of."""
+        return extract_features(images, self.extractor, self.device, self.params.evaluate.batch_size)
+
     def draw(self, name: str, model: Any, shape: tuple[int, int, int]) -> np.ndarray:
         """Samples 0, 1, ... of a model, each from its own seed, uint8 (N, H, W, C)."""
-        settings = self.params.evaluate
+        sampler = self.sampler(name, model, shape)
+        return sample(model, sampler, range(self.params.evaluate.samples), label=name, pieces=self.pieces).numpy()
+
+    def sampler(self, name: str, model: Any, shape: tuple[int, int, int]) -> Sampler:
+        """How a model is sampled; the teacher's solver does not start anew at the student's boundaries."""
         vae = None if self.vae is None else self.vae.to(self.device)
-        sampler = Sampler.of(
+        return Sampler.of(
             self.params.as_dict(),
             shape,
             self.device,
-            settings.batch_size,
+            self.params.evaluate.batch_size,
             restarts=self.boundaries if self.restart and name != "teacher" else (),
             decode=None if vae is None else partial(decode, vae),
             conditions=self.conditions() if is_class_conditional(model) else None,
             stated=self.stated,
         )
-        return sample(model, sampler, range(settings.samples), label=name, pieces=self.pieces).numpy()
 
     def conditions(self) -> Condition:
         """The classes of the training images."""
@@ -210,6 +240,7 @@ class Evaluation:
                 "source": meta["source"],
             },
             "held_out": len(self.data.held_out_index),
+            "equal_count": self.equal_count,
             "kid_subset_size": settings.kid_subset_size,
             "neighbours": settings.neighbours,
             "speed_batch": settings.speed_batch,
@@ -220,10 +251,18 @@ class Evaluation:
 
 def check_architecture(student: Any, architecture: Plan, folder: str) -> None:
     """Raise ValueError unless the student was built from this architecture.json."""
-    config = student.config
-    if list(config.boundaries) != architecture["boundaries"] or config.architecture != architecture["unet"]:
+    if not is_of(student.config, architecture):
         remedy = run_again("retrain", Path(folder))
         raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")
+
+
+def is_of(config: Any, architecture: Plan) -> bool:
+    """Whether a student of this config was built from an architecture.json."""
+    native = architecture["unet"].get("native")
+    if native is not None:
+        return json.dumps({key: getattr(config, key, None) for key in native}) == json.dumps(native)
+    same = getattr(config, "architecture", None) == architecture["unet"]
+    return same and list(config.boundaries) == architecture["boundaries"]
 
 
 def compute_ratios(teacher: ModelMetrics, student: ModelMetrics) -> dict[str, float]:

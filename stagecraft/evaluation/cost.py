@@ -13,9 +13,10 @@ from thop import profile
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.diffusion.losses import predict
 from stagecraft.evaluation.metrics import Cost, DecoderCost
 from stagecraft.networks.costs import count_parameters
+from stagecraft.networks.families import example_condition
 
 
 def model_cost(

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
+from torch_fidelity.utils import (
+    create_feature_extractor,
+    get_featuresdict_from_dataset,
+    resolve_feature_layer_for_metric,
+)
 
 from stagecraft.evaluation.counts import (
     CLASSIFIER,
@@ -164,6 +169,25 @@ def fidelity(
     return cast(Fidelity, {name: float(measures[key]) for name, key in MEASURES.items() if key in measures})
 
 
+def extract_features(images: np.ndarray, extractor: Extractor, device: torch.device, batch_size: int) -> Tensor:
+    """The features (N, F) that FID is computed of, on the CPU, of images uint8 (N, H, W, C)."""
+    layer = resolve_feature_layer_for_metric("fid", feature_extractor=extractor.name)
+    cuda = device.type == "cuda"
+    network = create_feature_extractor(
+        extractor.name, [layer], cuda=cuda, feature_extractor_weights_path=str(extractor.weights), verbose=False
+    )
+    pictures = Images(images, extractor.channels)
+    features: Tensor = get_featuresdict_from_dataset(
+        pictures, network, min(batch_size, BATCH_SIZE), cuda, save_cpu_ram=True, verbose=False
+    )[layer]
+    return features
+
+
+def least_held_out(extractor: Extractor, neighbours: int) -> int:
+    """How many held-out images have a covariance of full rank and the neighbours asked for."""
+    return max(extractor.features, neighbours) + 1
+
+
 def held_out_fidelity(
     held_out: np.ndarray,
     reference: np.ndarray,
@@ -180,7 +204,7 @@ def held_out_fidelity(
     The KID subsets are as large as the held-out set allows. A set too small for the covariance gives None for every measure
     and a `reason`, as its size is no choice of the evaluation.
     """
-    least = max(extractor.features, neighbours) + 1
+    least = least_held_out(extractor, neighbours)
     if len(held_out) < least:
         reason = f"{len(held_out)} held-out images; {least} are needed for {extractor.features} features"
         return {"fid": None, "kid": None, "precision": None, "recall": None, "reason": reason}

@@ -7,6 +7,18 @@ from typing import NotRequired, TypedDict, cast
 from stagecraft.runtime.files import read_json, run_again
 
 
+class Margins(TypedDict, total=False):
+    """What FIDs of sets of images hold against each other: half of their 95 % intervals, and FIDs at one number of images.
+
+    `fid_margin` is that of `fid`; `fid_equal`, with a margin of its own, is of `protocol.equal_count` images in each set. They
+    cover which images were drawn, not the seeds of training.
+    """
+
+    fid_margin: float
+    fid_equal: float
+    fid_equal_margin: float
+
+
 class Fidelity(TypedDict):
     """How close images are to the reference; precision and recall where they were measured."""
 
@@ -16,7 +28,7 @@ class Fidelity(TypedDict):
     recall: NotRequired[float]
 
 
-class HeldOut(TypedDict, total=False):
+class HeldOut(Margins, total=False):
     """The same of the held-out real images; None with a reason where they are too few."""
 
     fid: float | None
@@ -58,7 +70,7 @@ class Speed(TypedDict):
     time_by_operation: dict[str, float]
 
 
-class ModelMetrics(Fidelity, Cost, Speed):
+class ModelMetrics(Fidelity, Margins, Cost, Speed):
     """All figures of one model."""
 
 
@@ -108,6 +120,7 @@ class Protocol(TypedDict):
     extractor: ExtractorDescription
     reference: Reference
     held_out: int
+    equal_count: int | None
     kid_subset_size: int
     neighbours: int
     speed_batch: int

@@ -8,9 +8,10 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.diffusion.losses import predict
 from stagecraft.evaluation.cost import interval_timesteps
 from stagecraft.evaluation.metrics import Speed
+from stagecraft.networks.families import example_condition
 from stagecraft.runtime.device import autocast
 
 WARM_UP = 2

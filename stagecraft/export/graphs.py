@@ -12,7 +12,7 @@ import torch
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from stagecraft.diffusion.losses import example_condition
+from stagecraft.networks.families import example_condition
 from stagecraft.runtime.files import atomic_path
 
 EXAMPLES = 3  # samples of the batch that is traced

@@ -29,10 +29,10 @@ class OnnxUNet:
         self.boundaries = boundaries
         self.config = config
 
-    def __call__(self, sample: Tensor, timestep: Tensor | float, labels: Tensor | None = None) -> UNet2DOutput:
+    def __call__(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> UNet2DOutput:
         """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,)."""
         timesteps = torch.as_tensor(timestep).float().reshape(-1).expand(len(sample)).contiguous()
-        given = {"sample": sample, "timestep": timesteps, "labels": labels}
+        given = {"sample": sample, "timestep": timesteps, "labels": class_labels}
         inputs = {name: tensor.numpy() for name, tensor in given.items() if tensor is not None}
         intervals = intervals_of(timesteps, self.boundaries).numpy()
         output = np.empty((len(sample), self.config.out_channels, *sample.shape[2:]), np.float32)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from stagecraft.data.condition import Condition
-from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.diffusion.losses import predict
+from stagecraft.networks.families import example_condition
 from stagecraft.networks.family import Module
 
 Run = Callable[[Any, torch.Tensor, torch.Tensor, Condition], torch.Tensor]

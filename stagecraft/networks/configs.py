@@ -18,6 +18,7 @@ from stagecraft.networks.given import (
     why_not_halved,
 )
 from stagecraft.networks.unet2d.config import UNet2DConfig
+from stagecraft.networks.unet2d_condition.config import UNet2DConditionConfig
 from stagecraft.networks.weights import check_weights, find_weights
 from stagecraft.runtime.files import pipeline_file, read_json
 
@@ -27,9 +28,11 @@ class ConfigReader(Protocol):
 
     Args:
         levels_key: the key that gives the resolution levels.
+        prompted: whether networks of the kind read prompts.
     """
 
     levels_key: str
+    prompted: bool
 
     def check(self, config: Config, path: Path) -> None:
         """Raise ValueError unless a config describes a network that can be searched."""
@@ -50,7 +53,7 @@ class ConfigReader(Protocol):
         """The arguments of a network that is trained here, but for its images and classes."""
 
 
-CONFIGS: dict[str, ConfigReader] = {"UNet2DModel": UNet2DConfig()}
+CONFIGS: dict[str, ConfigReader] = {"UNet2DModel": UNet2DConfig(), "UNet2DConditionModel": UNet2DConditionConfig()}
 TRAINED = "UNet2DModel"  # the class of teachers that are trained here
 
 
@@ -101,6 +104,12 @@ def check_teacher_fits(config: Config, path: Path, space: Space, process: str) -
     raise ValueError(
         f"{path}: in_channels is {inputs} but the autoencoder's latents have {space.channels} channels; {space.others}"
     )
+
+
+def check_prompts(config: Config, path: Path, given: bool) -> None:
+    """Raise ValueError when a teacher draws by prompts and none are given."""
+    if reader_of(config).prompted and not given:
+        raise ValueError(f"{path}: draws by prompts, which the images have none of; {TEACHER}")
 
 
 def has_learned_variance(config: Config) -> bool:

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from stagecraft.data.condition import Condition, example_classes
 from stagecraft.networks.family import Family, Module, Site
 from stagecraft.networks.unet2d.family import UNet2DFamily
+from stagecraft.networks.unet2d_condition.family import UNet2DConditionFamily
 
-FAMILIES: dict[str, Family] = {"UNet2DModel": UNet2DFamily()}
+FAMILIES: dict[str, Family] = {"UNet2DModel": UNet2DFamily(), "UNet2DConditionModel": UNet2DConditionFamily()}
 
 
 def family_of(net: Module) -> Family:
@@ -19,8 +21,9 @@ def teacher_class(name: str) -> Any:
 
 
 def student_class(name: str) -> Any:
-    """The class of students of this name."""
-    return {family.student_class.__name__: family.student_class for family in FAMILIES.values()}[name]
+    """The class of students of this name; a native student's is that of its teacher."""
+    classes = {family.student_class.__name__: family.student_class for family in FAMILIES.values()}
+    return classes[name] if name in classes else teacher_class(name)
 
 
 def sites_of(net: Module) -> list[Site]:
@@ -34,3 +37,16 @@ def site_named(net: Module, name: str) -> Site:
     if name not in sites:
         raise ValueError(f"block '{name}': the teacher has {', '.join(sites)}")
     return sites[name]
+
+
+def example_condition(model: Any, count: int) -> Condition:
+    """What a network can be given beside `count` samples, for measurements; of one that is no family's, its config says it."""
+    for family in FAMILIES.values():
+        if isinstance(model, (family.teacher_class, family.student_class)):
+            return family.example_condition(model, count)
+    return example_classes(model, count)
+
+
+def condition_names(net: Module) -> set[str]:
+    """The names of the tensors that a network is given beside x_t and t."""
+    return set(example_condition(net, 1).tensors)

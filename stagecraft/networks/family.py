@@ -15,6 +15,8 @@ from stagecraft.networks.layer import Layer
 Module = Any  # a diffusers module: its layers are attributes that no type describes
 Choice = Mapping[str, object] | None  # what is chosen of a layer, with keys of its kind's own; None for a dropped one
 Spec = Mapping[str, Choice]  # of a block: the choices of its layers, by name
+NATIVE = "native.0"  # the name of a choice for a whole block in a spec that holds no other
+Seen = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # input and output of each convolution and linear layer, by name
 Stream = list[list[int]]  # for every level the channels of the residual stream that are kept, ascending
 
 
@@ -27,10 +29,22 @@ class Entry(TypedDict):
 
 
 class Architecture(TypedDict):
-    """The entries of each site by its name, and the channels of the residual stream by level, where some are dropped."""
+    """The entries of each site by its name, and the channels of the residual stream by level, where some are dropped.
+
+    `native` are the values of the config that make a native student of the teacher's.
+    """
 
     blocks: dict[str, list[Entry]]
     stream: NotRequired[Stream]
+    native: NotRequired[dict[str, Any]]
+
+
+class NativeChoice(TypedDict):
+    """What is chosen of a block for a native student: channels by the levels it reads or writes, layers, attention."""
+
+    widths: dict[str, int]
+    layers: int
+    attention: bool
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Site:
         writes: those that it gives.
         per_range: whether ranges of noise levels may have a block each; otherwise all share one.
         side: pixels a side at which the block's layers run; 0 where the network does not say its own.
+        tokens: how many hidden states of an encoder its cross-attentions read; 0 where it has none.
     """
 
     name: str
@@ -50,6 +65,7 @@ class Site:
     writes: tuple[str, ...]
     per_range: bool
     side: int
+    tokens: int = 0
 
 
 class StudentBlock(NamedTuple):
@@ -129,9 +145,12 @@ class Layers(ABC):
 
     def block(self, name: str, spec: Spec) -> list[Layer]:
         """The layers of a block (`down_blocks.0`) as a spec makes it, without those that compute nothing."""
-        parts = self.parts(name, spec)
-        layers = [self.layer(name, part, choice) for part, choice in parts.items()]
-        return [layer for layer in layers if layer is not None]
+        return list(self.placed(name, spec).values())
+
+    def placed(self, name: str, spec: Spec) -> dict[str, Layer]:
+        """The same by the names of the teacher's layers in whose place they stand."""
+        layers = {part: self.layer(name, part, choice) for part, choice in self.parts(name, spec).items()}
+        return {part: layer for part, layer in layers.items() if layer is not None}
 
     def own(self) -> list[Layer]:
         """All layers of the network itself."""
@@ -151,6 +170,48 @@ class Layers(ABC):
         return self._known[known]
 
 
+class NativeForm(Protocol):
+    """Which students of a teacher its own class expresses.
+
+    Args:
+        widths: channels of each level of the residual stream.
+        groups: in how many groups GroupNorms take them.
+        shared: a number for each level, as in `ResidualStream`.
+        levels: the level of each tensor between blocks, by name.
+    """
+
+    widths: tuple[int, ...]
+    groups: int
+    shared: Sequence[int]
+    levels: Mapping[str, int]
+
+    def choices(
+        self, site: Site, widths: Sequence[Sequence[int]], drop_layers: bool, drop_attention: bool
+    ) -> list[NativeChoice]:
+        """What may be chosen of the block at a site, the teacher's own first; `widths` are the numbers of channels by level."""
+
+    def agreement(self, site: Site, choice: NativeChoice) -> dict[str, int]:
+        """What the choices of a network's blocks have in common, as far as this one says it."""
+
+    def ends(self, first: NativeChoice) -> Module:
+        """A network on the meta device with the input side and the output head of students of this first block."""
+
+    def narrow(self, block: Module, site: Site, choice: NativeChoice, kept: Mapping[int, torch.Tensor]) -> Module:
+        """A block of the teacher, changed in place as a choice says; `kept` are the channels of the levels it touches."""
+
+    def sort(self, block: Module, seen: Seen) -> None:
+        """Put what matters most first inside the layers of a block, in place; it computes what it did before."""
+
+    def values(self, choices: Mapping[str, NativeChoice]) -> dict[str, Any]:
+        """The values of the config that make the network of these choices, by site."""
+
+    def build(self, values: Mapping[str, Any]) -> Module:
+        """The network of `values`, with random weights."""
+
+    def start(self, teacher: Module, architecture: Architecture, span: tuple[float, float]) -> Module:
+        """The network of an architecture, with the teacher's weights of all but the blocks; `span` are its timesteps."""
+
+
 class Family(Protocol):
     """All knowledge of one kind of network. Tensors between blocks go by names; a site's `reads` and `writes` are such.
 
@@ -164,6 +225,9 @@ class Family(Protocol):
 
     def fit(self, teacher: Module, side: int) -> Module:
         """Make a given teacher, in place, one of this side that predicts the mean alone, also if it has learned a variance."""
+
+    def example_condition(self, net: Module, count: int) -> Condition:
+        """What a teacher or student can be given beside `count` samples, for measurements; empty where that is nothing."""
 
     def sites(self, net: Module) -> list[Site]:
         """The places of a network's blocks, in the order in which they run."""
@@ -219,3 +283,9 @@ class Family(Protocol):
 
     def copy_all(self, student: Module, teacher: Module) -> None:
         """Copy into a student, in place, all of the teacher's weights, of other shapes what both have in common."""
+
+    def native(self, net: Module) -> NativeForm:
+        """Which students of a teacher its own class expresses."""
+
+    def stock(self, student: Module) -> Module:
+        """The network of the teacher's own class that a native student is."""

@@ -21,6 +21,7 @@ class Layer:
         embedding: channels of the time embedding, None where it reads none.
         joined: whether its input is a concatenation, which its time includes.
         name: the key of one that is known by name.
+        prompt: tokens and width of the hidden states of an encoder, None where it reads none.
     """
 
     module: Module
@@ -28,6 +29,7 @@ class Layer:
     embedding: int | None = None
     joined: bool = False
     name: str | None = None
+    prompt: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
@@ -51,7 +53,9 @@ class Layer:
         channels, *size = self.reads
         halves = (channels - channels // 2, channels // 2) if self.joined else (channels,)
         tensors = [torch.randn(batch, half, *size, device=device) for half in halves]
-        rest = [torch.randn(batch, self.embedding, device=device)] if self.embedding else []
+        shapes: list[tuple[int, ...]] = [(self.embedding,)] if self.embedding else []
+        shapes += [self.prompt] if self.prompt else []
+        rest = [torch.randn(batch, *shape, device=device) for shape in shapes]
         return Call(module, tensors, rest)
 
 

@@ -97,16 +97,22 @@ def save_student(
     *,
     given: bool = False,
 ) -> None:
-    """Write a student's pipeline folder with its model file, so that diffusers alone loads it.
+    """Write a student's pipeline folder, with its model file where diffusers has no such class, so that it alone loads it.
 
     Args:
         given: whether the teacher is from elsewhere; see `save_scheduler`.
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, Path(inspect.getfile(type(unet))).stem, scheduler, vae, given=given)
+        write_pipeline(aside, unet, origin_of(unet), scheduler, vae, given=given)
         write_json(aside / "params.json", params)
         write_hashes(aside)
+
+
+def origin_of(unet: Module) -> str:
+    """The module that diffusers finds a model's class in: itself, or the file that is saved with the model."""
+    kind = type(unet)
+    return "diffusers" if kind is getattr(diffusers, kind.__name__, None) else Path(inspect.getfile(kind)).stem
 
 
 def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any, *, given: bool = False) -> None:

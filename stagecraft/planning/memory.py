@@ -48,8 +48,8 @@ def in_single(setup: Setup) -> dict[str, int]:
 
 
 def ranks_channels(search: Search) -> bool:
-    """Whether some channels of the residual stream are left out."""
-    return search.setup.params.architecture == "searched" and search.stream is not None
+    """Whether some channels of the residual stream are, or may be, left out."""
+    return search.native or (search.setup.params.architecture == "searched" and search.stream is not None)
 
 
 def trained(weights: int, average: int = 1) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from stagecraft.diffusion.losses import example_condition, predict
+from stagecraft.diffusion.losses import predict
 from stagecraft.evaluation.speed import synchronize
 from stagecraft.networks.costs import count_network_macs
-from stagecraft.networks.families import sites_of
+from stagecraft.networks.families import example_condition, sites_of
 from stagecraft.networks.family import Module
 from stagecraft.planning.steps import BACKWARD, Work
 from stagecraft.runtime.device import autocast

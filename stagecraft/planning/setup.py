@@ -14,7 +14,7 @@ from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import KINDS, build_autoencoder
 from stagecraft.networks.configs import check_config, check_teacher_fits, reader_of
-from stagecraft.networks.families import family_of, teacher_class
+from stagecraft.networks.families import example_condition, family_of, teacher_class
 from stagecraft.networks.family import Module
 from stagecraft.networks.given import (
     Space,
@@ -72,9 +72,7 @@ class Setup:
     def features(self) -> FeatureWriter:
         """What will write the feature cache, with one black sample for data; the intervals do not matter for its size."""
         edges = self.process.edges([])[0]
-        conditional = self.teacher.config["num_class_embeds"] is not None
-        labels = torch.zeros(1, dtype=torch.int64) if conditional else None
-        data = TrainingSet(torch.zeros(1, *self.shape), labels)
+        data = TrainingSet(torch.zeros(1, *self.shape), prompts=example_condition(self.teacher, 1))
         settings = self.params.cache_features
         return FeatureWriter(
             self.teacher, self.process, data, [edges] * self.intervals, settings, self.params.seed, META

@@ -131,10 +131,10 @@ def features_work(setup: Setup) -> Work:
 
 
 def ranking_work(setup: Setup) -> Work:
-    """The gradients that the importance of channels comes from, where some are left out."""
+    """The gradients that the importance of channels comes from, where some are, or may be, left out."""
     shares = setup.params.search_block.channels
     all_stay = all(share == 1 for share in (shares if isinstance(shares, list) else [shares]))
-    ranked = setup.params.architecture == "searched" and not all_stay
+    ranked = setup.params.architecture == "searched" and (setup.params.assemble.native or not all_stay)
     return Work(training=float((1 + BACKWARD) * BATCHES * BATCH * ranked * count_network_macs(setup.teacher)))
 
 

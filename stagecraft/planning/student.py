@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,22 @@ from typing import Any, cast
 import numpy as np
 
 from stagecraft.elastic.block import natural_orders
+from stagecraft.elastic.native import NativeBlock
+from stagecraft.elastic.searchable import Order
 from stagecraft.networks.costs import count_network_macs, count_parameters, count_tail_macs
 from stagecraft.networks.families import family_of, site_named, sites_of
-from stagecraft.networks.family import Module, Site, Spec, Stream
+from stagecraft.networks.family import NATIVE, Module, Site, Spec, Stream
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.planning.setup import Setup
 from stagecraft.preflight.jobs import latency_files, refined_from, search_jobs
 from stagecraft.search.architecture import assemble_architecture, given_architecture
-from stagecraft.search.importance import choose_stream
+from stagecraft.search.importance import choose_stream, native_order
 from stagecraft.search.job import Spending
 from stagecraft.search.latency import LatencyTable
 from stagecraft.search.results import SearchResult
 from stagecraft.search.selection import Budget
-from stagecraft.search.space import BlockSpace
+from stagecraft.search.space import BlockSpace, native_space
 from stagecraft.search.supernet import SAMPLED
 
 MOST_SPECS = 40  # candidates of a block that a plan looks at
@@ -65,25 +67,48 @@ class Search:
         """Of each site, the candidates with which its search begins, the teacher's shape first."""
         return {site.name: list(self.first_candidates(site)) for site in sites_of(self.narrowed)}
 
+    @property
+    def native(self) -> bool:
+        """Whether it is for a native student."""
+        return self.setup.params.assemble.native
+
+    def orders(self, site: Site) -> Mapping[str, Order]:
+        """The parts of a block's layers as they stand."""
+        if not self.native:
+            return natural_orders(self.narrowed.get_submodule(site.name))
+        widths = family_of(self.teacher).residual_stream(self.teacher).widths
+        return {NATIVE: native_order(self.teacher, [[1.0] * width for width in widths])}
+
     def space(self, site: Site) -> BlockSpace:
         """The space of a site; how many groups are kept counts for MACs, and not which."""
+        if self.native:
+            return native_space(self.teacher, site, self.setup.params.search_block, self.orders(site))
         block = self.narrowed.get_submodule(site.name)
-        return BlockSpace(block, self.setup.params.search_block, natural_orders(block))
+        return BlockSpace(block, self.setup.params.search_block, self.orders(site))
 
     def first_candidates(self, site: Site) -> Iterator[dict[str, Any]]:
         """The candidates with which the search of a site begins, at most `MOST_SPECS`, with their costs."""
         space = self.space(site)
-        most = self.setup.params.search_block.candidates
+        most = self.most_candidates(space)
         count = most if len(space) <= most else math.ceil(most * SAMPLED)
         latency_of = None if self.table is None else self.table.latency_of(self.narrowed, site.name)
         for spec in space.first(min(count, MOST_SPECS), np.random.default_rng(self.setup.params.seed)):
             times = {} if latency_of is None else {"time": latency_of(spec)}
             yield self.costs_of(site, spec) | times
 
+    def most_candidates(self, space: BlockSpace) -> int:
+        """Candidates that are scored at most; of a native student's all are."""
+        return len(space) if self.native else self.setup.params.search_block.candidates
+
     def costs_of(self, site: Site, spec: Spec) -> dict[str, Any]:
         """A spec with its MACs and parameters."""
         family = family_of(self.narrowed)
-        skeleton = family.rebuild(copy.deepcopy(self.narrowed.get_submodule(site.name)), spec)
+        block = self.narrowed.get_submodule(site.name)
+        if self.native:
+            order = self.orders(site)[NATIVE]
+            skeleton = NativeBlock(block, family, site, family.native(self.teacher), order).skeleton(spec)
+        else:
+            skeleton = family.rebuild(copy.deepcopy(block), spec)
         return {"spec": spec, "macs": family.block_macs(skeleton, site), "params": count_parameters(skeleton)}
 
     def macs_spent(self) -> list[dict[str, float]]:
@@ -102,9 +127,11 @@ class Search:
         """What a search at a site spends."""
         settings = self.setup.params.search_block
         site = site_named(self.narrowed, name)
-        count = min(len(self.space(site)), settings.candidates)
+        space = self.space(site)
+        count = min(len(space), self.most_candidates(space))
+        measured = count if self.native else min(count, settings.output_candidates)
         sample = [candidate["macs"] for candidate in self.candidates[name]]
-        return Spending(sample, count, min(count, settings.output_candidates), count_tail_macs(self.teacher, site))
+        return Spending(sample, count, measured, count_tail_macs(self.teacher, site))
 
     def student_macs(self) -> float:
         """MACs of the student: what a given architecture has, else the most that the budgets leave to the first candidates.
@@ -152,7 +179,7 @@ class Search:
             "intervals": None if job.intervals is None else list(job.intervals),
             "identity": identity["spec"],
             "candidates": [one | score for one, score in zip(candidates, scores, strict=True)],
-            "order": natural_orders(self.narrowed.get_submodule(job.site)),
+            "order": self.orders(site_named(self.teacher, job.site)),
             "stream": self.stream,
             "weights_sha256": "",
         }

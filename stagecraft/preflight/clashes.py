@@ -28,6 +28,7 @@ def cross_problems(params: Everything) -> Iterator[Problem]:
         yield from resolution_problems(params)
     yield from interval_problems(params)
     yield from architecture_problems(params)
+    yield from native_problems(params)
     yield from training_problems(params)
     yield from feature_problems(params.cache_features)
     yield from search_problems(params)
@@ -80,6 +81,30 @@ def architecture_problems(params: Everything) -> Iterator[Problem]:
     given = params.retrain.interval_probabilities
     if isinstance(given, list) and len(given) != intervals:
         yield "retrain.interval_probabilities", f"{show(given)} for {intervals} intervals; give one number for each"
+
+
+def native_problems(params: Everything) -> Iterator[Problem]:
+    """What a student of the teacher's own class cannot have."""
+    if not params.assemble.native:
+        return
+    key = "assemble.native"
+    intervals = params.cluster_timesteps.intervals
+    rule = params.assemble.rule
+    channels = params.search_block.channels
+    if params.architecture == "given":
+        yield key, "true, but a given architecture is no native one; set false, or architecture: searched"
+    if intervals > 1:
+        yield (
+            key,
+            f"true, but {intervals} intervals need decoders of their own; set cluster_timesteps.intervals: 1, or false",
+        )
+    if rule in ("local", "uniform"):
+        yield key, f"true, but rule {rule} chooses blocks that need not agree; set assemble.rule: budget, or false"
+    if channels != 1:
+        yield (
+            key,
+            f"true, but search_block.channels {show(channels)} leaves widths no choice; set channels: 1.0, or false",
+        )
 
 
 def diffusion_problems(params: Everything) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stagecraft.config.sections import Everything, TrainTeacher
 from stagecraft.data.classes import check_known
 from stagecraft.diffusion.stated import check_stated, check_steps, kept_settings
-from stagecraft.networks.configs import check_config, check_teacher_fits, check_teacher_folder, reader_of
+from stagecraft.networks.configs import check_config, check_prompts, check_teacher_fits, check_teacher_folder, reader_of
 from stagecraft.networks.given import (
     Sides,
     Space,
@@ -70,6 +70,7 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
         return
     folder = Path(settings.path)
     config, path = check_teacher_folder(folder)
+    check_prompts(config, path, given=False)
     check_search(params, reader_of(config).widths(config))
     check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:

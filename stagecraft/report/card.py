@@ -29,6 +29,7 @@ class Student:
     Args:
         metrics, architecture: contents of the JSON files of those names.
         config: content of unet/config.json in its folder.
+        own_pipeline: whether the folder holds code of a pipeline of its own.
         params: the params that it was made and measured with.
     """
 
@@ -36,6 +37,7 @@ class Student:
     architecture: Plan
     config: dict[str, Any]
     params: dict[str, Any]
+    own_pipeline: bool
 
 
 def read_license(given: str | None, cards: Sequence[str]) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
     text = open_template("card.md.j2", keep_trailing_newline=True).render(
         name=name,
         config=student.config,
+        native=student.config["_class_name"] if "native" in student.architecture["unet"] else None,
+        own_pipeline=student.own_pipeline,
         verdict=verdict(metrics),
         rows=[row[:4] for row in table_rows(metrics)],
         measured_with=measured_with(metrics["protocol"]),

@@ -17,6 +17,7 @@ RIGHT = 348
 TOP = 12
 BOTTOM = 180
 SAMPLE_SIDE, GAP = 48, 3  # pixels
+THUMBNAIL_SIDE = 64
 # Ends and middle of the heat map's ramp, light to dark: low to high similarity.
 RAMP = np.array([[246, 244, 236], [127, 178, 189], [24, 78, 119], [12, 30, 60]], dtype=float)
 
@@ -159,9 +160,14 @@ def dot(x: float, y: float, css: str, radius: float, title: str) -> Markup:
 
 
 def candidate_chart(
-    points: Sequence[tuple[float, float]], chosen: tuple[float, float] | None, titles: Sequence[str], alt: str
+    points: Sequence[tuple[float, float]],
+    chosen: tuple[float, float] | None,
+    titles: Sequence[str],
+    alt: str,
+    *,
+    x_label: str,
 ) -> Markup:
-    """NMSE over MACs (as a share of the teacher's block) of every candidate, the Pareto front and the chosen one, if any.
+    """NMSE over a cost (as a share of the teacher's block) of every candidate, the Pareto front and the chosen one, if any.
 
     `titles` name the candidates when pointed at.
     """
@@ -171,7 +177,7 @@ def candidate_chart(
     stairs = [front[0]]
     for px, py in front[1:]:
         stairs += [(px, stairs[-1][1]), (px, py)]
-    parts = [axes(x, y, "MACs / teacher's block", "NMSE")]
+    parts = [axes(x, y, x_label, "NMSE")]
     parts += [dot(x(px), y(py), "candidate", 2, title) for (px, py), title in zip(points, titles, strict=True)]
     parts.append(path(stairs, "front"))
     if chosen is not None:
@@ -222,6 +228,16 @@ def ramp_colours(values: np.ndarray) -> np.ndarray:
     shares = (values - low) / ((high - low) or 1.0)
     stops = np.linspace(0, 1, len(RAMP))
     return np.stack([np.interp(shares, stops, RAMP[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def shrink(images: np.ndarray) -> np.ndarray:
+    """Images uint8 (N, H, W, C) as thumbnails of at most 64 pixels a side, each the mean of what it covers."""
+    count, height, width, channels = images.shape
+    size = -(-max(height, width) // THUMBNAIL_SIDE)
+    rows = height // size
+    columns = width // size
+    cells = images[:, : rows * size, : columns * size].reshape(count, rows, size, columns, size, channels)
+    return cells.mean(axis=(2, 4)).round().astype(np.uint8)
 
 
 def image_grid(images: np.ndarray, columns: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import jinja2
 import numpy as np
@@ -18,8 +18,8 @@ from stagecraft.evaluation.metrics import Metrics
 from stagecraft.networks.family import Architecture, Entry, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
-from stagecraft.report.table import feature_name, measured_with, table_rows
-from stagecraft.search.record import Search
+from stagecraft.report.table import feature_name, measured_with, table_rows, with_margin
+from stagecraft.search.record import Scored, Search
 from stagecraft.training.log import TrainingLog
 from stagecraft.training.plan import ChosenBlock, Plan
 from stagecraft.training.schedule import passes_per_step
@@ -41,6 +41,7 @@ PACKAGES = (
 COLUMNS = 8
 Searches = dict[str, Search]  # by job
 Logs = dict[str, TrainingLog]  # by stage
+CostKind = Literal["time", "macs"]
 
 
 def render_report(
@@ -56,7 +57,7 @@ def render_report(
 
     Args:
         metrics, clusters, architecture: contents of the JSON files of those names.
-        samples: `teacher`, `student`, `real`, uint8 (N, H, W, C).
+        samples: `teacher`, `student`, `real`, uint8 (N, H, W, C), and the student's path, as evaluation/path.py has it.
         searches: contents of results/search/*.json by block job name.
         logs: contents of results/logs/*.json by stage.
         params: the params of the stage `report`; `report.images` samples are shown of each set.
@@ -71,6 +72,9 @@ def render_report(
         **parts_of_metrics(metrics),
         **parts_of_architecture(architecture, searches),
         pictures=pictures(samples, params.report.images),
+        path=path_steps(samples, architecture),
+        path_samples=samples["path_sample"].shape[1],
+        steps=metrics["protocol"]["steps"],
         intervals=interval_table(architecture, metrics),
         clusters=cluster_charts(clusters),
         spent=costs(metrics, searches, logs),
@@ -86,7 +90,8 @@ def parts_of_metrics(metrics: Metrics) -> dict[str, object]:
     return {
         "verdict": verdict(metrics),
         "tiles": tiles(metrics),
-        "rows": table_rows(metrics),
+        "rows": figure_rows(metrics),
+        "comparisons": comparisons(metrics),
         "times": time_table(metrics),
         "measured_with": measured_with(metrics["protocol"]),
         "held_out_reason": metrics["held_out"].get("reason"),
@@ -134,16 +139,50 @@ def check_same_run(clusters: Clusters, architecture: Plan, searches: Searches) -
 def verdict(metrics: Metrics) -> str:
     """The result in two sentences."""
     ratio = metrics["ratio"]
-    teacher = metrics["teacher"]
-    student = metrics["student"]
-    difference = ratio["fid_difference"]
-    quality = "no worse than" if difference <= 0 else f"{difference:.4g} worse than"
+    teacher, student = (
+        with_margin(metrics[name]["fid"], metrics[name]["fid_margin"]) for name in ("teacher", "student")
+    )
     return (
         f"The student takes {ratio['time']:.2f} of the teacher's time and {ratio['macs']:.2f} of its MACs per sampling step, and "
         f"has {ratio['params']:.2f} of its parameters, {ratio['params_active']:.2f} active at any one step. "
-        f"Its FID ({feature_name(metrics)}) is {student['fid']:.4g}, {quality} the "
-        f"teacher's {teacher['fid']:.4g} from the same seeds."
+        f"Its FID ({feature_name(metrics)}) is {student}, the teacher's {teacher} from the same seeds: "
+        f"{judge_difference(ratio['fid_difference'], ratio['fid_difference_margin'])}."
     )
+
+
+def figure_rows(metrics: Metrics) -> list[list[str]]:
+    """The rows of the table, without those of which neither model has a value."""
+    rows = [
+        [cell.replace("x ", "× ", 1) if cell.startswith("x ") else cell for cell in row] for row in table_rows(metrics)
+    ]
+    return [row for row in rows if row[1:3] != ["-", "-"]]
+
+
+def judge_difference(difference: float, margin: float) -> str:
+    """Whether one FID differs from another by more than the choice of images explains."""
+    if abs(difference) <= margin:
+        return f"no difference beyond the margin of {margin:.2g}"
+    return f"{with_margin(abs(difference), margin)} {'worse' if difference > 0 else 'better'}"
+
+
+def comparisons(metrics: Metrics) -> list[tuple[str, str, str, str]]:
+    """FIDs of equal numbers of images against each other: (what, images, difference, what to make of it)."""
+    ratio = metrics["ratio"]
+    protocol = metrics["protocol"]
+    found = {
+        "student − teacher, same seeds": (protocol["samples"], ratio["fid_difference"], ratio["fid_difference_margin"])
+    }
+    count = protocol["equal_count"]
+    if count is not None:
+        real = metrics["held_out"]
+        for name in ("student", "teacher"):
+            difference = metrics[name]["fid_equal"] - real["fid_equal"]
+            margin = math.hypot(metrics[name]["fid_equal_margin"], real["fid_equal_margin"])
+            found[f"{name} − held-out real images"] = (count, difference, margin)
+    return [
+        (what, f"{images:,}", with_margin(difference, margin, "+"), "no" if abs(difference) <= margin else "yes")
+        for what, (images, difference, margin) in found.items()
+    ]
 
 
 def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
@@ -155,6 +194,7 @@ def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
     def against(key: Literal["milliseconds", "macs", "params", "params_active"]) -> str:
         return f"{charts.number(student[key])} against {charts.number(teacher[key])}"
 
+    difference, _, margin = with_margin(ratio["fid_difference"], ratio["fid_difference_margin"], "+").partition(" ± ")
     predicted = f"; predicted × {ratio['time_predicted']:.2f}" if "time_predicted" in ratio else ""
     return [
         ("Time per step", f"× {ratio['time']:.2f}", f"{against('milliseconds')} ms an image{predicted}"),
@@ -163,8 +203,8 @@ def tiles(metrics: Metrics) -> list[tuple[str, str, str]]:
         ("Active parameters", f"× {ratio['params_active']:.2f}", against("params_active")),
         (
             f"FID difference, {feature_name(metrics)}",
-            f"{ratio['fid_difference']:+.3g}",
-            f"{student['fid']:.3g} against {teacher['fid']:.3g}",
+            difference,
+            f"± {margin}; {student['fid']:.3g} against {teacher['fid']:.3g}",
         ),
     ]
 
@@ -177,6 +217,35 @@ def pictures(samples: dict[str, np.ndarray], count: int) -> list[tuple[str, str,
         (title, f"{len(shown[name])} images, {title.lower()}", charts.image_grid(shown[name], COLUMNS))
         for name, title in titles.items()
     ]
+
+
+class PathStep(TypedDict):
+    """One step of the sampler: its t, the interval whose decoder is in charge, and the samples below each other as a data URI."""
+
+    t: str
+    interval: int
+    picture: str
+
+
+def path_steps(samples: dict[str, np.ndarray], architecture: Plan) -> list[PathStep]:
+    """The student's path from noise: at each step every sample, and below it the image predicted from it."""
+    intervals = interval_numbers(samples["path_t"], architecture["boundaries"])
+    pairs = zip(samples["path_sample"], samples["path_image"], strict=True)
+    sheets = [np.concatenate(pair) for pair in pairs]
+    return [
+        {
+            "t": f"{t:.4g}",
+            "interval": int(interval),
+            "picture": charts.image_grid(charts.shrink(sheet), len(sheet) // 2),
+        }
+        for t, interval, sheet in zip(samples["path_t"], intervals, sheets, strict=True)
+    ]
+
+
+def interval_numbers(t: np.ndarray, boundaries: Sequence[float]) -> list[int]:
+    """The interval of each t, the number of boundaries at or below it, both as the float32 that a network compares."""
+    found: list[int] = np.searchsorted(np.asarray(boundaries, np.float32), t.astype(np.float32), side="right").tolist()
+    return found
 
 
 class Interval(TypedDict):
@@ -215,8 +284,8 @@ def time_table(metrics: Metrics) -> list[tuple[str, str, str, str]]:
     kinds = {kind: [model["time_by_operation"][kind] for model in models] for kind in models[0]["time_by_operation"]}
     times = {kind: [w * share for w, share in zip(whole, shares, strict=True)] for kind, shares in kinds.items()}
     return [
-        (kind, f"{a:.3g} ms", f"{b:.3g} ms", f"x {b / a:.2f}" if a else "")
-        for kind, (a, b) in (times | {"sum": whole}).items()
+        (kind, f"{a:.3g} ms", f"{b:.3g} ms", f"× {b / a:.2f}" if a else "")
+        for kind, (a, b) in (dict(sorted(times.items(), key=lambda item: -item[1][0])) | {"sum": whole}).items()
     ]
 
 
@@ -226,7 +295,7 @@ def sampler_table(metrics: Metrics) -> list[tuple[str, str, str, str]]:
     student = metrics["student"]
     pairs = {"training, one forward pass": (teacher["macs_training"], student["macs_training"])}
     pairs |= {name: (macs, student["macs_of_samplers"][name]) for name, macs in teacher["macs_of_samplers"].items()}
-    return [(what, f"{a:,.0f}", f"{b:,.0f}", f"x {b / a:.3f}") for what, (a, b) in pairs.items()]
+    return [(what, f"{a:,.0f}", f"{b:,.0f}", f"× {b / a:.3f}") for what, (a, b) in pairs.items()]
 
 
 def spread_text(spread: Spread) -> str:
@@ -341,69 +410,84 @@ class DrawnLayer(TypedDict):
 
 
 class DrawnBlock(TypedDict):
-    """A block's layers, and its costs in words, None where it was not searched."""
+    """A block's layers, and its costs in words, none where it was not searched."""
 
     layers: list[DrawnLayer]
-    macs: str | None
-    params: str | None
+    costs: list[str]
 
 
 class BlockRow(TypedDict):
-    """A block of the teacher, and the chosen ones with the number of intervals that each spans, None for all."""
+    """A block of the teacher, and the chosen ones with the intervals that share each."""
 
     name: str
     teacher: DrawnBlock
-    chosen: list[tuple[DrawnBlock, int | None]]
+    chosen: list[tuple[DrawnBlock, list[int]]]
 
 
 def architecture_rows(architecture: Plan, searches: Searches) -> list[BlockRow]:
     """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
-    identity = architecture["identity"]["blocks"]
+    chosen = architecture["chosen"]
+    identities = {name: entries[0]["spec"] for name, entries in architecture["identity"]["blocks"].items()}
+    blocks = architecture["unet"]["blocks"]
+    names = identities if "native" in architecture["unet"] else blocks
     return [
-        block_row(name, identity[name][0]["spec"], entries, architecture["chosen"], searches)
-        for name, entries in architecture["unet"]["blocks"].items()
+        block_row(name, identities[name], whole_entries(identities[name], blocks.get(name)), chosen, searches)
+        for name in names
     ]
+
+
+def whole_entries(identity: Spec, entries: list[Entry] | None) -> list[Entry]:
+    """The entries of a block with all of the teacher's layers, as dropped those that a native student has not."""
+    dropped: Spec = dict.fromkeys(identity)
+    return [{**entry, "spec": {**dropped, **entry["spec"]}} for entry in entries or [{"range": [0], "spec": dropped}]]
 
 
 def block_row(
     name: str, identity: Spec, entries: list[Entry], chosen: Mapping[str, ChosenBlock], searches: Searches
 ) -> BlockRow:
-    """The teacher's block and the chosen ones, with their costs when they were searched, and how many intervals they span."""
-    if not chosen:
-        drawn = [draw_block(entry["spec"], identity) for entry in entries]
-        spans = [len(entry["range"]) if len(entries) > 1 else None for entry in entries]
-        return {"name": name, "teacher": draw_block(identity, identity), "chosen": list(zip(drawn, spans, strict=True))}
-    jobs = [name if name in chosen else Job(name, tuple(entry["range"])).name for entry in entries]
-    search = searches[jobs[0]]
-    teacher = draw_block(identity, identity)
-    teacher["macs"] = charts.number(search["teacher_macs"])
-    teacher["params"] = charts.number(search["teacher_params"])
-    return {
-        "name": name,
-        "teacher": teacher,
-        "chosen": [
-            (draw_chosen(chosen[job], entry["spec"], identity, search), None if job == name else len(entry["range"]))
-            for job, entry in zip(jobs, entries, strict=True)
-        ],
+    """The teacher's block and the chosen ones, with their costs when they were searched, and which intervals share them."""
+    teacher: DrawnBlock = {"layers": draw_layers(identity, identity), "costs": []}
+    blocks: list[tuple[DrawnBlock, list[int]]] = []
+    for entry in entries:
+        block: DrawnBlock = {"layers": draw_layers(entry["spec"], identity), "costs": []}
+        job = name if name in chosen else Job(name, tuple(entry["range"])).name
+        if job in chosen:
+            block["costs"] = cost_texts(chosen[job], searches[job])
+            teacher["costs"] = cost_texts(teacher_costs(searches[job]), None)
+        blocks.append((block, entry["range"]))
+    return {"name": name, "teacher": teacher, "chosen": blocks}
+
+
+class BlockCosts(TypedDict):
+    """What a block costs; `time`, in milliseconds an image, where layers were timed."""
+
+    macs: int
+    params: int
+    time: NotRequired[float]
+
+
+def teacher_costs(search: Search) -> BlockCosts:
+    """The costs of the teacher's block, whose time is that of the candidate of its shape."""
+    costs: BlockCosts = {"macs": search["teacher_macs"], "params": search["teacher_params"]}
+    for candidate in search["candidates"]:
+        if candidate["spec"] == search["identity"] and "time" in candidate:
+            costs["time"] = candidate["time"]
+    return costs
+
+
+def cost_texts(costs: BlockCosts | ChosenBlock, search: Search | None) -> list[str]:
+    """Time, MACs and parameters in words, with their ratios to the teacher's block when its search is given."""
+    whole = costs if search is None else teacher_costs(search)
+    pairs = {
+        "ms": (costs.get("time"), whole.get("time")),
+        "MACs": (costs["macs"], whole["macs"]),
+        "parameters": (costs["params"], whole["params"]),
     }
-
-
-def draw_chosen(chosen: ChosenBlock, spec: Spec, identity: Spec, search: Search) -> DrawnBlock:
-    """A chosen block with its costs, and their ratios to the teacher's."""
-    block = draw_block(spec, identity)
-    block["macs"] = cost_text(chosen["macs"], search["teacher_macs"])
-    block["params"] = cost_text(chosen["params"], search["teacher_params"])
-    return block
-
-
-def draw_block(spec: Spec, identity: Spec) -> DrawnBlock:
-    """A block without its costs."""
-    return {"layers": draw_layers(spec, identity), "macs": None, "params": None}
-
-
-def cost_text(cost: float, teacher: float) -> str:
-    """A cost of a block with its ratio to the teacher's."""
-    return f"{charts.number(cost)} (× {cost / teacher:.2f})"
+    return [
+        f"{charts.number(cost)}{'' if search is None else f' (× {cost / teacher:.2f})'} {unit}"
+        for unit, (cost, teacher) in pairs.items()
+        if cost is not None and teacher
+    ]
 
 
 def draw_layers(spec: Spec, identity: Spec) -> list[DrawnLayer]:
@@ -416,29 +500,46 @@ def draw_layers(spec: Spec, identity: Spec) -> list[DrawnLayer]:
 
 
 def candidate_charts(architecture: Plan, searches: Searches) -> list[tuple[str, str, Markup]]:
-    """NMSE over MACs for every searched block: (name, note, chart)."""
-    shown = []
-    for name, search in sorted(searches.items()):
-        chosen = architecture["chosen"].get(name)
-        whole = search["teacher_macs"]
-        candidates = search["candidates"]
-        points = [(candidate["macs"] / whole, candidate["nmse"]) for candidate in candidates]
-        note = f"{len(points)} candidates; none chosen"
-        picked = None
-        if chosen is not None:
-            share = chosen["macs"] / whole
-            error = chosen.get("nmse")
-            picked = None if error is None else (share, error)
-            measured = "" if error is None else f", NMSE {error:.3g}"
-            note = f"{len(points)} candidates; chosen: × {share:.2f} MACs{measured}"
-        chart = charts.candidate_chart(
-            points,
-            picked,
-            [spec_text(candidate["spec"], search["identity"]) for candidate in candidates],
-            f"{name}: {note}",
-        )
-        shown.append((name, note, chart))
-    return shown
+    """NMSE over time, or over MACs where layers were not timed, for every searched block: (name, note, chart)."""
+    return [
+        (name, *candidate_chart(name, search, architecture["chosen"].get(name)))
+        for name, search in sorted(searches.items())
+    ]
+
+
+def candidate_chart(name: str, search: Search, chosen: ChosenBlock | None) -> tuple[str, Markup]:
+    """Note and chart of one search; what was chosen, if anything was, is marked where its NMSE is known."""
+    whole = teacher_costs(search)
+    kind = cost_kind(whole)
+    unit = {"time": "time", "macs": "MACs"}[kind]
+    points = [candidate_point(candidate, whole, kind) for candidate in search["candidates"]]
+    note = f"{len(points)} candidates; none chosen"
+    if chosen is not None:
+        measured = f", NMSE {chosen['nmse']:.3g}" if "nmse" in chosen else ""
+        note = f"{len(points)} candidates; chosen: × {cost_share(chosen, whole, kind):.2f} {unit}{measured}"
+    chart = charts.candidate_chart(
+        points,
+        None if chosen is None or "nmse" not in chosen else candidate_point(chosen, whole, kind),
+        [spec_text(candidate["spec"], search["identity"]) for candidate in search["candidates"]],
+        f"{name}: {note}",
+        x_label=f"{unit} / teacher's block",
+    )
+    return note, chart
+
+
+def cost_kind(whole: BlockCosts) -> CostKind:
+    """What candidates are drawn over: time where layers were timed."""
+    return "time" if whole.get("time") else "macs"
+
+
+def cost_share(block: Scored | ChosenBlock, whole: BlockCosts, kind: CostKind) -> float:
+    """A cost of a block as a share of the teacher's."""
+    return block[kind] / whole[kind]
+
+
+def candidate_point(block: Scored | ChosenBlock, whole: BlockCosts, kind: CostKind) -> tuple[float, float]:
+    """A block's cost as a share of the teacher's, and its NMSE."""
+    return cost_share(block, whole, kind), block["nmse"]
 
 
 def costs(metrics: Metrics, searches: Searches, logs: Logs) -> list[tuple[str, str, str]]:

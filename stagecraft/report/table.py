@@ -1,12 +1,15 @@
 """The table at the end of a run: teacher, student and ratio, from metrics.json."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from stagecraft.evaluation.metrics import Metrics, Protocol, read_metrics
 
-FEATURE_MEASURES = ("fid", "kid", "precision", "recall")
+FEATURE_MEASURES = ("fid", "fid_equal", "kid", "precision", "recall")
 Measure = Literal[
     "fid",
+    "fid_equal",
     "kid",
     "precision",
     "recall",
@@ -18,34 +21,40 @@ Measure = Literal[
     "images_per_second",
     "peak_memory_mib",
 ]
-# Key, name, how to write a value.
+# Key, name, how to write a value; costs first, those by the clock before the others.
 ROWS: tuple[tuple[Measure, str, str], ...] = (
-    ("fid", "FID", "{:.4g}"),
-    ("kid", "KID", "{:.4g}"),
-    ("precision", "precision", "{:.3f}"),
-    ("recall", "recall", "{:.3f}"),
+    ("milliseconds", "milliseconds an image and step", "{:.4g}"),
+    ("images_per_second", "images per second", "{:.4g}"),
+    ("peak_memory_mib", "peak memory, MiB", "{:.4g}"),
     ("macs", "MACs per step (thop)", "{:,.0f}"),
     ("macs_with_attention", "MACs per step with attention", "{:,.0f}"),
     ("params", "parameters", "{:,.0f}"),
     ("params_active", "parameters active in one step", "{:,.0f}"),
-    ("milliseconds", "milliseconds an image and step", "{:.4g}"),
-    ("images_per_second", "images per second", "{:.4g}"),
-    ("peak_memory_mib", "peak memory, MiB", "{:.4g}"),
+    ("fid", "FID", "{:.4g}"),
+    ("fid_equal", "FID of {equal_count:,} images each", "{:.4g}"),
+    ("kid", "KID", "{:.4g}"),
+    ("precision", "precision", "{:.3f}"),
+    ("recall", "recall", "{:.3f}"),
 )
 
 
 def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
-    """Rows of (what, teacher, student, ratio or difference, held-out real images) as text; a dash where there is no value."""
-    held_out = metrics["held_out"]
+    """Rows of (what, teacher, student, ratio or difference, held-out real images) as text; a dash where there is no value.
+
+    FIDs of held-out images stand in the row of equal numbers of images alone, as an FID falls with their number.
+    """
+    protocol = metrics["protocol"]
+    held_out = {**metrics["held_out"], "fid": None}
     return [
         (
-            f"{name} ({feature_name(metrics)})" if key in FEATURE_MEASURES else name,
-            write(form, metrics["teacher"].get(key)),
-            write(form, metrics["student"].get(key)),
+            name.format_map(protocol) + (f" ({feature_name(metrics)})" if key in FEATURE_MEASURES else ""),
+            write(key, form, metrics["teacher"]),
+            write(key, form, metrics["student"]),
             compared(key, metrics["ratio"]),
-            write(form, held_out.get(key)),
+            write(key, form, held_out),
         )
         for key, name, form in ROWS
+        if key != "fid_equal" or protocol["equal_count"] is not None
     ]
 
 
@@ -54,15 +63,27 @@ def feature_name(metrics: Metrics) -> str:
     return f"{metrics['protocol']['extractor']['name']} features"
 
 
-def write(form: str, value: object) -> str:
-    """`value` written by `form`, a dash for None."""
-    return "-" if value is None else form.format(value)
+def write(key: Measure, form: str, values: Mapping[str, Any]) -> str:
+    """A value written by `form`, or with its margin where it has one; a dash for None."""
+    value = values.get(key)
+    margin = values.get(f"{key}_margin")
+    if value is None:
+        return "-"
+    return form.format(value) if margin is None else with_margin(value, margin)
 
 
-def compared(key: str, ratio: dict[str, float]) -> str:
+def with_margin(value: float, margin: float, sign: str = "") -> str:
+    """A value and half of its 95 % interval, to the two leading digits of the latter: 0.0202 ± 0.0031."""
+    if margin == 0:
+        return f"{value:{sign}.4g} ± 0"
+    digits = max(0, 1 - math.floor(math.log10(margin)))
+    return f"{value:{sign}z.{digits}f} ± {margin:.{digits}f}"
+
+
+def compared(key: str, ratio: Mapping[str, float]) -> str:
     """The ratio of one row, for FID the difference; the measured time with the predicted one behind it, where there is one."""
     if key == "fid":
-        return f"{ratio['fid_difference']:+.4g}"
+        return with_margin(ratio["fid_difference"], ratio["fid_difference_margin"], "+")
     if key == "milliseconds":
         predicted = f" (predicted {ratio['time_predicted']:.3f})" if "time_predicted" in ratio else ""
         return f"x {ratio['time']:.3f}{predicted}"

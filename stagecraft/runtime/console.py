@@ -1,11 +1,14 @@
 """What people see of a run: on a terminal how far every running job is, and for each failed job one line that says why."""
 
 import atexit
+import contextlib
 import logging
 import re
 import shlex
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,9 @@ from typing import Any
 from stagecraft.runtime.remedies import REMEDIES
 
 KILLED = 137
+NOTHING_TO_DO = "Nothing to be done"
+PROGRESS = re.compile(r"\d+/\d+ ")  # steps done of all, as stages write into their logs
+INTERRUPTED = "stopped; the same command again goes on from here"
 # Slurm's state of a job that did not end by itself, and what to do about it.
 SLURM_ENDS = {
     "CANCELLED": "cancelled (Slurm: CANCELLED); the same command again goes on from here",
@@ -42,6 +48,11 @@ class Job:
             return ""
         return last_line(self.log)
 
+    def conclusion(self) -> list[str]:
+        """What the job said at its end, `rule: words`, at most once; nothing where that was how far it had come."""
+        rule, _, words = self.last_line().partition(": ")
+        return [words] if rule == self.rule and words and not PROGRESS.match(words) else []
+
 
 class Event(logging.LogRecord):
     """An event in Snakemake's log, with the attributes of those kinds that are followed."""
@@ -67,7 +78,9 @@ class Jobs(logging.Handler):
         self.running: dict[int, Job] = {}
         self.failures: list[str] = []
         self.exceptions = ""
+        self.interrupted = False
         self.tell: Callable[[str], None] = unheard
+        self.tell_start: Callable[[str], None] = unheard
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one event; of what is none, only warnings and errors count."""
@@ -86,19 +99,22 @@ class Jobs(logging.Handler):
 
     def take_job_info(self, record: Event) -> None:
         log = Path(record.log[0]) if record.log else None
-        self.running[record.jobid] = Job(record.rule_name, log, record.resources)
+        job = Job(record.rule_name, log, record.resources)
+        self.running[record.jobid] = job
+        if log is not None:
+            self.tell_start(f"{job.name}: started, {self.done} of {self.total} jobs done")
 
     def take_job_finished(self, record: Event) -> None:
         job = self.running.pop(record.job_id, None)
-        if job is not None:
-            self.tell(f"{job.name}: done in {clock(time.time() - job.begun)}")
+        if job is not None and job.log is not None:
+            self.tell("; ".join([f"{job.name}: done in {clock(time.time() - job.begun)}", *job.conclusion()]))
 
     def take_error(self, record: Event) -> None:
         self.exceptions += record.msg
 
     def take_job_error(self, record: Event) -> None:
         job = self.running.pop(record.jobid, None)
-        if job is not None:
+        if job is not None and not self.interrupted:
             others = [Path(path) for path in record.log[1:]]
             self.failures.append(describe_failure(job, record.rule_msg or "", others, self.exceptions))
             self.tell(self.failures[-1])
@@ -154,6 +170,78 @@ def last_line(path: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+class Lines:
+    """Plain output, into a file or a pipe: one line for each job's start and end, in place of Snakemake's messages.
+
+    What concerns the whole run stays: "Nothing to be done", warnings and errors, and the log's name at its end.
+
+    Args:
+        jobs: what is told.
+        logger: Snakemake's, whose own handler of the output says less until `stop`.
+        failed_logs: whether Snakemake's report of a failed job, with its log, is shown.
+    """
+
+    def __init__(self, jobs: Jobs, logger: logging.Logger, failed_logs: bool) -> None:
+        self.jobs = jobs
+        self.failed_logs = failed_logs
+        self.started = False
+        self.handlers = own_handlers(logger)
+        for handler in self.handlers:
+            handler.addFilter(self.concerns_the_run)
+
+    def start(self) -> None:
+        """Tell of jobs from here on."""
+        self.started = True
+        self.jobs.tell = self.jobs.tell_start = say
+
+    def stop(self) -> None:
+        """Leave the output to Snakemake's last messages."""
+        self.jobs.tell = self.jobs.tell_start = unheard
+        for handler in self.handlers:
+            handler.removeFilter(self.concerns_the_run)
+
+    def concerns_the_run(self, record: logging.LogRecord) -> bool:
+        """Whether a message is shown; while jobs run, `jobs` tells of warnings and failures."""
+        event = getattr(getattr(record, "event", None), "value", None)
+        if self.started:
+            return event == "job_error" and self.failed_logs
+        return record.levelno >= logging.WARNING or record.getMessage().startswith(NOTHING_TO_DO)
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def own_handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """The handlers by which Snakemake itself writes to the terminal."""
+    return [handler for handler in logger.handlers if handler.name == "DefaultStreamHandler"]
+
+
+def stop_on_interrupt(jobs: Jobs, logger: logging.Logger) -> None:
+    """Let Ctrl-C end the running jobs at once, and the run with one line that says how to go on.
+
+    Snakemake alone waits for its jobs, which know of a Ctrl-C on a terminal but not of a signal to Snakemake, and then reports
+    each of them as failed.
+    """
+    import psutil
+
+    def interrupt(*_: object) -> None:
+        jobs.interrupted = True
+        for handler in own_handlers(logger):
+            logger.removeHandler(handler)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        # Of Snakemake's own unfinished calls.
+        warnings.simplefilter("ignore")
+        logging.getLogger("asyncio").disabled = True
+        atexit.register(say, INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
 class Screen:
     """A terminal that shows the running jobs, drawn anew twice a second, in place of Snakemake's messages.
 
@@ -178,10 +266,14 @@ class Screen:
         )
         self.jobs = jobs
         self.logger = logger
-        self.resting = [handler for handler in logger.handlers if handler.name == "DefaultStreamHandler"]
+        self.resting: list[logging.Handler] = []
+
+    def start(self) -> None:
+        """Draw from here on."""
+        self.resting = own_handlers(self.logger)
         for handler in self.resting:
-            logger.removeHandler(handler)
-        jobs.tell = console.print
+            self.logger.removeHandler(handler)
+        self.jobs.tell = self.live.console.print
         self.live.start()
         # An interrupted run calls no hook; the cursor is hidden until then.
         atexit.register(self.live.stop)
@@ -190,7 +282,7 @@ class Screen:
         """Leave the terminal to Snakemake's messages again."""
         self.jobs.tell = unheard
         self.live.stop()
-        for handler in self.resting:
+        for handler in self.resting if not self.jobs.interrupted else ():
             self.logger.addHandler(handler)
         self.resting = []
 

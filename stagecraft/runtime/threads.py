@@ -41,3 +41,32 @@ def keep_freed_memory() -> None:
         allocator = ctypes.CDLL(None)
         allocator.mallopt(trim_threshold, 2**31 - 1)
         allocator.mallopt(mmap_threshold, 2**30)
+
+
+def own_cores() -> list[int]:
+    """Numbers of the cores that this process may run on."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return sorted(allowed(0)) if allowed else list(range(os.cpu_count() or 1))
+
+
+def measure_other_work(seconds: float = 0.5) -> float:
+    """How many of this process's cores others keep busy, while it waits for so long."""
+    import psutil
+
+    percents = psutil.cpu_percent(seconds, percpu=True)
+    return sum(percents[core] for core in own_cores()) / 100
+
+
+def note_other_work(cores: int, busy: float) -> str | None:
+    """One line when jobs on `cores` cores would share them with other work; None when enough are free.
+
+    The number of threads does not follow the load by itself, as it decides the last bits of every result.
+    """
+    free = len(own_cores()) - busy
+    if cores < 2 or free > cores - 0.5:
+        return None
+    fewer = max(1, round(free))
+    return (
+        f"note: other work keeps {busy:.1f} of {len(own_cores())} cores busy, and threads that wait for each other can be "
+        f"slower than one alone; try --cores {fewer} (results then differ in their last bits)"
+    )

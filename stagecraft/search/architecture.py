@@ -9,11 +9,12 @@ from stagecraft.elastic.architecture import chosen_architecture, identity_archit
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.costs import count_network_macs, count_parameters
 from stagecraft.networks.families import family_of, sites_of
-from stagecraft.networks.family import Architecture, Module, Spec, Stream
+from stagecraft.networks.family import Architecture, Module, Site, Spec, Stream
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.search.controls import select_largest, select_uniform
 from stagecraft.search.latency import LatencyTable, layers_of
+from stagecraft.search.native import native_identity, native_student, with_ends
 from stagecraft.search.results import AGAIN, SearchResult, stream_of
 from stagecraft.search.selection import (
     Block,
@@ -85,27 +86,42 @@ def assemble_architecture(
     Raises:
         ValueError: the budget cannot be met, the results are those of other blocks or intervals, or they lack the times.
     """
-    check_results(unet, results, len(steps))
+    check_results(unet, results, len(steps), settings.native)
     stream = stream_of(results)
     narrowed = narrowed_teacher(unet, stream)
-    if latency is not None or settings.time is not None:
-        check_times(results)
-    blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
-    costs = costs_of(unet, steps, narrowed, latency)
+    blocks, costs = choices_of(unet, narrowed, results, steps, settings, latency)
     chosen, tau = select(narrowed, blocks, costs, settings, seed)
-    specs = {name: candidate["spec"] for name, candidate in chosen.items()}
+    searched = {name: candidate for name, candidate in chosen.items() if name in results}
+    specs = {name: candidate["spec"] for name, candidate in searched.items()}
+    native = native_student(unet, specs, results) if settings.native else None
     return {
         "rule": settings.rule,
         "score": settings.score if settings.rule == "budget" else None,
         "tau": tau,
         "budget": asdict(Budget.of(settings)),
-        "unet": architecture_of(specs, len(steps), stream),
+        "unet": native or architecture_of(specs, len(steps), stream),
         "identity": identity_architecture(unet),
-        "chosen": cast(Mapping[str, ChosenBlock], chosen),
+        "chosen": cast(Mapping[str, ChosenBlock], searched),
         "supernets": {name: result["weights_sha256"] for name, result in results.items()},
         "expected": totals(blocks, chosen, costs),
         "teacher": {"macs": costs.teacher_macs, "params": costs.teacher_params, "time": costs.teacher_time},
     }
+
+
+def choices_of(
+    unet: Module,
+    narrowed: Module,
+    results: Mapping[str, SearchResult],
+    steps: Sequence[int],
+    settings: Assemble,
+    latency: LatencyTable | None,
+) -> tuple[list[Block], Costs]:
+    """What a rule chooses from, and what is not searched; of a native student its two ends are chosen as well."""
+    if latency is not None or settings.time is not None:
+        check_times(results)
+    blocks = [block_of(narrowed, name, result) for name, result in sorted(results.items())]
+    costs = costs_of(unet, steps, narrowed, latency)
+    return with_ends(unet, blocks, costs, latency) if settings.native else (blocks, costs)
 
 
 def select(
@@ -186,11 +202,11 @@ def given_costs(unet: Module, architecture: Architecture, costs: Costs) -> dict[
     }
 
 
-def check_results(unet: Module, results: Mapping[str, SearchResult], intervals: int) -> None:
+def check_results(unet: Module, results: Mapping[str, SearchResult], intervals: int, native: bool = False) -> None:
     """Raise ValueError unless there is one result per block of the teacher, and per interval in the decoder."""
     missing = f"as the teacher and {intervals} interval(s) go; {AGAIN}"
     sites = {site.name: site for site in sites_of(unet)}
-    identities = {name: identity_spec(unet.get_submodule(name)) for name in sites}
+    identities = {name: identity_of(unet, site, native) for name, site in sites.items()}
     places = by_place([named_block(name) for name in results])
     if places.keys() != identities.keys():
         place = min(places.keys() ^ identities.keys())
@@ -203,6 +219,11 @@ def check_results(unet: Module, results: Mapping[str, SearchResult], intervals: 
     for name, result in results.items():
         if result["identity"] != identities[Job.parse(name).site]:
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")
+
+
+def identity_of(unet: Module, site: Site, native: bool) -> Spec:
+    """The spec that leaves the block at a site as it is, that of a native student where it is for one."""
+    return native_identity(unet, site) if native else identity_spec(unet.get_submodule(site.name))
 
 
 def check_times(results: Mapping[str, SearchResult]) -> None:

@@ -11,10 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stagecraft.config.sections import CacheFeatures
-from stagecraft.data.condition import UNCONDITIONAL
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
-from stagecraft.networks.families import family_of
+from stagecraft.networks.families import condition_names, family_of
 from stagecraft.networks.family import Module
 from stagecraft.networks.stream import kept_part
 from stagecraft.runtime.files import (
@@ -59,7 +58,7 @@ class FeatureWriter:
         self.teacher = teacher
         self.process = process
         self.data = data
-        self.condition = data.condition if teacher.config["num_class_embeds"] is not None else UNCONDITIONAL
+        self.condition = data.only(condition_names(teacher)).condition
         self.intervals = intervals
         self.settings = settings
         self.seed = seed

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
+from stagecraft.elastic.searchable import Order
 from stagecraft.networks.activations import bounded_activations
-from stagecraft.networks.families import family_of
-from stagecraft.networks.family import Module, Stream
+from stagecraft.networks.families import condition_names, family_of
+from stagecraft.networks.family import Module, ResidualStream, Stream
 from stagecraft.networks.given import check_shares
 from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.runtime.progress import Progress
@@ -46,22 +48,40 @@ def choose_stream(
         return None
     residual = family_of(teacher).residual_stream(teacher)
     groups = residual.groups
-    same = residual.shared
-    shares = [share] * len(same) if isinstance(share, int | float) else share
+    shares = [share] * len(residual.widths) if isinstance(share, int | float) else share
     check_shares(shares, residual.widths)
     if all(share == 1 for share in shares):
         return None
     assert importance is not None, "shares below 1 need the importance of channels"
     stream = []
-    for number, share in zip(same, shares, strict=True):
-        parts = [one for one, other in zip(importance, same, strict=True) if other == number]
-        grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(groups, -1)
-        size = grouped.shape[1]
+    for order, share in zip(order_channels(residual, importance), shares, strict=True):
+        size = len(order) // groups
         step = math.lcm(groups, multiple) // groups
         count = size if share == 1 else min(size, step * max(1, round(share * size / step)))
-        order = grouped.argsort(dim=1, descending=True, stable=True)[:, :count]
-        stream.append((order + torch.arange(groups)[:, None] * size).flatten().sort().values.tolist())
+        stream.append(sorted(order[: count * groups]))
     return None if all(len(kept) == len(one) for kept, one in zip(stream, importance, strict=True)) else stream
+
+
+def order_channels(residual: ResidualStream, importance: Sequence[Sequence[float]]) -> list[list[int]]:
+    """The channels of each level: the most important of every GroupNorm group, the second of every group, and so on.
+
+    Args:
+        importance: as in `choose_stream`.
+    """
+    orders = []
+    for number in residual.shared:
+        parts = [one for one, other in zip(importance, residual.shared, strict=True) if other == number]
+        grouped = torch.tensor(parts, dtype=torch.float64).sum(0).view(residual.groups, -1)
+        starts = torch.arange(residual.groups)[:, None] * grouped.shape[1]
+        order = grouped.argsort(dim=1, descending=True, stable=True) + starts
+        orders.append(order.T.flatten().tolist())
+    return orders
+
+
+def native_order(teacher: Module, importance: Sequence[Sequence[float]]) -> Order:
+    """The same by level, as native choices take them."""
+    orders = order_channels(family_of(teacher).residual_stream(teacher), importance)
+    return {str(level): order for level, order in enumerate(orders)}
 
 
 def measure_importance(
@@ -78,8 +98,8 @@ def measure_importance(
         teacher: on the device.
         pieces: as in `stream_importance`.
     """
-    conditional = teacher.config["num_class_embeds"] is not None
-    batches = NoisyBatches(data, process, BATCH, device, conditional=conditional)
+    names = condition_names(teacher)
+    batches = NoisyBatches(data.only(names), process, BATCH, device, conditional=bool(names))
     drawn, again = itertools.tee(batches(generator_for(seed, "stream", step)) for step in range(BATCHES))
     factors = (process.image_factor(batch.t.cpu()) for batch in again)
     signs = generator_for(seed, "stream signs", 0)
@@ -157,10 +177,12 @@ def masked_stream(teacher: Module) -> Iterator[list[torch.Tensor]]:
     """Multiply the residual stream by masks, one (N, channels) for each level, that are put into the list given."""
     masks: list[torch.Tensor] = []
     levels = family_of(teacher).residual_stream(teacher).writers
-    handles = [
-        module.register_forward_hook(lambda module, args, output: output * masks[levels[module]][:, :, None, None])
-        for module in levels
-    ]
+
+    def hook(module: Module, args: object, output: Any) -> Any:
+        mask = masks[levels[module]][:, :, None, None]
+        return (output[0] * mask,) if isinstance(output, tuple) else output * mask
+
+    handles = [module.register_forward_hook(hook) for module in levels]
     try:
         yield masks
     finally:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from stagecraft.config import sections
 from stagecraft.config.stages import SearchBlock
 from stagecraft.elastic.block import ElasticBlock
+from stagecraft.elastic.native import NativeBlock
 from stagecraft.elastic.searchable import Order
 from stagecraft.networks.costs import count_parameters, count_tail_macs
 from stagecraft.networks.families import family_of, site_named
@@ -20,11 +21,11 @@ from stagecraft.networks.stream import kept_channels, narrowed_teacher
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file
 from stagecraft.runtime.journal import Pieces
 from stagecraft.search.features import Features
-from stagecraft.search.importance import choose_stream
+from stagecraft.search.importance import choose_stream, native_order
 from stagecraft.search.latency import LatencyTable
 from stagecraft.search.results import SearchReport, read_result
 from stagecraft.search.selection import Candidate
-from stagecraft.search.space import BlockSpace
+from stagecraft.search.space import BlockSpace, native_space
 from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_supernet
 from stagecraft.training.loop import TrainSettings, train
 
@@ -126,12 +127,28 @@ class SearchJob:
         self.latency_of = latencies_of(narrowed, self.site.name, latency)
         self.features = self._open([*self.site.reads, *self.site.writes], self.kept)
         self.family = family_of(teacher)
-        self.supernet = ElasticBlock(self.block, self.family, self.site, self.settings).to(device)
+        self.supernet = self._make_supernet(ranked["stream_importance"]).to(device)
         self.steps = self.settings.steps if start is None else self.settings.refine_steps
-        self.space = BlockSpace(self.block, self.settings, self._prepare(start))
+        self.space = self._make_space(self._prepare(start))
         self.fingerprint = self._made_from(start)
         times = {} if latency is None else {"latency": sha256_file(latency)}
         self.pieces = Pieces(checkpoint.with_suffix(""), self.fingerprint | times)
+
+    @property
+    def native(self) -> bool:
+        """Whether the search is for a native student."""
+        return self.params.assemble.native
+
+    def _make_supernet(self, importance: list[list[float]]) -> ElasticBlock:
+        if not self.native:
+            return ElasticBlock(self.block, self.family, self.site, self.settings)
+        order = native_order(self.teacher, importance)
+        return NativeBlock(self.block, self.family, self.site, self.family.native(self.teacher), order)
+
+    def _make_space(self, orders: dict[str, Order]) -> BlockSpace:
+        if self.native:
+            return native_space(self.teacher, self.site, self.settings, orders)
+        return BlockSpace(self.block, self.settings, orders)
 
     def _made_from(self, start: Start | None) -> dict[str, object]:
         made_from: dict[str, object] = {
@@ -168,12 +185,14 @@ class SearchJob:
         ).history
 
     def scores(self) -> list[Candidate]:
-        """Every candidate with its costs and both scores."""
-        candidates = explore(self.space, self.block_score(), self.settings.candidates, self.params.seed, self.pieces)
+        """Every candidate with its costs and both scores; of a native student's, which have to agree, all that there are."""
+        count = len(self.space) if self.native else self.settings.candidates
+        candidates = explore(self.space, self.block_score(), count, self.params.seed, self.pieces)
         most = self.settings.output_candidates
         if not most:
             return [{**candidate, "output": None} for candidate in candidates]
-        return score_outputs(self.supernet, candidates, self.output_score(), most, self.pieces)
+        measured = None if self.native else most
+        return score_outputs(self.supernet, candidates, self.output_score(), measured, self.pieces)
 
     def block_score(self) -> BlockScore:
         """What measures the error of the block's own outputs."""

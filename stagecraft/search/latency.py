@@ -4,7 +4,6 @@ A block takes the sum of its layers (a ResNet layer with the concatenation befor
 a student that of its blocks, its input side and its output head, all in milliseconds an image.
 """
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -188,13 +187,10 @@ def distinct_parts(student: Layers, specs: Iterable[tuple[str, Spec]]) -> Iterat
     """The block, the place in it and the layer of each different option of specs."""
     seen: set[str] = set()
     for name, spec in specs:
-        for part, choice in student.parts(name, spec).items():
-            known = f"{name}.{part} {json.dumps(choice, sort_keys=True)}"
-            if known not in seen:
-                seen.add(known)
-                layer = student.layer(name, part, choice)
-                if layer is not None:
-                    yield name, part, layer
+        for part, layer in student.placed(name, spec).items():
+            if layer.key not in seen:
+                seen.add(layer.key)
+                yield name, part, layer
 
 
 # --- Using a table ---

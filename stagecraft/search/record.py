@@ -1,18 +1,19 @@
 """What results/search/<job>.json says of a search, as far as the report reads it."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from stagecraft.networks.family import Spec
 
 
 class Scored(TypedDict):
-    """A candidate with its error on the block's own outputs and its costs."""
+    """A candidate with its error on the block's own outputs and its costs; milliseconds an image where layers were timed."""
 
     spec: Spec
     nmse: float
     macs: int
     params: int
+    time: NotRequired[float]
 
 
 class MacsSpent(TypedDict):

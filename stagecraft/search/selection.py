@@ -5,6 +5,7 @@ image for every interval in which the block runs (None when it was not measured)
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -34,10 +35,11 @@ class SubBlock(TypedDict):
 
 
 class Candidate(SubBlock):
-    """A sub-block with its scores."""
+    """A sub-block with its scores; `agrees` is what it has in common with the others of a student, where they have to agree."""
 
     nmse: float
     output: NotRequired[list[float] | None]
+    agrees: NotRequired[dict[str, int]]
 
 
 Chosen = Mapping[str, SubBlock]  # by the name of the search job
@@ -139,6 +141,15 @@ def pareto(
         if not any(all(other[key] <= one[key] for key in costs) for other in front):
             front.append(one)
     return front
+
+
+def fronts(candidates: Sequence[Candidate], values: Sequence[float]) -> list[Candidate]:
+    """`pareto` of the candidates that agree in the same, one after the other."""
+    alike: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        alike.setdefault(json.dumps(candidate.get("agrees"), sort_keys=True), []).append(index)
+    parts = [pareto([candidates[i] for i in indices], [values[i] for i in indices]) for indices in alike.values()]
+    return list(itertools.chain.from_iterable(parts))
 
 
 def weight_of(block: PlacedBlock, costs: Costs) -> float:
@@ -274,7 +285,7 @@ def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: 
     """
     blocks = blocks if score == "local" else measured(blocks, score)
     values = [[value_of(block, candidate, costs, score) for candidate in block.candidates] for block in blocks]
-    options = [pareto(block.candidates, column) for block, column in zip(blocks, values, strict=True)]
+    options = [fronts(block.candidates, column) for block, column in zip(blocks, values, strict=True)]
     kept = [[value_of(block, c, costs, score) for c in front] for block, front in zip(blocks, options, strict=True)]
     picked = _Programme(options, blocks, costs, budget).solve(kept)
     if picked is None:
@@ -376,6 +387,8 @@ def round_up(value: float, digits: int = 4) -> float:
 def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Candidate]:
     """The choice that costs least by `macs`, `time`, `params` or `params_active`."""
     cost = LIMITED[key]
+    if any("agrees" in candidate for block in blocks for candidate in block.candidates):
+        return _cheapest_agreeing(blocks, costs, cost)
     least = {block.name: min(block.candidates, key=lambda candidate: candidate[cost]) for block in blocks}
 
     def cost_of(tiling: list[Block]) -> float:
@@ -388,6 +401,14 @@ def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Cand
     intervals = len(costs.interval_weights)
     best = [min(tilings(searched, intervals), key=cost_of) for searched in by_place(blocks).values()]
     return {block.name: least[block.name] for tiling in best for block in tiling}
+
+
+def _cheapest_agreeing(blocks: Sequence[Block], costs: Costs, cost: Cost) -> dict[str, Candidate]:
+    """The same of candidates that have to agree."""
+    options = [list(block.candidates) for block in blocks]
+    picked = _Programme(options, blocks, costs, Budget()).solve([[c[cost] for c in column] for column in options])
+    assert picked is not None, "the teacher's own blocks agree"
+    return picked
 
 
 class _Programme:
@@ -453,6 +474,18 @@ class _Programme:
                 rows.append(np.repeat(here, [len(options) for options in self.options]))
         return np.array(rows)
 
+    def agreements(self) -> Iterator[np.ndarray]:
+        """Rows whose sum is 0 where the options chosen agree: of two blocks that say a value, both choose it or neither."""
+        owners = np.repeat(np.arange(len(self.options)), [len(options) for options in self.options])
+        said = [candidate.get("agrees", {}) for options in self.options for candidate in options]
+        for key in sorted({key for one in said for key in one}):
+            values = np.array([one.get(key, -1) for one in said])
+            speakers = np.unique(owners[values >= 0])
+            for first, second in itertools.pairwise(speakers):
+                for value in np.unique(values[values >= 0]):
+                    sides = 1.0 * (owners == first) - 1.0 * (owners == second)
+                    yield sides * (values == value)
+
     def solve(self, values: Sequence[Sequence[float]]) -> dict[str, Candidate] | None:
         """The choice with the least sum of values, which are given per block and option, by block; None when there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
@@ -462,6 +495,7 @@ class _Programme:
         if len(scaled) < len(self.rows):
             return None
         limits = [LinearConstraint(row, ub=limit) for row, limit in scaled]
+        limits += [LinearConstraint(row, 0, 0) for row in self.agreements()]
         sizes = [len(options) for options in self.options]
         choice = milp(
             np.concatenate([np.asarray(column, dtype=float) for column in values]),

@@ -9,9 +9,11 @@ import numpy as np
 
 from stagecraft.elastic.block import natural_orders
 from stagecraft.elastic.kinds import searchables_of
+from stagecraft.elastic.native import native_choices
 from stagecraft.elastic.searchable import Choices, Order, Settings
-from stagecraft.networks.families import sites_of
-from stagecraft.networks.family import Choice, Module, Spec
+from stagecraft.elastic.whole import BlockChoices
+from stagecraft.networks.families import family_of, sites_of
+from stagecraft.networks.family import NATIVE, Choice, Module, Site, Spec
 
 ATTEMPTS = 20  # children tried for each that is wanted
 
@@ -100,6 +102,31 @@ class BlockSpace:
         name = [*self.choices][int(rng.integers(len(self.choices)))]
         spec[name] = self.choices[name].changed(spec[name], rng)
         return spec
+
+
+class NativeSpace(BlockSpace):
+    """All sub-blocks for a native student; the teacher's own shape is always among them.
+
+    Args:
+        choices: as `native_choices` gives them.
+        orders: as `NativeBlock.sort` gives them.
+    """
+
+    def __init__(self, choices: BlockChoices, orders: Mapping[str, Order]) -> None:
+        self.orders = orders
+        self.identity = {NATIVE: choices.all()[0]}
+        self.choices = {NATIVE: choices}
+
+
+def native_space(net: Module, site: Site, settings: Settings, orders: Mapping[str, Order]) -> NativeSpace:
+    """The space of the block at a site of a teacher, for a native student."""
+    return NativeSpace(native_choices(family_of(net).native(net), site, settings), orders)
+
+
+def native_specs(teacher: Module, settings: Settings) -> Iterator[tuple[str, Spec]]:
+    """Names of blocks, and every spec of each for a native student."""
+    for site in sites_of(teacher):
+        yield from ((site.name, spec) for spec in native_space(teacher, site, settings, {}).all())
 
 
 def covering_specs(student: Module, settings: Settings) -> Iterator[tuple[str, Spec]]:

@@ -229,15 +229,19 @@ class OutputScore:
 
 
 def score_outputs(
-    supernet: ElasticBlock, scored: list[Candidate], measure: OutputScore, most: int, pieces: Pieces | None = None
+    supernet: ElasticBlock,
+    scored: list[Candidate],
+    measure: OutputScore,
+    most: int | None,
+    pieces: Pieces | None = None,
 ) -> list[Candidate]:
     """The scored candidates, the best of them with `output`, their `OutputScore` per interval; the others with None.
 
     Args:
         scored: what `score` gave, the teacher's shape first.
-        most: candidates to measure, as `front_of` takes it.
+        most: candidates to measure, as `front_of` takes it; None for all.
     """
-    best = front_of(scored, most)
+    best = scored if most is None else front_of(scored, most)
 
     def measure_some(start: int) -> list[list[float]]:
         return [measure(supernet, candidate["spec"]) for candidate in best[start : start + KEPT_SCORES]]

@@ -12,10 +12,10 @@ from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.process import Process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import ElasticBlock, student_state
-from stagecraft.networks.families import family_of, site_named
+from stagecraft.elastic.native import NativeBlock
+from stagecraft.networks.families import condition_names, family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
-from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.plan import Plan
@@ -50,6 +50,8 @@ def start_student(teacher: Module, chosen: Plan, init: str, seed: int, supernet:
     student = build_student(teacher, chosen["unet"], chosen["boundaries"], seed)
     if init == "teacher" and chosen["rule"] == "given":
         warm_start(student, teacher)
+    elif init != "scratch" and "native" in chosen["unet"]:
+        inherit_native(student, teacher, chosen, supernet if init == "inherit" else None)
     elif init != "scratch":
         narrowed = narrowed_teacher(teacher, chosen["unet"].get("stream"))
         inherit(student, narrowed, supernet if init == "inherit" else untrained_supernets(narrowed))
@@ -88,13 +90,14 @@ def student_batches(
 ) -> NoisyBatches:
     """Batches as the `retrain` section of the params describes them, with what the teacher is given beside x_t and t."""
     intervals = process.edges(boundaries)
+    names = condition_names(teacher)
     return NoisyBatches(
-        data,
+        data.only(names),
         process,
         settings.batch_size,
         device,
         settings.horizontal_flip,
-        conditional=is_class_conditional(teacher),
+        conditional=bool(names),
         intervals=intervals,
         probabilities=interval_probabilities(settings.interval_probabilities, intervals),
     )
@@ -123,6 +126,28 @@ def inherit(student: Module, teacher: Module, supernet: Supernet) -> None:
             own_block.module.load_state_dict(state)
 
 
+def inherit_native(student: Module, teacher: Module, chosen: Plan, supernet: Supernet | None) -> None:
+    """The same for a native student.
+
+    Args:
+        chosen: the content of architecture.json.
+        supernet: as in `inherit`, of NativeBlocks; None for the teacher's weights, channels inside layers as they stand.
+    """
+    family = family_of(teacher)
+    form = family.native(teacher)
+    architecture = chosen["unet"]
+    span = (chosen["intervals"][0][0], chosen["intervals"][-1][1])
+    order = {str(level): channels for level, channels in enumerate(architecture["stream"])}
+    family.copy_fixed(student, form.start(teacher, architecture, span))
+    for site in family.sites(teacher):
+        for own_block in family.blocks(student, site):
+            job = name_of(site.name, site.per_range, own_block.intervals)
+            elastic = NativeBlock(teacher.get_submodule(site.name), family, site, form, order)
+            if supernet is not None:
+                elastic.load_state_dict(supernet(job))
+            own_block.module.load_state_dict(elastic.weights(chosen["chosen"][job]["spec"]))
+
+
 def interval_probabilities(setting: str | list[float], intervals: Sequence[Sequence[float]]) -> list[float] | None:
     """How often training draws each interval: None leaves it to the density of t; `uniform` draws all alike; or as given.
 
@@ -138,6 +163,20 @@ def interval_probabilities(setting: str | list[float], intervals: Sequence[Seque
             f"retrain.interval_probabilities: {setting} for {len(intervals)} intervals; give one number for each"
         )
     return [float(value) / sum(map(float, setting)) for value in setting]
+
+
+def finished(student: Module, teacher: Module) -> Module:
+    """A student as it is saved: of its teacher's own class where it is native."""
+    return family_of(teacher).stock(student) if "native" in student.config["architecture"] else student
+
+
+def with_decoders(student: Module) -> Module:
+    """A saved student as one with decoders, which a native one has to be made again."""
+    if "architecture" in student.config:
+        return student
+    built = build_student(student, identity_architecture(student), [], 0)
+    warm_start(built, student)
+    return built.eval()
 
 
 def warm_start(student: Module, teacher: Module) -> None:

@@ -7,10 +7,12 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ AFTER_RETRAIN = {"retrain", "evaluate", "report", "publish", "record"}
 
 # Stands in for stages/__init__.py, which Python runs before a command: it parses the real flags but imports and computes nothing.
 STUB = """
-import ast, json, os, sys
+import ast, json, os, sys, time
 from pathlib import Path
 from typing import Any
 from stagecraft.config import stages
@@ -48,9 +50,11 @@ def signature_of(name):
 
 def pretend(name):
     arguments = vars(build_parser(signature_of(name)).parse_args())
-    print("stub", name, "of", sys.prefix)
+    print("stub", name, "of", sys.prefix, flush=True)
     if Path(f"fail-{arguments.get('name', name)}").exists():
         sys.exit(f"error: {name}: told to fail")
+    if Path(f"hang-{arguments.get('name', name)}").exists():
+        time.sleep(300)
     if Path(f"kill-{arguments.get('name', name)}").exists():
         os.kill(os.getpid(), 9)
     for pattern in json.loads(Path("outputs.json").read_text())[name]:
@@ -303,7 +307,7 @@ def test_a_run_does_what_the_look_told(set_back: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(set_back, tmp_path / "run", symlinks=True))
     printed = in_folder(folder, "snakemake", "--cores", "2", "results/metrics.json")
     assert "As in dvc.lock: assemble, " in printed and "so made again: evaluate." in printed
-    assert set(re.findall(r"^(?:local)?rule (\w+):", printed, flags=re.MULTILINE)) == {"evaluate"}
+    assert set(re.findall(r"^(\w+): started", printed, flags=re.MULTILINE)) == {"evaluate"}
     assert Path(re.search(r"^Complete log\(s\): (.*)", printed, flags=re.MULTILINE)[1]).is_file()
 
 
@@ -351,6 +355,14 @@ def test_jobs_need_no_home_and_a_pod_no_user(copied: Path, unknown_user: Path) -
     for mode in ([], ["--mode", "subprocess", "--nolock", "--shared-fs-usage", *SHARED]):
         result = run(copied, "--forcerun", "report", *mode, "--", "report", **outside)
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("latency", ["{source: none, path: null}", "{source: measure, path: null}"])
+def test_a_cluster_needs_no_number_of_cores(copied: Path, latency: str) -> None:
+    command = [sys.executable, "-m", "snakemake", "--workflow-profile", "workflow/profiles/slurm", "--dry-run"]
+    command += ["--config", f"measure_latency={latency}"]
+    result = subprocess.run(command, cwd=copied, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_profiles_share_all_but_the_cache_of_the_home(finished: Path) -> None:
@@ -542,6 +554,36 @@ def test_a_terminal_shows_how_far_the_jobs_are_and_leaves_their_output_to_the_lo
     assert "stub search_block" in (copied / "logs" / "search_block" / "mid_block.log").read_text()
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor stays hidden"
     assert "Complete log(s)" in shown[shown.rindex("\x1b[?25h") :]
+
+
+def test_plain_output_is_at_most_three_lines_a_job(copied: Path) -> None:
+    result = run(copied, "--forceall")
+    lines = (result.stdout + result.stderr).splitlines()
+    started = [line for line in lines if re.search(r": started, \d+ of \d+ jobs done$", line)]
+    assert len(started) == 23 and len(lines) <= 3 * len(started), lines
+    assert {line.split(":")[0] for line in started} == {line.split(":")[0] for line in lines if ": done in 0:" in line}
+    assert "stub search_block" in (copied / "logs" / "search_block" / "mid_block.log").read_text()
+    assert "rule search_block:" in run(copied, "--forcerun", "search_block", "--printshellcmds").stderr
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["snakemake", "all"])
+def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(copied: Path, tmp_path: Path, group: bool) -> None:
+    (copied / "hang-retrain").touch()
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--forcerun", "retrain"]
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=copied, stdout=file, stderr=file, start_new_session=True)
+    log = copied / "logs" / "retrain" / "retrain.log"
+    log.unlink()
+    while not (log.is_file() and log.read_text()):
+        assert process.poll() is None, output.read_text()
+        time.sleep(0.1)
+    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+    assert process.wait(timeout=20) != 0
+    last = output.read_text().split("retrain: started, 0 of 6 jobs done\n")[1]
+    assert last == "stopped; the same command again goes on from here\n"
+    (copied / "hang-retrain").unlink()
+    assert run(copied).returncode == 0
 
 
 def test_a_terminal_says_when_there_is_nothing_to_do(copied: Path) -> None:

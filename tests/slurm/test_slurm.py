@@ -32,7 +32,15 @@ COMMAND = ["snakemake", "--workflow-profile", "workflow/profiles/slurm", "--max-
 BLOCKS = ["down_blocks.0", "down_blocks.1", "mid_block"]
 BLOCKS += [f"up_blocks.{level}.interval_{interval}" for level in range(2) for interval in range(2)]
 WITH_GPU = {"train_teacher", "train_extractor", "cache_features", "rank_channels", "retrain", "evaluate"}
-WITHOUT_GPU = {"prepare_data", "train_autoencoder", "encode_latents", "cluster_timesteps", "assemble", "report"}
+WITHOUT_GPU = {
+    "measure_latency",
+    "prepare_data",
+    "train_autoencoder",
+    "encode_latents",
+    "cluster_timesteps",
+    "assemble",
+    "report",
+}
 WITHOUT_GPU |= {"publish"}
 SAME_BYTES = (
     "results/student/unet/diffusion_pytorch_model.safetensors",

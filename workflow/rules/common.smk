@@ -24,6 +24,7 @@ from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
 from stagecraft.preflight.params import load_params, validate_params
 from stagecraft.runtime import console, lifeline, provenance
+from stagecraft.runtime.threads import measure_other_work, note_other_work
 
 # Whether this is `snakemake plan`. Snakemake names the targets of a call only once it has read the rules.
 PLANNING = "plan" in sys.argv[1:]
@@ -189,7 +190,7 @@ def name_model(folder):
 
 
 def name_pipeline(folder, student=False):
-    """Files of a pipeline folder, that of the student always with a pipeline of its own."""
+    """Files of a pipeline folder, that of a student with decoders always with a pipeline of its own."""
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
@@ -197,7 +198,9 @@ def name_pipeline(folder, student=False):
 
 
 def name_student(folder):
-    """Files of a student's pipeline folder."""
+    """Files of a student's pipeline folder, of a native one the same as of a teacher's."""
+    if PARAMS.assemble.native:
+        return name_pipeline(folder)
     return [*name_pipeline(folder, student=True), f"{folder}/unet/multi_decoder_unet.py"]
 
 
@@ -229,11 +232,35 @@ def count_processes(wildcards, rulename):
     return max(1, int(workflow.get_rule(rulename).resources["gpu"].value))
 
 
+def wants_all_messages():
+    """Whether Snakemake's own messages were asked for."""
+    settings = workflow.output_settings
+    return settings.verbose or settings.printshellcmds or bool(settings.quiet)
+
+
+def quieten():
+    """Where no terminal shows the jobs, leave out of Snakemake's messages what is no news."""
+    if not (sys.stderr.isatty() or wants_all_messages() or NESTED):
+        screens.append(console.Lines(jobs, logger, workflow.output_settings.show_failed_logs))
+
+
+def tell_of_other_work():
+    """Say so when others keep this machine's cores busy that the jobs are to use."""
+    cores = workflow.resource_settings.cores
+    note = note_other_work(cores, measure_other_work()) if cores and cores > 1 else None
+    if note:
+        print(note, file=sys.stderr)
+
+
 def open_screen():
-    """On a terminal, show how far the jobs are; their output, which would run through it, is in their logs. A plan is shown."""
-    if sys.stderr.isatty() and not PLANNING:
-        shell.prefix("set -euo pipefail; exec > /dev/null 2>&1; ")
+    """Show how far the jobs are, on a terminal or line by line; their own output is in their logs. A plan is shown."""
+    if PLANNING or NESTED:
+        return
+    if sys.stderr.isatty():
         screens.append(console.Screen(jobs, logger))
+    if screens:
+        shell.prefix("set -euo pipefail; exec > /dev/null 2>&1; ")
+        screens[-1].start()
 
 
 def close_screen():

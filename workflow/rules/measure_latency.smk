@@ -11,7 +11,7 @@ rule measure_latency:
     conda:
         "../envs/stagecraft.yaml"
     # All of the machine, so that nothing else runs while layers are timed.
-    threads: workflow.cores if measures_latency() else 1
+    threads: workflow.resource_settings.cores or 1 if measures_latency() else 1
     resources:
         mem_mb=8000,
         runtime=120,

@@ -13,7 +13,7 @@ rule plan:
     params:
         config=lambda wildcards: json.dumps(config, sort_keys=True),
         gpu=lambda wildcards: json.dumps(GPU),
-        cores=workflow.cores or 1,
+        cores=workflow.resource_settings.cores or 1,
     shell:
         "python -m stages.plan --params {params.config:q} --threads {threads} "
         "--cores {params.cores} --gpu {params.gpu:q} --figures {log.figures:q} "

@@ -1,3 +1,6 @@
+PLOTS = ("candidates.json", "curves.json", "silhouette.json", "similarity.png", "supernets.json")
+
+
 rule report:
     input:
         metrics=rules.evaluate.output.metrics,
@@ -14,6 +17,7 @@ rule report:
         code=find_code("report"),
     output:
         page="results/report.html",
+        plots=expand("results/plots/{name}", name=PLOTS),
     log:
         "logs/report/report.log",
     conda:
@@ -27,5 +31,5 @@ rule report:
     shell:
         "python -m stages.report --params {params.config:q} --threads {threads} "
         "--metrics {input.metrics:q} --samples {input.samples:q} --clusters {input.clusters:q} --architecture {input.architecture:q} "
-        "--search results/search --logs {input.logs:q} --output {output.page:q} "
+        "--search results/search --logs {input.logs:q} --output {output.page:q} --plots results/plots "
         "2>&1 | tee {log:q}"

@@ -1,233 +1,43 @@
-"""UNet2DModel as the library sees it: its sites, what passes between them, and how to run its blocks.
+"""The family of diffusers' UNet2DModel."""
 
-The tensors between blocks, each named once: `emb` (N, D); `skip.0` (conv_in's output), `skip.1`, ... (every state that a down
-block emits, the last of a block being its output); `mid`; `up.0`, `up.1`, ... (each up block's output), all N,C,H,W.
-"""
+from collections.abc import Mapping
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import torch
 from diffusers import UNet2DModel
 
-from stagecraft.data.condition import UNCONDITIONAL, Condition
-from stagecraft.diffusion.losses import predict
-from stagecraft.networks.family import (
-    Architecture,
-    FixedCosts,
-    Module,
-    ResidualStream,
-    Site,
-    Spec,
-    Stream,
-    StudentBlock,
-)
-from stagecraft.networks.unet2d.costs import block_macs, fixed_costs
-from stagecraft.networks.unet2d.given_decoders import decoder_costs, widen_decoders
+from stagecraft.data.condition import Condition, example_classes
+from stagecraft.networks.family import Module, Spec
+from stagecraft.networks.unet.family import UNetFamily
+from stagecraft.networks.unet.stream import residual_stream
 from stagecraft.networks.unet2d.layers import UNet2DLayers
-from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec, narrow_stream
-from stagecraft.networks.unet2d.names import DOWN, MID, UP
-from stagecraft.networks.unet2d.stream import residual_stream
-
-IN_DECODER = (UP, "conv_norm_out", "conv_out")
+from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel
+from stagecraft.networks.unet2d.native import UNet2DNative, stock_model
 
 
-class UNet2DFamily:
+class UNet2DFamily(UNetFamily):
     """The family of diffusers' UNet2DModel."""
 
     teacher_class = UNet2DModel
     student_class = MultiDecoderUNet2DModel
 
-    def fit(self, teacher: Module, side: int) -> Module:
-        """Give a teacher, in place, a side, and of an output head with a learned variance the mean alone."""
-        channels = teacher.config["in_channels"]
-        if teacher.config["out_channels"] == 2 * channels:
-            output = teacher.conv_out
-            output.weight = torch.nn.Parameter(output.weight.detach()[:channels].clone())
-            output.bias = torch.nn.Parameter(output.bias.detach()[:channels].clone())
-            output.out_channels = channels
-        teacher.register_to_config(out_channels=channels, sample_size=side)
-        return teacher
+    def head_unit(self, net: Module, level: int) -> int:
+        """Channels of a head."""
+        return int(net.config["attention_head_dim"] or 1)
 
-    def sites(self, net: Module) -> list[Site]:
-        """The places of all blocks, in the order in which they run."""
-        side = net.config["sample_size"] or 0  # unknown until a teacher is fitted to its images
-        deepest = len(net.down_blocks) - 1
-        sites = []
-        states = ["skip.0"]
-        for i, block in enumerate(net.down_blocks):
-            count = len(block.resnets) + (block.downsamplers is not None)
-            emitted = [f"skip.{len(states) + j}" for j in range(count)]
-            sites.append(Site(f"{DOWN}.{i}", ("emb", states[-1]), tuple(emitted), False, side >> i))
-            states += emitted
-        hidden = states[-1]
-        if net.mid_block is not None:
-            sites.append(Site(MID, ("emb", hidden), ("mid",), False, side >> deepest))
-            hidden = "mid"
-        for i, block in enumerate(net.up_blocks):
-            count = len(block.resnets)
-            reads = ("emb", hidden, *states[-count:])
-            sites.append(Site(f"{UP}.{i}", reads, (f"up.{i}",), True, side >> (deepest - i)))
-            states = states[:-count]
-            hidden = f"up.{i}"
-        return sites
-
-    def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Run a block on what its site reads; returns what it writes."""
-        emb, hidden, *skips = tensors
-        if is_down(site):
-            return block(hidden, emb)[1]
-        return (block(hidden, tuple(skips), emb) if skips else block(hidden, emb),)
-
-    def trace(
-        self, net: Module, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL
-    ) -> dict[str, torch.Tensor]:
-        """All tensors between blocks in one forward pass, and the prediction as `output`; x_t is N,C,H,W, t is (N,)."""
-        seen: dict[str, torch.Tensor] = {}
-        handles = [
-            net.get_submodule(site.name).register_forward_hook(keep_outputs(site, seen), with_kwargs=True)
-            for site in self.sites(net)
-        ]
-        handles.append(net.conv_in.register_forward_hook(lambda module, args, output: seen.update({"skip.0": output})))
-        try:
-            seen["output"] = predict(net, x_t, t, condition)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return seen
-
-    def tail_reads(self, net: Module, site: Site) -> tuple[str, ...]:
-        """The tensors that `tail` needs beside what the site writes."""
-        known = set(site.writes)
-        needed = []
-        for later in self.sites_after(net, site):
-            needed += [name for name in later.reads if name not in known]
-            known |= {*later.reads, *later.writes}
-        return tuple(needed)
-
-    def tail(
-        self, net: Module, site: Site, outputs: Sequence[torch.Tensor], seen: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """The prediction (N,C,H,W) of a UNet whose block at a site gave these outputs; `seen` holds its `tail_reads`."""
-        seen = seen | dict(zip(site.writes, outputs, strict=True))
-        hidden = outputs[-1]
-        for later in self.sites_after(net, site):
-            written = self.run(later, net.get_submodule(later.name), [seen[name] for name in later.reads])
-            seen.update(zip(later.writes, written, strict=True))
-            hidden = written[-1]
-        return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
-
-    def blocks(self, student: Module, site: Site) -> list[StudentBlock]:
-        """The blocks of a MultiDecoderUNet2DModel at one of the teacher's sites, one for each range of intervals."""
-        index = site.name.rpartition(".")[2]
-        blocks = []
-        for entry in student.config["architecture"]["blocks"][site.name]:
-            if site.per_range:
-                module = student.decoders[entry["range"][0]].blocks[int(index)]
-            else:
-                module = student.get_submodule(site.name)
-            blocks.append(StudentBlock(module, entry["spec"], entry["range"]))
-        return blocks
-
-    def rebuild(self, block: Module, spec: Spec) -> Module:
-        """A block of the teacher, changed in place as a spec says; weights of changed layers are left to the caller."""
-        return apply_spec(block, spec)
-
-    def block_macs(self, block: Module, site: Site) -> int:
-        """MACs of a block at a site for one sample."""
-        return block_macs(block, site.side)
-
-    def fixed_costs(self, net: Module) -> FixedCosts:
-        """What a UNet costs beside its blocks."""
-        return fixed_costs(net)
+    def example_condition(self, net: Module, count: int) -> Condition:
+        """Class 0 if a network is class-conditional."""
+        return example_classes(net, count)
 
     def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNet2DLayers:
         """The layers of a UNet, to be measured one by one."""
-        return UNet2DLayers(net, identities)
+        condition = self.example_condition(net, 1)
+        rebuilder = self.student_class.rebuilder
+        return UNet2DLayers(net, identities, rebuilder, condition, self.tokens, native=self.native(net))
 
-    def residual_stream(self, net: Module) -> ResidualStream:
-        """What passes from layer to layer of a UNet."""
-        return residual_stream(net, self.sites(net))
-
-    def narrow(self, net: Module, stream: Stream) -> Module:
-        """A copy of a UNet with these channels of its residual stream alone; see `narrow_stream`."""
-        return narrow_stream(copy.deepcopy(net), stream)
-
-    def widen_decoders(self, net: Module, identity: Architecture, widths: Sequence[float]) -> Architecture:
-        """The identity with decoders whose channels are shares of the teacher's, in whole groups and attention heads."""
-        return widen_decoders(net, self.decoder_sites(net), identity, widths)
-
-    def decoder_costs(self, net: Module, architecture: Architecture) -> list[tuple[int, int]]:
-        """MACs for one sample and parameters of every interval's decoder, its output head included."""
-        return decoder_costs(net, self.decoder_sites(net), architecture)
-
-    def build_student(
-        self, teacher: Module, architecture: Architecture, boundaries: Sequence[float]
-    ) -> MultiDecoderUNet2DModel:
-        """A student with random weights."""
-        return MultiDecoderUNet2DModel(**student_config(teacher, architecture, boundaries))
-
-    def copy_fixed(self, student: Module, teacher: Module) -> None:
-        """Copy all but the blocks, the output head into every decoder that has its own."""
-        own = student.state_dict()
-        with torch.no_grad():
-            for name, value in teacher.state_dict().items():
-                if not name.startswith((DOWN, MID, UP)):
-                    for own_copy in copies_of(own, name, student.num_intervals):
-                        own_copy.copy_(value)
-
-    def copy_all(self, student: Module, teacher: Module) -> None:
-        """Copy the teacher's weights in place, into every decoder.
-
-        A tensor of another shape gets what both have in common, its first channels, and keeps its random values in the rest; so
-        only decoders of the teacher's own shape start as copies of it.
-        """
-        own = student.state_dict()
-        with torch.no_grad():
-            for name, value in teacher.state_dict().items():
-                for own_copy in copies_of(own, name, student.num_intervals):
-                    common = tuple(slice(min(sizes)) for sizes in zip(own_copy.shape, value.shape, strict=True))
-                    own_copy[common].copy_(value[common])
-
-    def decoder_sites(self, net: Module) -> list[Site]:
-        """The sites of the up blocks."""
-        return [site for site in self.sites(net) if site.per_range]
-
-    def sites_after(self, net: Module, site: Site) -> list[Site]:
-        """The sites whose blocks run after that of one."""
+    def native(self, net: Module) -> UNet2DNative:
+        """What a stock UNet2DModel expresses of a UNet."""
         sites = self.sites(net)
-        return sites[sites.index(site) + 1 :]
+        return UNet2DNative(net, sites, residual_stream(net, sites).levels)
 
-
-def student_config(teacher: Module, architecture: Architecture, boundaries: Sequence[float]) -> dict[str, object]:
-    """The arguments of a student's class."""
-    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    repeated = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
-    how: dict[str, object] = {"unet": config, "architecture": architecture, "boundaries": list(boundaries)}
-    return how | {key: config[key] for key in repeated}
-
-
-def copies_of(own: Mapping[str, torch.Tensor], name: str, intervals: int) -> list[torch.Tensor]:
-    """A student's own weights that stand for one of the teacher's: in every decoder that has one, or one outside of them."""
-    copies = [f"decoders.{k}.{name}" for k in range(intervals)] if name.startswith(IN_DECODER) else [name]
-    return [own[copy] for copy in copies if copy in own]
-
-
-def is_down(site: Site) -> bool:
-    """Whether a site is in the encoder, where a block emits several states."""
-    return site.name.startswith(DOWN)
-
-
-def keep_outputs(site: Site, seen: dict[str, torch.Tensor]) -> Callable[..., None]:
-    """A forward hook that keeps what the block at a site writes, and the time embedding."""
-
-    def hook(module: Module, args: tuple[Any, ...], kwargs: Mapping[str, torch.Tensor], output: Any) -> None:
-        states = output[1] if is_down(site) else (output,)
-        # Attention leaves channels-last strides; torch 2.12's CPU GroupNorm crashes in the backward pass on such an input
-        # when the input itself needs no gradient, as a block's input here. At 1 x 1 pixels contiguous() would keep them.
-        seen.update(zip(site.writes, (state.flatten().view(state.shape) for state in states), strict=True))
-        if is_down(site):
-            seen["emb"] = kwargs["temb"]
-
-    return hook
+    def stock(self, student: Module) -> Module:
+        """The UNet2DModel that a native student is."""
+        return stock_model(student)

@@ -1,4 +1,4 @@
-"""What the parts of a UNet2DModel cost: MACs of convolutions and linear layers as thop counts them, and parameters."""
+"""What the parts of diffusers' UNets cost: MACs of convolutions and linear layers as thop counts them, and parameters."""
 
 from typing import Any
 
@@ -6,25 +6,30 @@ from torch import nn
 
 from stagecraft.networks.family import FixedCosts, Module
 
+READING_PROMPTS = ("attn2.to_k", "attn2.to_v")  # what diffusers calls the layers that read a prompt's tokens
 
-def block_macs(block: nn.Module, side: int) -> int:
+
+def block_macs(block: nn.Module, side: int, tokens: int = 0) -> int:
     """Multiply-accumulates of one block for one sample.
 
     Args:
         block: a down, mid or up block, on any device, `meta` included.
         side: pixels a side at which its ResNet layers run. Its downsampler writes half of it, its upsampler twice.
+        tokens: of the prompt that its cross-attentions read.
     """
     return sum(
-        module.weight.numel() * positions_of(name, side)
+        module.weight.numel() * positions_of(name, side, tokens)
         for name, module in block.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     )
 
 
-def positions_of(name: str, side: int) -> int:
+def positions_of(name: str, side: int, tokens: int) -> int:
     """How often a layer of a block, by its name, is applied for one sample."""
     if "time_emb_proj" in name:
         return 1
+    if name.endswith(READING_PROMPTS):
+        return tokens
     if name.startswith("downsamplers"):
         return int(((side + 1) // 2) ** 2)
     if name.startswith("upsamplers"):
@@ -33,10 +38,12 @@ def positions_of(name: str, side: int) -> int:
 
 
 def fixed_costs(unet: Module) -> FixedCosts:
-    """conv_in and the time and class embeddings; the output head."""
+    """conv_in and the embeddings of the time, the class and what is added; the output head."""
     side = unet.config["sample_size"]
-    embedding = sum(m.weight.numel() for m in unet.time_embedding.modules() if isinstance(m, nn.Linear))
-    entrance = [unet.conv_in, unet.time_proj, unet.time_embedding, unet.class_embedding]
+    embeddings = [unet.time_embedding, getattr(unet, "add_embedding", None)]
+    linears = [m for module in embeddings if module is not None for m in module.modules() if isinstance(m, nn.Linear)]
+    embedding = sum(linear.weight.numel() for linear in linears)
+    entrance = [unet.conv_in, unet.time_proj, unet.class_embedding, *embeddings]
     head = [unet.conv_norm_out, unet.conv_out]
     return FixedCosts(
         entrance_macs=unet.conv_in.weight.numel() * side**2 + embedding,

@@ -1,11 +1,11 @@
-"""The residual stream of a UNet2DModel: its channels by level, and the modules that write it."""
+"""The residual stream of a UNet: its channels by level, and the modules that write it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stagecraft.networks.family import Module, ResidualStream, Site
-from stagecraft.networks.unet2d.multi_decoder_unet import stream_levels
-from stagecraft.networks.unet2d.names import DOWN, MID, UP
+from stagecraft.networks.unet.names import DOWN, MID, UP
+from stagecraft.networks.unet.student import stream_levels
 
 
 def residual_stream(unet: Module, sites: Sequence[Site]) -> ResidualStream:

@@ -1,0 +1,211 @@
+"""A UNet2DConditionModel with one decoder per range of timesteps, and every block built from an architecture spec.
+
+Self-contained (torch and diffusers only): the file that travels with the weights has the modules of this package in place of
+their imports, so that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
+
+In a spec, {"attentions.0": {"layers": [0, 2], "heads": 4, "feed_forward": 640}} keeps two layers of a transformer, with as many
+heads in each of their attentions and that inner width of their feed-forward parts; null drops the transformer.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
+
+from stagecraft.networks.unet.student import (
+    Architecture,
+    Dropped,
+    Module,
+    MultiDecoderModel,
+    Rebuilder,
+    build_resnet,
+    channels_of,
+    narrow_norm,
+    select,
+    self_contained,
+)
+
+BLOCK_TYPES = {
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "UpBlock2D",
+    "CrossAttnUpBlock2D",
+}
+
+
+class TransformerChoice(TypedDict):
+    """What is chosen of a transformer."""
+
+    layers: list[int]
+    heads: int
+    feed_forward: int
+
+
+class DroppedTransformer(Dropped):
+    """Identity that replaces a dropped transformer, which gives a tuple."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        return (hidden_states,)
+
+
+def build_transformer(transformer: Module, choice: TransformerChoice | None) -> Module:
+    """What a choice makes of a transformer, which is changed in place; layers that are kept keep their numbers."""
+    if choice is None:
+        return DroppedTransformer()
+    layers = transformer.transformer_blocks
+    kept = channels_of("layers", choice["layers"], len(layers), 1)
+    for index, layer in enumerate(layers):
+        if index in kept:
+            resize_heads(layer.attn1, choice["heads"])
+            resize_heads(layer.attn2, choice["heads"])
+            resize_feed_forward(layer.ff, choice["feed_forward"])
+        else:
+            layers[index] = Dropped()
+    return transformer
+
+
+def resize_heads(attention: Module, heads: int) -> None:
+    """Give an attention another number of heads of the same size, in place; untouched when it has as many."""
+    if heads == attention.heads:
+        return
+    if heads <= 0:
+        raise ValueError(f"architecture: heads {heads} of an attention, which has at least one")
+    width = attention.to_q.out_features // attention.heads * heads
+    for name in ("to_q", "to_k", "to_v"):
+        old = getattr(attention, name)
+        setattr(attention, name, linear_like(old, old.in_features, width))
+    attention.to_out[0] = linear_like(attention.to_out[0], width, attention.to_out[0].out_features)
+    attention.heads = attention.sliceable_head_dim = heads
+    attention.inner_dim = attention.inner_kv_dim = width
+
+
+def resize_feed_forward(feed_forward: Module, width: int) -> None:
+    """Give a feed-forward part of gated units another inner width, in place; untouched when it is the same."""
+    gated, _, last = feed_forward.net
+    if width == last.in_features:
+        return
+    if width <= 0:
+        raise ValueError(f"architecture: feed_forward {width} of a transformer, which is at least 1")
+    gated.proj = linear_like(gated.proj, gated.proj.in_features, 2 * width)
+    feed_forward.net[2] = linear_like(last, width, last.out_features)
+
+
+def linear_like(linear: Module, inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer of another size, with a bias where the other has one."""
+    weight = linear.weight
+    return nn.Linear(inputs, outputs, linear.bias is not None, device=weight.device, dtype=weight.dtype)
+
+
+def narrow_transformer(transformer: Module, kept: torch.Tensor) -> None:
+    """Keep the channels of the stream that a transformer reads and writes; inside it keeps its width."""
+    narrow_norm(transformer.norm, kept)
+    select(transformer.proj_in, kept, None)
+    select(transformer.proj_out, None, kept)
+    transformer.in_channels = transformer.out_channels = len(kept)
+
+
+# How each kind of layer that can be searched is built, by the name of the list that holds it in a block.
+BUILDERS: dict[str, Callable[[Module, Any], Module]] = {
+    "resnets": build_resnet,
+    "attentions": build_transformer,
+}
+REBUILDER = Rebuilder(BLOCK_TYPES, BUILDERS, narrow_transformer)
+
+
+class MultiDecoderUNet2DConditionModel(MultiDecoderModel):
+    """A UNet2DConditionModel rebuilt: shared encoder and mid block, one decoder per interval.
+
+    With the identity spec and a UNet2DConditionModel's weights it returns that model's output bit for bit.
+
+    Args:
+        unet, architecture, boundaries: as in `MultiDecoderModel.build`.
+        sample_size and others: as in `unet`; repeated where pipelines look for them.
+
+    Raises:
+        ValueError: the architecture does not fit the blocks or the intervals.
+    """
+
+    file = Path(__file__)
+    code = self_contained(file)
+    teacher_class = UNet2DConditionModel
+    rebuilder = REBUILDER
+    repeated: ClassVar[tuple[str, ...]] = (
+        "sample_size",
+        "in_channels",
+        "out_channels",
+        "num_class_embeds",
+        "cross_attention_dim",
+        "time_cond_proj_dim",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    )
+
+    @register_to_config
+    def __init__(
+        self,
+        unet: Mapping[str, object],
+        architecture: Architecture,
+        boundaries: list[float],
+        sample_size: int | None = None,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        num_class_embeds: int | None = None,
+        cross_attention_dim: int = 1280,
+        time_cond_proj_dim: None = None,
+        addition_embed_type: str | None = None,
+        addition_time_embed_dim: int | None = None,
+        projection_class_embeddings_input_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        base = self.build(unet, architecture, boundaries)
+        self.add_embedding = getattr(base, "add_embedding", None)
+        if self.add_embedding is not None:
+            self.add_time_proj = base.add_time_proj
+
+    def embed_all(
+        self,
+        timesteps: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        added: Mapping[str, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Embedding (N, D) of the time, the class and what is added: a pooled prompt and the sizes of the image."""
+        emb = self.embed(timesteps, class_labels)
+        if self.add_embedding is None:
+            return emb
+        if added is None:
+            raise ValueError("added_cond_kwargs must be given, with text_embeds and time_ids")
+        pooled = added["text_embeds"]
+        sizes = self.add_time_proj(added["time_ids"].flatten()).reshape(len(pooled), -1)
+        return emb + self.add_embedding(torch.cat([pooled, sizes], dim=-1).to(emb.dtype))
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        timestep_cond: None = None,
+        attention_mask: None = None,
+        cross_attention_kwargs: Mapping[str, object] | None = None,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        """Predict for x_t (N,C,H,W) at one timestep or at one per sample (N,), given prompts' hidden states (N,tokens,D).
+
+        The same call as UNet2DConditionModel's; ValueError for those of its arguments that this model knows nothing of.
+        """
+        if timestep_cond is not None or attention_mask is not None or cross_attention_kwargs:
+            raise ValueError("timestep_cond, attention_mask and cross_attention_kwargs are not supported")
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
+        interval = self.interval_of(timesteps)
+        emb = self.embed_all(timesteps.expand(sample.shape[0]), class_labels, added_cond_kwargs)
+        hidden, skips = self.encode(sample, emb, encoder_hidden_states)
+        output = self.decode(hidden, skips, emb, interval, encoder_hidden_states)
+        return UNet2DConditionOutput(sample=output) if return_dict else (output,)
