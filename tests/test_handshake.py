@@ -189,7 +189,7 @@ def test_two_queued_experiments_run_at_once_as_the_docs_say(recorded):
         while not seen or set(seen[-1]) & {"Queued", "Running"}:
             status = ok(recorded, "dvc", "queue", "status").split("Worker")[0]
             seen.append(re.findall(r"Queued|Running|Success|Failed", status))
-            time.sleep(4)  # asking takes as long
+            time.sleep(12)  # asking takes four seconds of a core, which the experiments need
     finally:
         run(recorded, "dvc", "queue", "stop", "--kill")
     assert seen[-1] == ["Success", "Success"], status
