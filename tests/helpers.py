@@ -265,8 +265,13 @@ def documentation() -> list[Path]:
 
 def documented_blocks(language: str) -> list[str]:
     """The code blocks of one language on all pages, each once, in their order."""
+    return list(dict.fromkeys(block for page in documentation() for block in blocks_of(page, language)))
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    """The code blocks of one language on a page."""
     fence = re.compile(rf"^```{language}\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
-    return list(dict.fromkeys(block.strip() for page in documentation() for block in fence.findall(page.read_text())))
+    return [block.strip() for block in fence.findall(page.read_text())]
 
 
 def without_blocks(page: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, documentation, documented_blocks, run, without_blocks
+from helpers import ROOT, blocks_of, documentation, documented_blocks, run, without_blocks
 
 from stagecraft.config.overlay import lay_over
 from stagecraft.config.sections import Everything
@@ -22,8 +22,8 @@ RUN_ELSEWHERE = {"make", "make test", "make quick", "make docs", "snakemake --wo
 
 
 def is_run_elsewhere(block: str) -> bool:
-    """Whether another test runs a block: the finished clone, this test run itself, the tests of Slurm and of the queue."""
-    return block in RUN_ELSEWHERE or "--queue" in block
+    """Whether another test runs a block: the finished clone, this run itself, the tests of Slurm, queue and walk-through."""
+    return block in RUN_ELSEWHERE or "--queue" in block or block in blocks_of(ROOT / "docs" / "walkthrough.md", "sh")
 
 
 def inline_commands(start: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import ROOT, preset_params, run, tiny_unet
 from hub import save_configs
+from PIL import Image
 from refusals import check_words, names
 
 from stagecraft.config.overlay import lay_over
@@ -238,3 +239,20 @@ def test_snakemake_plans_without_images_weights_or_results(tmp_path: Path) -> No
     result = run(tmp_path, *command, "plan", "--configfile", "own.json", "--config", "tflops=fast")
     assert result.returncode == 1
     assert "error: tflops: 'fast' is no number; give one (--config tflops=...)" in result.stderr
+    own = {"prepare_data": {"source": "folder", "path": "none"}, "measure_latency": {"source": "none"}}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    result = run(tmp_path, *command, "plan", "--configfile", "own.json")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()
+    assert last[-1].startswith("error: plan: prepare_data.resolution or channels: null") and len(last) < 12, last
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_the_first_image_tells_the_channels_of_a_folder(tmp_path: Path, mode: str, channels: int) -> None:
+    colour = (200, 90, 10) if mode == "RGB" else 90
+    for number in range(12):
+        Image.new(mode, (16, 16), colour).save(tmp_path / f"{number}.png")
+    own: dict[str, Any] = {"prepare_data": {"source": "folder", "path": str(tmp_path)}}
+    own |= {"measure_latency": {"source": "none"}, "assemble": {"time": None, "macs": 0.5}}
+    params = validate_params(lay_over(preset_params("digits"), own), "params.yaml")
+    assert read_setup(params).shape[0] == channels

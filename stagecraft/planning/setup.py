@@ -1,6 +1,6 @@
 """The models and images of a run as far as params and configs tell: networks on the meta device, without weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,14 @@ def read_setup(params: Everything) -> Setup:
 
 
 def look_at_images(settings: PrepareData) -> Survey:
-    """A survey of the images; of a folder or file that is not there yet, what params say of it."""
+    """A survey of the images; of a folder or file that is not there yet, what params say of it.
+
+    Of images the first of which is grey only decoding would tell whether all are; they are taken to be.
+    """
     if settings.path is not None and not Path(settings.path).exists():
         return Survey(0, 0, settings.resolution, settings.resolution, settings.channels)
-    return survey(settings)
+    seen = survey(settings)
+    return replace(seen, channels=seen.channels or 1)
 
 
 def read_teacher(params: Everything, images: Survey, space: Space) -> Module:

@@ -170,6 +170,11 @@ def last_line(path: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Lines:
     """Plain output, into a file or a pipe: one line for each job's start and end, in place of Snakemake's messages.
 
@@ -189,10 +194,10 @@ class Lines:
         for handler in self.handlers:
             handler.addFilter(self.concerns_the_run)
 
-    def start(self) -> None:
-        """Tell of jobs from here on."""
+    def start(self, tell: Callable[[str], None] = say) -> None:
+        """Tell of jobs from here on, by a function that takes a line."""
         self.started = True
-        self.jobs.tell = self.jobs.tell_start = say
+        self.jobs.tell = self.jobs.tell_start = tell
 
     def stop(self) -> None:
         """Leave the output to Snakemake's last messages."""
@@ -206,11 +211,6 @@ class Lines:
         if self.started:
             return event == "job_error" and self.failed_logs
         return record.levelno >= logging.WARNING or record.getMessage().startswith(NOTHING_TO_DO)
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def own_handlers(logger: logging.Logger) -> list[logging.Handler]:

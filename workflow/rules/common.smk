@@ -239,8 +239,9 @@ def wants_all_messages():
 
 
 def quieten():
-    """Where no terminal shows the jobs, leave out of Snakemake's messages what is no news."""
-    if not (sys.stderr.isatty() or wants_all_messages() or NESTED):
+    """Where no terminal shows the jobs, or a plan is all that is made, leave out of Snakemake's messages what is no news."""
+    shown = sys.stderr.isatty() and not PLANNING
+    if not (shown or wants_all_messages() or NESTED):
         screens.append(console.Lines(jobs, logger, workflow.output_settings.show_failed_logs))
 
 
@@ -253,8 +254,12 @@ def tell_of_other_work():
 
 
 def open_screen():
-    """Show how far the jobs are, on a terminal or line by line; their own output is in their logs. A plan is shown."""
-    if PLANNING or NESTED:
+    """Show how far the jobs are, on a terminal or line by line; their own output is in their logs. A plan is shown alone."""
+    if PLANNING:
+        for screen in screens:
+            screen.start(console.unheard)
+        return
+    if NESTED:
         return
     if sys.stderr.isatty():
         screens.append(console.Screen(jobs, logger))

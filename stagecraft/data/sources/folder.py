@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stagecraft.config.sections import ImageFiles
 from stagecraft.data import folders
-from stagecraft.data.decoding import decode_files, own_side, refused_bombs
+from stagecraft.data.decoding import decode_files, is_grey, own_side, refused_bombs
 from stagecraft.data.files import digest_of
 from stagecraft.data.images import Images, Look
 from stagecraft.data.texts import metadata_files, read_texts
@@ -38,10 +38,13 @@ def fingerprint(settings: ImageFiles) -> str:
 
 
 def look(settings: ImageFiles) -> Look:
-    """What names tell, and the first image's header; channels are not known without all of the pixels."""
+    """What names tell, and the first image: it may have another size, and one in colour makes all of them RGB."""
     folder = path_of(settings)
     layout = folders.read_layout(folder)
-    return Look(layout.contents, settings.resolution or own_side(folder / layout.names[0]), None)
+    first = folder / layout.names[0]
+    with refused_bombs():
+        channels = settings.channels or (None if is_grey(first) else 3)
+    return Look(layout.contents, settings.resolution or own_side(first), channels)
 
 
 def path_of(settings: ImageFiles) -> Path:
