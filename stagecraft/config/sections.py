@@ -182,12 +182,16 @@ class Prompted(Section):
 
     template: Annotated[str, Field(min_length=1, max_length=1000)] = doc("""The prompt of an image of class {}, where
         images come with no text of their own.""")
-    names: NonEmpty[str] | None = doc("What stands in it for each class, in their order; null for the classes' own names.")
+    names: NonEmpty[str] | None = doc(
+        "What stands in it for each class, in their order; null for the classes' own names."
+    )
     empty: Decay = doc("Share of the images that are trained on with an empty prompt, for guidance.")
 
 
 class RandomEncoder(Prompted):
-    source: Literal["random"] = doc("A small CLIP text encoder with random weights, and a tokenizer of the prompts' words.")
+    source: Literal["random"] = doc(
+        "A small CLIP text encoder with random weights, and a tokenizer of the prompts' words."
+    )
     path: None = doc("Null, as no folder is read.")
     width: Width = doc("Width of its hidden states, a multiple of 8.")
 
@@ -456,7 +460,9 @@ class Everything(Seeded, Precise, OfArchitecture, Sampled):
     """All sections; `Params` also checks what clashes between them."""
 
     prepare_data: PrepareData = doc("The images a run starts from.")
-    encode_prompts: EncodePrompts = doc("What a text encoder makes of the images' prompts, for teachers that draw by prompts.")
+    encode_prompts: EncodePrompts = doc(
+        "What a text encoder makes of the images' prompts, for teachers that draw by prompts."
+    )
     train_autoencoder: TrainAutoencoder = doc("The autoencoder whose latents diffusion runs in, or none for pixels.")
     train_teacher: TrainTeacher = doc("The teacher, trained here or taken from a diffusers folder.")
     train_extractor: TrainExtractor = doc("""The small classifier whose features give FID, KID, precision and recall

@@ -76,6 +76,12 @@ class PreparedData:
         return self.meta["classes"]
 
     @property
+    def train_labels(self) -> np.ndarray | None:
+        """Class numbers of the training split, int64 (N,), or None."""
+        labels: np.ndarray | None = None if self.labels is None else self.labels[self.train_index]
+        return labels
+
+    @property
     def train_images(self) -> np.ndarray:
         """The training split, copied into memory, uint8 (N, H, W, C)."""
         images: np.ndarray = self.images[self.train_index]
@@ -111,7 +117,7 @@ def describe(
 ) -> Meta:
     """The contents of meta.json; `hashes` are those of images and labels."""
     count, resolution, _, channels = images.images.shape
-    return {
+    meta: Meta = {
         "source": params.prepare_data.source,
         "description": images.description,
         "count": count,
@@ -124,8 +130,10 @@ def describe(
         "sha256": hashes[0],
         "labels_sha256": hashes[1],
         "params": params.as_given(),
-        **({} if images.contents.texts is None else {"texts": images.contents.texts}),
     }
+    if images.contents.texts is not None:
+        meta["texts"] = images.contents.texts
+    return meta
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

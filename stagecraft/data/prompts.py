@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from stagecraft.data.condition import Condition
+from stagecraft.data.condition import PROMPT, Condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.runtime.files import atomic_path, check_file, read_checked_json, sha256_file, write_checked_json
 
@@ -33,6 +33,12 @@ class Prompts:
     rows: torch.Tensor
     empty: float = 0.0
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Tokens and width of a prompt."""
+        _, tokens, width = self.states.tensors[PROMPT].shape
+        return tokens, width
+
     def of(self, images: torch.Tensor) -> Prompts:
         """The prompts of some of the images, by their numbers."""
         return replace(self, rows=self.rows[images])
@@ -54,15 +60,12 @@ class Prompts:
         return self.states.rows(torch.full((count,), EMPTY))
 
 
-def save_prompts(folder: Path, prompts: Prompts | None, index: Mapping[str, object]) -> None:
-    """Write the prompts, if there are any, and index.json, which gets their hash."""
-    sha256 = None
-    if prompts is not None:
-        tensors = {name: tensor.contiguous() for name, tensor in prompts.states.tensors.items()}
-        with atomic_path(folder / STATES) as aside:
-            save_file(tensors | {ROWS: prompts.rows}, aside)
-        sha256 = sha256_file(folder / STATES)
-    write_checked_json(folder / "index.json", {**index, "sha256": sha256})
+def save_prompts(folder: Path, prompts: Prompts, index: Mapping[str, object]) -> None:
+    """Write the prompts and index.json, which gets their hash."""
+    tensors = {name: tensor.contiguous() for name, tensor in prompts.states.tensors.items()}
+    with atomic_path(folder / STATES) as aside:
+        save_file(tensors | {ROWS: prompts.rows}, aside)
+    write_checked_json(folder / "index.json", {**index, "sha256": sha256_file(folder / STATES)})
 
 
 def load_prompts(folder: Path, data: str) -> Prompts | None:
@@ -96,7 +99,8 @@ def prompt_texts(prepared: PreparedData, template: str, names: Sequence[str] | N
         return texts
     if prepared.labels is None or prepared.classes is None:
         raise ValueError(
-            "encode_prompts: the images have neither texts nor classes; give a metadata.jsonl or class sub-folders, or set source: none"
+            "encode_prompts: the images have neither texts nor classes; give a metadata.jsonl or class sub-folders, or set "
+            "source: none"
         )
     if names is not None and len(names) != len(prepared.classes):
         raise ValueError(f"encode_prompts.names: {len(names)} for {len(prepared.classes)} classes; give one for each")

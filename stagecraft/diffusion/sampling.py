@@ -107,9 +107,7 @@ class Sampler:
         stepper = Stepper(scheduler, self.steps, self.device, self.restarts, latents=self.decode is not None)
         noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
         empty = UNCONDITIONAL if self.empty is None else self.empty(len(noise)).to(self.device)
-        return stepper.run(
-            noise, lambda x, t: predict_guided(model, x, t, condition, empty, self.guidance), generators
-        )
+        return stepper.run(noise, lambda x, t: predict_guided(model, x, t, condition, empty, self.guidance), generators)
 
 
 def draw_images(count: int, seed: int, indices: Sequence[int]) -> torch.Tensor:

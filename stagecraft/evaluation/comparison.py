@@ -31,7 +31,7 @@ from stagecraft.evaluation.fidelity import (
     least_held_out,
 )
 from stagecraft.evaluation.margins import measure_margins
-from stagecraft.evaluation.metrics import Fidelity, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Speed
+from stagecraft.evaluation.metrics import Agreement, Fidelity, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Speed
 from stagecraft.evaluation.path import draw_path
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
@@ -236,7 +236,7 @@ class Evaluation:
         prompts = self.prompts.take(images).tensors if self.prompts else {}
         return Condition({**labels.tensors, **prompts}).only(names)
 
-    def agreement(self, images: np.ndarray) -> dict[str, float]:
+    def agreement(self, images: np.ndarray) -> Agreement:
         """`agreement`, the share of a model's samples whose class is that of their prompt; empty where that is unknown."""
         if self.classify is None or self.prompts is None or self.data.labels is None:
             return {}
@@ -248,7 +248,7 @@ class Evaluation:
         sampling = self.params.sampling
         settings = self.params.evaluate
         meta = self.data.meta
-        return {
+        protocol: Protocol = {
             "samples": settings.samples,
             "sampler": sampling.scheduler,
             "steps": sampling.steps,
@@ -270,8 +270,10 @@ class Evaluation:
             "speed_batch": settings.speed_batch,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
-            **({"guidance": sampling.guidance} if self.prompts else {}),
         }
+        if self.prompts is not None:
+            protocol["guidance"] = sampling.guidance
+        return protocol
 
 
 def check_architecture(student: Any, architecture: Plan, folder: str) -> None:

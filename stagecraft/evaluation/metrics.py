@@ -20,16 +20,18 @@ class Margins(TypedDict, total=False):
 
 
 class Fidelity(TypedDict):
-    """How close images are to the reference; precision and recall where they were measured.
-
-    `agreement` is the share of images whose class, by the project's classifier, is that of their prompt.
-    """
+    """How close images are to the reference; precision and recall where they were measured."""
 
     fid: float
     kid: float
     precision: NotRequired[float]
     recall: NotRequired[float]
-    agreement: NotRequired[float]
+
+
+class Agreement(TypedDict, total=False):
+    """How far samples show what their prompts say: `agreement`, the share whose class, by the project's classifier, is theirs."""
+
+    agreement: float
 
 
 class HeldOut(Margins, total=False):
@@ -74,7 +76,7 @@ class Speed(TypedDict):
     time_by_operation: dict[str, float]
 
 
-class ModelMetrics(Fidelity, Margins, Cost, Speed):
+class ModelMetrics(Fidelity, Agreement, Margins, Cost, Speed):
     """All figures of one model."""
 
 

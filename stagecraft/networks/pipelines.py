@@ -35,13 +35,22 @@ SCHEDULER = "scheduler_config.json"
 def load_teacher(folder: Path) -> Module:
     """The UNet of a folder written by `save_teacher`, in eval mode on the CPU; ValueError when a file is not as written."""
     check_hashes(folder, "train_teacher")
-    return _load(teacher_class(class_name(folder / "unet")), folder)
+    return told_tokens(_load(teacher_class(class_name(folder / "unet")), folder), folder)
 
 
 def load_student(folder: Path) -> Module:
     """The same of a folder written by `save_student`."""
     check_hashes(folder, "retrain")
-    return _load(student_class(class_name(folder / "unet")), folder)
+    return told_tokens(_load(student_class(class_name(folder / "unet")), folder), folder)
+
+
+def told_tokens(unet: Module, folder: Path) -> Module:
+    """The UNet of a pipeline folder, told how many tokens its prompts have, where it has a tokenizer that says so."""
+    tokenizer = folder / FIRST[0] / "tokenizer_config.json"
+    length = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+    if length is not None:
+        unet.prompt_tokens = length
+    return unet
 
 
 def load_given_teacher(folder: Path) -> Module:
@@ -172,8 +181,12 @@ def text_pipeline(folder: Path, prompts: Path, vae: Any) -> dict[str, Any]:
     parts = parts_of(prompts)
     for part in parts:
         shutil.copytree(prompts / part, folder / part)
-    index = {part: ["transformers", CLASSES[part]] for part in parts}
-    index |= {"vae": ["diffusers", type(vae).__name__], "feature_extractor": [None, None], "image_encoder": [None, None]}
+    index: dict[str, Any] = {part: ["transformers", CLASSES[part]] for part in parts}
+    index |= {
+        "vae": ["diffusers", type(vae).__name__],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+    }
     if len(parts) > len(FIRST):
         return {**index, "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     checker = {"safety_checker": [None, None], "requires_safety_checker": False}

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from stagecraft.data.condition import POOLED, PROMPT, Condition
+from stagecraft.data.condition import POOLED, PROMPT, SIZES, Condition
 from stagecraft.networks.text_parts import FIRST, SECOND, has_second
 from stagecraft.runtime.progress import Progress
 
@@ -52,7 +52,7 @@ def make_encoder(folder: Path, prompts: Sequence[str], width: int, seed: int) ->
         "unk_token": END,
     }
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-    ids = {"bos_token_id": tokenizer.token_to_id(START), "eos_token_id": tokenizer.token_to_id(END)}
+    end = tokenizer.token_to_id(END)
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -62,8 +62,9 @@ def make_encoder(folder: Path, prompts: Sequence[str], width: int, seed: int) ->
         num_hidden_layers=LAYERS,
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=length,
-        pad_token_id=ids["eos_token_id"],
-        **ids,
+        bos_token_id=tokenizer.token_to_id(START),
+        eos_token_id=end,
+        pad_token_id=end,
     )
     CLIPTextModel(config).save_pretrained(folder / "text_encoder", safe_serialization=True)
 
@@ -71,11 +72,15 @@ def make_encoder(folder: Path, prompts: Sequence[str], width: int, seed: int) ->
 class TextEncoder:
     """The text encoder of a folder, as diffusers' Stable Diffusion pipelines use it: one, or the two of an SDXL.
 
+    Args:
+        side: of the images that the prompts are for, in pixels.
+
     Raises:
         ValueError: a part cannot be loaded.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, side: int) -> None:
+        self.side = side
         self.device = device
         self.two = has_second(folder)
         parts = [FIRST, SECOND] if self.two else [FIRST]
@@ -94,7 +99,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """A row for each prompt: `prompt` (N, tokens, D) and, of an SDXL, `pooled` (N, P)."""
+        """A row for each prompt: `prompt` (N, tokens, D) and, of an SDXL, `pooled` (N, P) and `sizes` (N, 6)."""
         progress = Progress("encoding prompts", len(prompts))
         parts = []
         for start in range(0, len(prompts), BATCH):
@@ -106,9 +111,12 @@ class TextEncoder:
         outputs = [self._run(*pair, prompts) for pair in zip(self.tokenizers, self.models, strict=True)]
         if not self.two:
             return {PROMPT: outputs[0][0].float().cpu()}
-        # As SDXL's pipeline: the last hidden states but one of both, and the projection of the second.
-        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return {PROMPT: states.float().cpu(), POOLED: outputs[1][0].float().cpu()}
+        # As SDXL's pipeline: the last hidden states but one of both, the projection of the second, zeros for an empty prompt.
+        said = torch.tensor([float(prompt != "") for prompt in prompts], device=self.device)
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1) * said[:, None, None]
+        sizes = torch.tensor([self.side, self.side, 0, 0, self.side, self.side], dtype=torch.float32)
+        pooled = outputs[1][0] * said[:, None]
+        return {PROMPT: states.float().cpu(), POOLED: pooled.float().cpu(), SIZES: sizes.repeat(len(prompts), 1)}
 
     def _run(self, tokenizer: Any, model: Any, prompts: list[str]) -> Any:
         length = tokenizer.model_max_length
@@ -128,4 +136,6 @@ def load(kind: Any, folder: Path) -> Any:
         return kind.from_pretrained(str(folder), local_files_only=True, **how)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: cannot be loaded as {kind.__name__} ({text}); give another text encoder") from error
+        raise ValueError(
+            f"{folder}: cannot be loaded as {kind.__name__} ({text}); give another text encoder"
+        ) from error

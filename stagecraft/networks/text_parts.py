@@ -11,6 +11,14 @@ CLASSES = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
 CLASSES |= {"tokenizer_2": "CLIPTokenizer", "text_encoder_2": "CLIPTextModelWithProjection"}
 NEEDED = ("vocab.json", "merges.txt")
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json")
+# The files of an encoder that is made here.
+MADE = (
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+)
 ENCODER = "encode_prompts.path"
 REMEDY = f"give another {ENCODER}"
 

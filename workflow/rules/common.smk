@@ -137,6 +137,21 @@ def find_autoencoder():
     return check(graph.autoencoder_files, PARAMS.train_autoencoder)
 
 
+def draws_by_prompts():
+    """Whether the teacher draws by prompts."""
+    return graph.draws_by_prompts(PARAMS)
+
+
+def find_encoder():
+    """The files of a text encoder given in the params; none when it is made here, or none is used."""
+    return check(graph.encoder_files, PARAMS.encode_prompts)
+
+
+def name_encoder(folder):
+    """Files of the text encoder in a folder; none without prompts."""
+    return [f"{folder}/{name}" for name in check(graph.encoder_names, PARAMS)]
+
+
 def runs_in_latents():
     """Whether the diffusion runs in the latents of an autoencoder."""
     return graph.runs_in_latents(PARAMS)
@@ -194,6 +209,8 @@ def name_pipeline(folder, student=False):
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
+    if draws_by_prompts():
+        return files + name_encoder(folder)
     return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(graph.needs_own_pipeline, PARAMS))
 
 
@@ -201,7 +218,7 @@ def name_student(folder):
     """Files of a student's pipeline folder, of a native one the same as of a teacher's."""
     if PARAMS.assemble.native:
         return name_pipeline(folder)
-    return [*name_pipeline(folder, student=True), f"{folder}/unet/multi_decoder_unet.py"]
+    return [*name_pipeline(folder, student=True), f"{folder}/unet/{check(graph.student_file, PARAMS)}"]
 
 
 def name_shards():
