@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from stagecraft.data.classes import check_told
 from stagecraft.data.condition import PROMPT, Condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.runtime.files import atomic_path, check_file, read_checked_json, sha256_file, write_checked_json
@@ -95,14 +96,8 @@ def prompt_texts(prepared: PreparedData, template: str, names: Sequence[str] | N
         ValueError: there is neither, or there are not as many names as classes.
     """
     texts = prepared.meta.get("texts")
-    if texts is not None:
-        return texts
-    if prepared.labels is None or prepared.classes is None:
-        raise ValueError(
-            "encode_prompts: the images have neither texts nor classes; give a metadata.jsonl or class sub-folders, or set "
-            "source: none"
-        )
-    if names is not None and len(names) != len(prepared.classes):
-        raise ValueError(f"encode_prompts.names: {len(names)} for {len(prepared.classes)} classes; give one for each")
-    named = dict(zip(prepared.classes.values(), names or prepared.classes, strict=True))
+    classes = check_told(texts is not None, prepared.classes, names)
+    if texts is not None or prepared.labels is None:
+        return texts or []
+    named = dict(zip(classes.values(), names or classes, strict=True))
     return [template.replace("{}", named[label]) for label in prepared.labels.tolist()]

@@ -27,7 +27,7 @@ def read_texts(folder: Path, names: Sequence[str]) -> list[str] | None:
     for name in names:
         if name not in texts:
             raise ValueError(
-                f"{folder / name}: no line of {files[0].name} gives its text; add one, or remove the image"
+                f"{folder / name}: no line of metadata.jsonl gives its text; add one, or remove the image"
             )
     return [texts[name] for name in names]
 

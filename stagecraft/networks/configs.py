@@ -132,9 +132,11 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
             f"{path}: cross_attention_dim is {config.get('cross_attention_dim')} but the text encoder's hidden states are "
             f"{width} wide; give the teacher's own in encode_prompts.path"
         )
-    if (config.get("addition_embed_type") is not None) != two:
-        needs = "the two text encoders of an SDXL" if not two else "one text encoder"
-        raise ValueError(f"{path}: takes {needs}; give the teacher's own in encode_prompts.path")
+    takes_two = config.get("addition_embed_type") is not None
+    if takes_two and not two:
+        raise ValueError(f"{path}: takes the two text encoders of an SDXL; give the teacher's own in encode_prompts.path")
+    if two and not takes_two:
+        raise ValueError(f"{path}: takes one text encoder; give the teacher's own in encode_prompts.path")
 
 
 def has_learned_variance(config: Config) -> bool:

@@ -2,23 +2,30 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from stagecraft.data.condition import POOLED, PROMPT, SIZES, Condition
-from stagecraft.networks.text_parts import FIRST, SECOND, has_second
+from stagecraft.networks.text_parts import FIRST, HEAD_WIDTH, SECOND, has_second
 from stagecraft.runtime.progress import Progress
 
 KINDS = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
 BATCH = 64
-HEAD_WIDTH = 8
 LAYERS = 2
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+# Words as CLIP's tokenizer has them: letters, single digits, other characters.
+WORDS = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+SPLIT = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(WORDS, "removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
 
 
 def copy_parts(source: Path, folder: Path) -> None:
@@ -29,20 +36,12 @@ def copy_parts(source: Path, folder: Path) -> None:
 
 def make_encoder(folder: Path, prompts: Sequence[str], width: int, seed: int) -> None:
     """Write a CLIP text encoder with random weights, and a tokenizer that has a token for each word of the prompts."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
-    trainer = trainers.BpeTrainer(
-        vocab_size=10**6,
-        min_frequency=1,
-        special_tokens=[START, END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((prompt.lower() for prompt in prompts), trainer)
+    split = [SPLIT.pre_tokenize_str(prompt.lower()) for prompt in prompts]
+    words = sorted({word for parts in split for word, _ in parts})
+    model = word_model(words)
     (folder / "tokenizer").mkdir(parents=True)
-    tokenizer.model.save(str(folder / "tokenizer"))
-    length = 2 + max(len(tokenizer.encode(prompt.lower()).ids) for prompt in prompts)
+    model.save(str(folder / "tokenizer"))
+    length = 2 + max(map(len, split))
     said = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": length,
@@ -52,21 +51,43 @@ def make_encoder(folder: Path, prompts: Sequence[str], width: int, seed: int) ->
         "unk_token": END,
     }
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-    end = tokenizer.token_to_id(END)
+    start, end = (model.token_to_id(token) for token in (START, END))
     torch.manual_seed(seed)
     config = CLIPTextConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=len(json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))),
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=width,
         num_hidden_layers=LAYERS,
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=length,
-        bos_token_id=tokenizer.token_to_id(START),
+        bos_token_id=start,
         eos_token_id=end,
         pad_token_id=end,
     )
     CLIPTextModel(config).save_pretrained(folder / "text_encoder", safe_serialization=True)
+
+
+def word_model(words: Sequence[str]) -> models.BPE:
+    """A byte-pair encoding with a token for each of some words, which are given in its alphabet; the same for the same words."""
+    merges: dict[tuple[str, str], None] = {}
+    while True:
+        model = models.BPE(vocabulary(merges), list(merges), end_of_word_suffix=WORD_END, unk_token=END)
+        split = [[token.value for token in model.tokenize(word)] for word in words]
+        if all(len(tokens) == 1 for tokens in split):
+            return model
+        # Merges of one word may come before those of another that needs others.
+        for first, *others in split:
+            for token in others:
+                merges.setdefault((first, token))
+                first += token
+
+
+def vocabulary(merges: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The tokens of a byte-pair encoding with these merges, numbered."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [START, END, *letters, *(letter + WORD_END for letter in letters), *map("".join, merges)]
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
 class TextEncoder:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from stagecraft.networks.weights import find_weights
 from stagecraft.runtime.files import read_json
 
 FIRST = ("tokenizer", "text_encoder")
@@ -19,8 +18,9 @@ MADE = (
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
 )
-ENCODER = "encode_prompts.path"
-REMEDY = f"give another {ENCODER}"
+HEAD_WIDTH = 8  # of an encoder that is made here
+WEIGHTS = "model.safetensors"
+REMEDY = "give another text encoder"
 
 
 def has_second(folder: Path) -> bool:
@@ -42,11 +42,19 @@ def encoder_files(folder: Path) -> list[Path]:
             files += [inside / name for name in NEEDED]
             files += [inside / name for name in OPTIONAL if (inside / name).is_file()]
         else:
-            files += [inside / "config.json", *(find_weights(inside).files if inside.is_dir() else ())]
+            files += [inside / "config.json", *weights_of(inside)]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise ValueError(f"{ENCODER}: {missing[0]} not found; {REMEDY}")
+        raise ValueError(f"encode_prompts.path: {missing[0]} not found; give another folder")
     return files
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The files of an encoder's weights, as transformers names them."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    return [index, *(folder / name for name in sorted({*read_json(index, REMEDY)["weight_map"].values()}))]
 
 
 def width_of(folder: Path) -> int:

@@ -18,7 +18,7 @@ from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.params import typed
 from stagecraft.config.stages import stage_params
 from stagecraft.data.sources import source_fingerprint
-from stagecraft.export.packages import check_packages
+from stagecraft.export.packages import check_packages, refuse_prompts
 from stagecraft.planning.gpu import Gpu
 from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
@@ -112,7 +112,9 @@ def check_comparison(wildcards):
 
 
 def check_export(wildcards):
-    """End the run that would export when packages are missing; Snakemake asks as it plans the job."""
+    """End the run that would export what it cannot, or without its packages; Snakemake asks as it plans the job."""
+    if draws_by_prompts():
+        check(refuse_prompts)
     check(check_packages)
     return []
 

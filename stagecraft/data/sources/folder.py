@@ -7,7 +7,7 @@ from stagecraft.config.sections import ImageFiles
 from stagecraft.data import folders
 from stagecraft.data.decoding import decode_files, is_grey, own_side, refused_bombs
 from stagecraft.data.files import digest_of
-from stagecraft.data.images import Images, Look
+from stagecraft.data.images import Contents, Images, Look
 from stagecraft.data.texts import metadata_files, read_texts
 
 
@@ -20,7 +20,7 @@ def load(settings: ImageFiles, threads: int = 1) -> Images:
     """
     folder = path_of(settings)
     layout = folders.read_layout(folder)
-    contents = replace(layout.contents, texts=read_texts(folder, layout.names))
+    contents = with_texts(folder, layout)
     paths = [folder / name for name in layout.names]
     with refused_bombs():
         images = decode_files(paths, settings, threads)
@@ -44,7 +44,12 @@ def look(settings: ImageFiles) -> Look:
     first = folder / layout.names[0]
     with refused_bombs():
         channels = settings.channels or (None if is_grey(first) else 3)
-    return Look(layout.contents, settings.resolution or own_side(first), channels)
+    return Look(with_texts(folder, layout), settings.resolution or own_side(first), channels)
+
+
+def with_texts(folder: Path, layout: folders.FolderLayout) -> Contents:
+    """What a folder holds, with the texts of its images."""
+    return replace(layout.contents, texts=read_texts(folder, layout.names))
 
 
 def path_of(settings: ImageFiles) -> Path:
