@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from helpers import ROOT, run_stages
+from helpers import ROOT, run, run_stages
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import CLIPTokenizer
@@ -285,7 +286,10 @@ def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
             {"train_autoencoder": {"source": "none"}},
             "encode_prompts.source: random, but pipelines with prompts draw latents",
         ),
-        ({"encode_prompts": {"source": "none"}, "sampling": {"guidance": 3.0}}, "sampling.guidance: 3, but there are no prompts to guide by"),
+        (
+            {"encode_prompts": {"source": "none"}, "sampling": {"guidance": 3.0}},
+            "sampling.guidance: 3, but there are no prompts to guide by",
+        ),
         ({"encode_prompts": {"width": 12}}, "encode_prompts.width: 12 is no multiple of 8"),
         ({"encode_prompts": {"empty": 0.0}}, "encode_prompts.empty: 0, but guidance needs a teacher that knows"),
         (
@@ -297,3 +301,9 @@ def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
 def test_params_that_clash_with_prompts_are_refused(above: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         validate_params(text_params(**above), "params.yaml")
+
+
+def test_a_stage_without_prompts_does_not_wait_for_transformers() -> None:
+    result = run(ROOT, sys.executable, "-X", "importtime", "-m", "stages.assemble", "--help")
+    loaded = re.findall(r"\| +(\w+)$", result.stderr, flags=re.MULTILINE)
+    assert result.returncode == 0 and "diffusers" in loaded and "transformers" not in loaded

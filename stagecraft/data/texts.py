@@ -26,9 +26,7 @@ def read_texts(folder: Path, names: Sequence[str]) -> list[str] | None:
     texts = {name: text for file in files for name, text in read_lines(folder, file)}
     for name in names:
         if name not in texts:
-            raise ValueError(
-                f"{folder / name}: no line of metadata.jsonl gives its text; add one, or remove the image"
-            )
+            raise ValueError(f"{folder / name}: no line of metadata.jsonl gives its text; add one, or remove the image")
     return [texts[name] for name in names]
 
 

@@ -134,7 +134,9 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
         )
     takes_two = config.get("addition_embed_type") is not None
     if takes_two and not two:
-        raise ValueError(f"{path}: takes the two text encoders of an SDXL; give the teacher's own in encode_prompts.path")
+        raise ValueError(
+            f"{path}: takes the two text encoders of an SDXL; give the teacher's own in encode_prompts.path"
+        )
     if two and not takes_two:
         raise ValueError(f"{path}: takes one text encoder; give the teacher's own in encode_prompts.path")
 
