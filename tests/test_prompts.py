@@ -226,11 +226,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_figures_say_what_prompts_did(done: Path) -> None:
     metrics = json.loads((done / "results" / "metrics.json").read_text())
-    assert metrics["protocol"]["guidance"] == 3.0
+    assert metrics["protocol"]["guidance"] == 1.5
     for name in ("teacher", "student"):
         assert 0 <= metrics[name]["agreement"] <= 1
     page = (done / "results" / "report.html").read_text()
-    assert "class as in the prompt (guidance 3)" in page
+    assert "class as in the prompt (guidance 1.5)" in page
 
 
 def test_diffusers_draws_by_prompts(done: Path) -> None:
@@ -272,7 +272,7 @@ def test_mixed_batches_of_prompts_and_timesteps_equal_single_ones(done: Path) ->
 def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
     card = ModelCard.load(done / "results" / "model" / "README.md")
     assert card.data.pipeline_tag == "text-to-image"
-    assert "images = pipeline(['a handwritten eight', 'a handwritten five'], guidance_scale=3.0" in card.text
+    assert "images = pipeline(['a handwritten eight', 'a handwritten five'], guidance_scale=1.5" in card.text
     assert (
         "`unet/multi_decoder_unet_condition.py` in this folder, which needs torch, diffusers and transformers only"
         in card.text
@@ -288,7 +288,7 @@ def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
         ),
         (
             {"encode_prompts": {"source": "none"}, "sampling": {"guidance": 3.0}},
-            "sampling.guidance: 3, but there are no prompts to guide by",
+            "evaluate.guidance: 3, but there are no prompts to guide by",
         ),
         ({"encode_prompts": {"width": 12}}, "encode_prompts.width: 12 is no multiple of 8"),
         ({"encode_prompts": {"empty": 0.0}}, "encode_prompts.empty: 0, but guidance needs a teacher that knows"),

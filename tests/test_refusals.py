@@ -65,9 +65,9 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "prompts-need": [
         {"encode_prompts": PROMPTS},
         LATENT | {"encode_prompts": PROMPTS, "diffusion": EDM, "sampling.scheduler": "edm_euler"},
-        {"sampling.guidance": 2.0},
+        {"evaluate.guidance": 2.0},
         LATENT | {"encode_prompts": PROMPTS, "train_teacher.class_conditional": True},
-        LATENT | {"encode_prompts": PROMPTS | {"empty": 0.0}, "sampling.guidance": 2.0},
+        LATENT | {"encode_prompts": PROMPTS | {"empty": 0.0}, "evaluate.guidance": 2.0},
         LATENT | {"encode_prompts": PROMPTS | {"width": 12}},
         LATENT | NATIVE | {"encode_prompts": PROMPTS},
     ],

@@ -17,7 +17,7 @@ BELONGINGS = {
     "architecture": ("assemble", "decoder_widths"),
     "cluster_timesteps.method": ("cluster_timesteps", "boundaries"),
     "cluster_timesteps.boundaries_in": ("cluster_timesteps", "boundaries"),
-    "encode_prompts.source": ("sampling", "guidance"),
+    "encode_prompts.source": ("evaluate", "guidance"),
 }
 LEFT_OUT = ("guidance",)
 

@@ -142,10 +142,6 @@ class Sampling(Section):
     scheduler: Literal["ddim", "ddpm", "dpm_solver", "edm_euler", "edm_dpm_solver", "flow_euler"] = doc("""Sampler, one
         of ddim, ddpm and dpm_solver for vp, edm_euler or edm_dpm_solver for edm, flow_euler for flow.""")
     steps: Count = doc("Network evaluations per image.")
-    guidance: Kept[Annotated[Finite, Field(ge=1, le=100)]] = Field(
-        default=1.0,
-        description="Scale of classifier-free guidance in evaluation, for teachers that draw by prompts; may be left out, for 1.",
-    )
 
 
 class Prepared(Section):
@@ -413,6 +409,10 @@ class Evaluate(Section):
     extractor: FilePath = doc("""classifier (trained by train_extractor), inception-v3-compat, or a TorchScript file,
         whose code is run.""")
     kid_subset_size: ImageCount = doc("Images in each of KID's subsets.")
+    guidance: Kept[Annotated[Finite, Field(ge=1, le=100)]] = Field(
+        default=1.0,
+        description="Scale of classifier-free guidance, for teachers that draw by prompts; may be left out, for 1.",
+    )
     neighbours: Million = doc("Neighbours k of precision and recall.")
     speed_batch: Million = doc("Images in the batch whose speed is measured.")
     speed_repeats: Million = doc("Timed repeats.")

@@ -62,13 +62,14 @@ class Sampler:
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
         condition: Callable[[Sequence[int]], Condition] | None = None,
+        guidance: float = 1.0,
         empty: Callable[[int], Condition] | None = None,
         stated: Mapping[str, object] | None = None,
     ) -> Self:
         """The sampler that params describe.
 
         Args:
-            condition, empty: as in `Sampler`.
+            condition, guidance, empty: as in `Sampler`.
             stated: the scheduler config of a given teacher, as in `Process`.
         """
         return cls(
@@ -83,7 +84,7 @@ class Sampler:
             restarts,
             decode,
             condition,
-            1.0 if empty is None else params["sampling"].get("guidance", 1.0),
+            guidance,
             empty,
         )
 

@@ -220,6 +220,7 @@ class Evaluation:
             restarts=self.boundaries if self.restart and name != "teacher" else (),
             decode=None if vae is None else partial(decode, vae),
             condition=partial(self.condition, names) if names else None,
+            guidance=self.params.evaluate.guidance if self.prompts else 1.0,
             empty=self.prompts.none if self.prompts and PROMPT in names else None,
             stated=self.stated,
         )
@@ -272,7 +273,7 @@ class Evaluation:
             "threads": torch.get_num_threads(),
         }
         if self.prompts is not None:
-            protocol["guidance"] = sampling.guidance
+            protocol["guidance"] = settings.guidance
         return protocol
 
 

@@ -59,11 +59,11 @@ def latent_problems(params: Everything) -> Iterator[Problem]:
 def prompt_problems(params: Everything) -> Iterator[Problem]:
     """What prompts need, and guidance without them."""
     settings = params.encode_prompts
-    guidance = params.sampling.guidance
+    guidance = params.evaluate.guidance
     key = "encode_prompts.source"
     if settings.source == "none":
         if guidance != 1:
-            yield "sampling.guidance", f"{guidance:g}, but there are no prompts to guide by; set 1, or {key}"
+            yield "evaluate.guidance", f"{guidance:g}, but there are no prompts to guide by; set 1, or {key}"
         return
     if params.train_autoencoder.source == "none":
         clash = f"{settings.source}, but pipelines with prompts draw latents; set train_autoencoder.source too, or none"
