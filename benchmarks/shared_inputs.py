@@ -53,13 +53,15 @@ class Shared:
     def __init__(self, preset: Path, folder: Path, given: Path | None = None) -> None:
         self.preset, self.folder, self.given = preset, folder, given
         self.data, self.latents, self.vae = folder / "data", folder / "latents", folder / "autoencoder"
+        self.prompts = folder / "prompts"
         self.teacher, self.extractor = folder / "results" / "teacher", folder / "extractor.safetensors"
-        self.inputs = {"data": self.data, "latents": self.latents}
+        self.inputs = {"data": self.data, "latents": self.latents, "prompts": self.prompts}
         self.clock = folder / "clock.lock"  # held by the one process that measures time
 
     def prepare(self) -> None:
         """Data, autoencoder, latents, extractor, teacher."""
         from stages.encode_latents import encode_latents
+        from stages.encode_prompts import encode_prompts
         from stages.prepare_data import prepare_data
         from stages.train_autoencoder import train_autoencoder
         from stages.train_extractor import train_extractor
@@ -69,6 +71,7 @@ class Shared:
         if self.given is not None:
             params["train_teacher"] |= {"source": "path", "path": str(self.given.resolve())}
         self.make(prepare_data, params, self.data / "meta.json", output=self.data)
+        self.make(encode_prompts, params, self.prompts / "index.json", data=data, output=self.prompts)
         self.make(train_autoencoder, params, self.vae / "index.json", data=data, output=self.vae, log=log)
         self.make(
             encode_latents, params, self.latents / "index.json", data=data, autoencoder=self.vae, output=self.latents

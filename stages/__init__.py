@@ -2,8 +2,10 @@
 
 import sys
 
-from stagecraft.runtime.threads import prepare_process
+from stagecraft.runtime.threads import leave_out, prepare_process
 
 # Python imports this package before the command, and calls itself -m while it does.
 if sys.argv[0] == "-m":
     prepare_process(sys.argv)
+    if "stages.encode_prompts" not in sys.orig_argv:
+        leave_out("transformers")  # which diffusers imports wherever it is installed, for a second

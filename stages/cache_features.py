@@ -15,7 +15,15 @@ from stagecraft.search.features import FeatureWriter
 
 
 def cache_features(
-    params: CacheFeatures, *, threads: int, data: Path, latents: Path, teacher: Path, clusters: Path, output: Path
+    params: CacheFeatures,
+    *,
+    threads: int,
+    data: Path,
+    latents: Path,
+    prompts: Path,
+    teacher: Path,
+    clusters: Path,
+    output: Path,
 ) -> None:
     """Write the feature shards and their index, after predicting their size; the index alone when nothing is searched."""
     if params.architecture == "given":
@@ -23,7 +31,7 @@ def cache_features(
         return
 
     device = pick_device(params.device, threads)
-    images = TrainingSet.load(data, latents)
+    images = TrainingSet.load(data, latents, prompts)
     process = make_process(params.diffusion.as_dict())
     plan = read_clusters(clusters)
     process.check_intervals(plan, clusters)

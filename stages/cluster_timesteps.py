@@ -17,7 +17,7 @@ from stagecraft.runtime.journal import Pieces
 
 
 def cluster_timesteps(
-    params: ClusterTimesteps, *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
+    params: ClusterTimesteps, *, threads: int, data: Path, latents: Path, prompts: Path, teacher: Path, output: Path
 ) -> None:
     """Write the interval boundaries, their spread, the similarity matrix, the silhouettes and the curves.
 
@@ -25,7 +25,7 @@ def cluster_timesteps(
     """
     settings = params.cluster_timesteps
     process = make_process(params.diffusion.as_dict())
-    images = TrainingSet.load(data, latents)
+    images = TrainingSet.load(data, latents, prompts)
     gradients = None
     fingerprint: dict[str, object] = {"params": params.as_given(), "data": images.sha256}
     if settings.method == "gradient":

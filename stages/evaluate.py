@@ -4,7 +4,9 @@ from pathlib import Path
 
 from stagecraft.config.stages import Evaluate
 from stagecraft.data.prepared import PreparedData
+from stagecraft.data.prompts import load_prompts
 from stagecraft.evaluation.comparison import Evaluation, check_architecture
+from stagecraft.evaluation.extractor import classifier_of
 from stagecraft.evaluation.fidelity import open_extractor
 from stagecraft.evaluation.samples import save_samples
 from stagecraft.networks.autoencoder import open_autoencoder
@@ -25,6 +27,7 @@ def evaluate(
     *,
     threads: int,
     data: Path,
+    prompts: Path,
     autoencoder: Path,
     teacher: Path,
     student: Path,
@@ -50,7 +53,19 @@ def evaluate(
     stated = read_stated(teacher)
     time = plan["expected"].get("time_ratio")
     evaluation = Evaluation(
-        params, prepared, features, plan["boundaries"], shares, device, plan["snapped"], vae, pieces, stated, time
+        params,
+        prepared,
+        features,
+        plan["boundaries"],
+        shares,
+        device,
+        restart=plan["snapped"],
+        vae=vae,
+        pieces=pieces,
+        stated=stated,
+        predicted_time=time,
+        prompts=load_prompts(prompts, prepared.meta["sha256"]),
+        classify=classifier_of(extractor, prepared.train_labels),
     )
     result = evaluation.compare(large, small)
     if result is None or pieces is None:

@@ -18,6 +18,7 @@ def publish(
     *,
     threads: int,
     student: Path,
+    prompts: Path,
     metrics: Path,
     samples: Path,
     architecture: Path,
@@ -33,8 +34,9 @@ def publish(
     made_with = read_json(student / "params.json") | {**plan["params"]} | {**measured["params"]} | params.as_given()
     config = read_json(student / "unet" / "config.json")
     license = read_license(params.publish.license, teacher_card)
-    own_pipeline = isinstance(read_json(student / "model_index.json")["_class_name"], list)
-    card = model_card(Student(measured, plan, config, made_with, own_pipeline), params.publish, license)
+    code = sorted(file.relative_to(student).as_posix() for file in student.rglob("*.py"))
+    known = read_json(prompts / "index.json").get("prompts", [])
+    card = model_card(Student(measured, plan, config, made_with, code, known), params.publish, license)
     with atomic_folder(output) as aside:
         # Without their modes: DVC may have made its files read-only.
         without = shutil.ignore_patterns(HASHES)

@@ -15,7 +15,7 @@ from stagecraft.search.importance import BATCH, BATCHES, measure_importance
 
 
 def rank_channels(
-    params: RankChannels, *, threads: int, data: Path, latents: Path, teacher: Path, output: Path
+    params: RankChannels, *, threads: int, data: Path, latents: Path, prompts: Path, teacher: Path, output: Path
 ) -> None:
     """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
     shares = params.search_block.channels
@@ -25,7 +25,7 @@ def rank_channels(
         return
 
     device = pick_device(params.device, threads)
-    images = TrainingSet.load(data, latents)
+    images = TrainingSet.load(data, latents, prompts)
     made_from: dict[str, object] = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     diffusion = params.diffusion.as_dict()
     made_from |= {"seed": params.seed, "device": params.device, "diffusion": diffusion}

@@ -25,6 +25,7 @@ def retrain(
     threads: int,
     data: Path,
     latents: Path,
+    prompts: Path,
     autoencoder: Path,
     teacher: Path,
     architecture: Path,
@@ -35,8 +36,9 @@ def retrain(
     """Write results/student and the loss history."""
     settings = params.retrain
     device = pick_device(params.device, threads)
-    images = TrainingSet.load(data, latents)
+    images = TrainingSet.load(data, latents, prompts)
     unet = load_teacher(teacher)
+    encoder = prompts if images.prompts else None
     vae = open_autoencoder(autoencoder)
     stated = read_stated(teacher)
     process = make_process(params.diffusion.as_dict(), stated)
@@ -56,7 +58,15 @@ def retrain(
     if result.ema is not None:
         student.load_state_dict(result.ema)
     small = finished(student.cpu(), unet)
-    save_student(output, small, process.scheduler(), params.as_given(), vae, given=stated is not None)
+    save_student(
+        output,
+        small,
+        process.scheduler(),
+        params.as_given(),
+        vae,
+        given=stated is not None,
+        prompts=encoder,
+    )
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 

@@ -254,5 +254,5 @@ class ChainConfig:
     def widths(self, config: Config) -> list[int]:
         return [16]
 
-    def trained(self, settings: Any) -> dict[str, object]:
+    def trained(self, settings: Any, prompt_width: int | None = None) -> dict[str, object]:
         raise NotImplementedError

@@ -167,7 +167,8 @@ def smoke_text(params: dict[str, Any] | None = None) -> str:
 
 
 # Flags of the stages that train networks, after `prepare`.
-TRAINED_ON = ["--data", "data/prepared", "--latents", "data/latents", "--autoencoder", "data/autoencoder"]
+TRAINED_ON = ["--data", "data/prepared", "--latents", "data/latents", "--prompts", "data/prompts"]
+TRAINED_ON += ["--autoencoder", "data/autoencoder"]
 
 
 def prepare(folder: Path) -> None:
@@ -177,6 +178,7 @@ def prepare(folder: Path) -> None:
     params = preset_params("smoke") | {"device": "cpu"}
     for stage, flags in (
         ("prepare_data", "--output data/prepared"),
+        ("encode_prompts", "--data data/prepared --output data/prompts"),
         ("train_autoencoder", "--data data/prepared --output data/autoencoder --log data/autoencoder.json"),
         ("encode_latents", "--data data/prepared --autoencoder data/autoencoder --output data/latents"),
     ):
@@ -198,7 +200,8 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
     from stagecraft.preflight.params import validate_params
 
     results, logs, data = Path("results"), Path("results/logs"), {"data": Path("data/prepared")}
-    encoded = data | {"latents": Path("data/latents")}
+    prompts = {"prompts": Path("data/prompts")}
+    encoded = data | prompts | {"latents": Path("data/latents")}
     teacher, student = {"teacher": results / "teacher"}, results / "student"
     autoencoder, search = {"autoencoder": results / "autoencoder"}, {"search": results / "search"}
     clusters, features = {"clusters": results / "clusters.json"}, {"features": results / "features"}
@@ -224,6 +227,7 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
 
     commands: list[tuple[str, dict[str, Any]]] = [
         ("prepare_data", {"output": data["data"]}),
+        ("encode_prompts", data | {"output": prompts["prompts"]}),
         ("train_autoencoder", data | log["train_autoencoder"] | {"output": autoencoder["autoencoder"]}),
         ("encode_latents", data | autoencoder | {"output": encoded["latents"]}),
         ("train_teacher", encoded | autoencoder | log["train_teacher"] | {"output": teacher["teacher"]}),
@@ -236,9 +240,9 @@ def run_stages(folder: Path, params: dict[str, Any], last: str = "publish", thre
         ("collect_search", search | {"names": searched}),
         ("assemble", teacher | clusters | search | latency | {"output": architecture["architecture"]}),
         ("retrain", encoded | autoencoder | teacher | architecture | search | log["retrain"] | {"output": student}),
-        ("evaluate", data | autoencoder | teacher | architecture | extractor | {"student": student}),
+        ("evaluate", data | prompts | autoencoder | teacher | architecture | extractor | {"student": student}),
         ("report", clusters | architecture | search | {"metrics": metrics, "samples": samples}),
-        ("publish", architecture | {"student": student, "metrics": metrics, "samples": samples}),
+        ("publish", architecture | prompts | {"student": student, "metrics": metrics, "samples": samples}),
     ]
     outputs = {"evaluate": {"output": metrics, "samples": samples}}
     outputs["publish"] = {"output": results / "model", "teacher_card": []}

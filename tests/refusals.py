@@ -150,6 +150,7 @@ def at_start(params: dict[str, Any]) -> list[str]:
     checked = validate_params(params, "params.yaml")
     checks: list[tuple[Callable[..., Any], Any]] = [
         (preflight.check_inputs, checked),
+        (jobs.encoder_files, checked.encode_prompts),
         (jobs.autoencoder_files, checked.train_autoencoder),
         (jobs.teacher_files, checked.train_teacher),
         (jobs.extractor_files, checked.evaluate),

@@ -169,7 +169,7 @@ def test_nothing_is_ranked_where_all_channels_are_kept(tmp_path, architecture, c
         "search_block.channels": channels,
         "assemble.native": False,
     }
-    nowhere = {name: Path("nowhere") for name in ("data", "latents", "teacher")}
+    nowhere = {name: Path("nowhere") for name in ("data", "latents", "prompts", "teacher")}
     rank_channels(RankChannels.of(params), threads=1, **nowhere, output=tmp_path / "importance.json")
     found = read_checked_json(tmp_path / "importance.json", "rank_channels")
     assert found == {"stream_importance": None, "stream_triples": 0, "params": json.loads(json.dumps(params))}

@@ -41,31 +41,34 @@ BLOCKS = [
 ]
 FLAGS = {
     "prepare_data": "--output data/prepared",
+    "encode_prompts": "--data data/prepared --output data/prompts",
     "train_autoencoder": "--data data/prepared --output results/autoencoder --log results/logs/train_autoencoder.json",
     "encode_latents": "--data data/prepared --autoencoder results/autoencoder --output data/latents",
-    "train_teacher": "--data data/prepared --latents data/latents --autoencoder results/autoencoder "
+    "train_teacher": "--data data/prepared --latents data/latents --prompts data/prompts --autoencoder results/autoencoder "
     "--output results/teacher --log results/logs/train_teacher.json",
     "train_extractor": "--data data/prepared --output results/extractor.safetensors --log results/logs/train_extractor.json",
-    "cluster_timesteps": "--data data/prepared --latents data/latents --teacher results/teacher "
+    "cluster_timesteps": "--data data/prepared --latents data/latents --prompts data/prompts --teacher results/teacher "
     "--output results/clusters.json",
-    "cache_features": "--data data/prepared --latents data/latents --teacher results/teacher "
+    "cache_features": "--data data/prepared --latents data/latents --prompts data/prompts --teacher results/teacher "
     "--clusters results/clusters.json --output results/features",
-    "rank_channels": "--data data/prepared --latents data/latents --teacher results/teacher --output results/importance.json",
+    "rank_channels": "--data data/prepared --latents data/latents --prompts data/prompts "
+    "--teacher results/teacher --output results/importance.json",
     "search_block": "--name mid_block --teacher results/teacher --features results/features "
     "--importance results/importance.json --latency results/latency.json --start "
     "--output results/search/mid_block.json --weights results/search/mid_block.safetensors",
     "assemble": "--teacher results/teacher --clusters results/clusters.json --search results/search "
     "--latency results/latency.json --output results/architecture.json",
-    "retrain": "--data data/prepared --latents data/latents --autoencoder results/autoencoder "
+    "retrain": "--data data/prepared --latents data/latents --prompts data/prompts --autoencoder results/autoencoder "
     "--teacher results/teacher --architecture results/architecture.json "
     "--search results/search --output results/student --log results/logs/retrain.json",
-    "evaluate": "--data data/prepared --autoencoder results/autoencoder --teacher results/teacher --student results/student "
+    "evaluate": "--data data/prepared --prompts data/prompts --autoencoder results/autoencoder "
+    "--teacher results/teacher --student results/student "
     "--architecture results/architecture.json --extractor results/extractor.safetensors "
     "--output results/metrics.json --samples results/samples.npz",
     "report": "--metrics results/metrics.json --samples results/samples.npz --clusters results/clusters.json "
     "--architecture results/architecture.json --search results/search --logs results/logs/*.json "
     "--output results/report.html --plots results/plots",
-    "publish": "--student results/student --metrics results/metrics.json --samples results/samples.npz "
+    "publish": "--student results/student --prompts data/prompts --metrics results/metrics.json --samples results/samples.npz "
     "--architecture results/architecture.json --teacher-card --output results/model",
 }
 
@@ -160,23 +163,24 @@ SHARDS = [f"results/features/interval_{s}-shard_{i}.safetensors" for s in (0, 1)
 REPORTS = [f"results/search/{block}.json" for block in BLOCKS]
 CLUSTERS, ARCHITECTURE = "results/clusters.json", "results/architecture.json"
 LATENCY = "results/latency.json"
-AUTOENCODER, LATENTS, SEARCHED = (
-    f"{folder}/index.json" for folder in ("results/autoencoder", "data/latents", "results/search")
+AUTOENCODER, LATENTS, PROMPTS, SEARCHED = (
+    f"{folder}/index.json" for folder in ("results/autoencoder", "data/latents", "data/prompts", "results/search")
 )
 READS = {
     "encode_latents": [*PREPARED, AUTOENCODER],
-    "train_teacher": [*PREPARED, LATENTS, AUTOENCODER],
+    "encode_prompts": PREPARED,
+    "train_teacher": [*PREPARED, LATENTS, PROMPTS, AUTOENCODER],
     "train_extractor": PREPARED,
-    "cluster_timesteps": [*PREPARED, LATENTS],
-    "cache_features": [*PREPARED, LATENTS, *TEACHER, CLUSTERS],
-    "rank_channels": [*PREPARED, LATENTS, *TEACHER],
+    "cluster_timesteps": [*PREPARED, LATENTS, PROMPTS],
+    "cache_features": [*PREPARED, LATENTS, PROMPTS, *TEACHER, CLUSTERS],
+    "rank_channels": [*PREPARED, LATENTS, PROMPTS, *TEACHER],
     "search_block": [*TEACHER, "results/features/index.json", "results/importance.json", LATENCY, *SHARDS],
     "assemble": [*TEACHER, CLUSTERS, SEARCHED, *REPORTS, LATENCY],
     "retrain": [
-        *(*PREPARED, LATENTS, AUTOENCODER, *TEACHER, ARCHITECTURE),
+        *(*PREPARED, LATENTS, PROMPTS, AUTOENCODER, *TEACHER, ARCHITECTURE),
         *(f"results/search/{block}.safetensors" for block in BLOCKS),
     ],
-    "evaluate": [*PREPARED, AUTOENCODER, *TEACHER, *STUDENT, ARCHITECTURE, "results/extractor.safetensors"],
+    "evaluate": [*PREPARED, PROMPTS, AUTOENCODER, *TEACHER, *STUDENT, ARCHITECTURE, "results/extractor.safetensors"],
     "report": [
         *("results/metrics.json", "results/samples.npz", CLUSTERS, ARCHITECTURE, SEARCHED, *REPORTS),
         *(
@@ -184,7 +188,7 @@ READS = {
             for stage in ("train_autoencoder", "train_teacher", "train_extractor", "retrain")
         ),
     ],
-    "publish": [*STUDENT, "results/metrics.json", "results/samples.npz", ARCHITECTURE],
+    "publish": [*STUDENT, PROMPTS, "results/metrics.json", "results/samples.npz", ARCHITECTURE],
 }
 PAIRS = [(stage, path) for stage, paths in READS.items() for path in paths]
 DAMAGED = [(*pair, damage) for i, pair in enumerate(PAIRS) for damage in (*ALWAYS, IN_TURN[i % len(IN_TURN)])]

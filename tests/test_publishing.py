@@ -40,6 +40,7 @@ def run(tmp_path_factory, diffusion_settings) -> Path:
     images |= dict.fromkeys(PATH, np.zeros((2, 1, 8, 8, 1), np.uint8))
     save_samples(folder / "samples.npz", images, sha256_content(metrics))
     write_checked_json(folder / "architecture.json", make_architecture())
+    write_checked_json(folder / "prompts" / "index.json", {})
     return folder
 
 
@@ -50,6 +51,7 @@ def published(run: Path, output: Path, cards: tuple[str, ...] = (), **settings: 
         Publish.of({"publish": NOTHING | settings}),
         threads=1,
         student=run / "student",
+        prompts=run / "prompts",
         teacher_card=[*cards],
         output=output,
         **{name: run / file for name, file in files.items()},

@@ -31,6 +31,7 @@ GIVEN = {
     "retrain.joint_loss": "none",
 }
 NATIVE = {"assemble.native": True, "cluster_timesteps.intervals": 1, "search_block.channels": 1.0}
+PROMPTS = {"source": "random", "path": None, "template": "{}", "names": None, "empty": 0.1, "width": 8}
 BY_HAND = {"cluster_timesteps.method": "given"}
 
 PARAMS: dict[str, list[dict[str, Any]]] = {
@@ -61,6 +62,15 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     ],
     "widths-attention": [{"train_teacher.attention": [True]}],
     "latents-flip": [LATENT | {"retrain.horizontal_flip": True}],
+    "prompts-need": [
+        {"encode_prompts": PROMPTS},
+        LATENT | {"encode_prompts": PROMPTS, "diffusion": EDM, "sampling.scheduler": "edm_euler"},
+        {"evaluate.guidance": 2.0},
+        LATENT | {"encode_prompts": PROMPTS, "train_teacher.class_conditional": True},
+        LATENT | {"encode_prompts": PROMPTS | {"empty": 0.0}, "evaluate.guidance": 2.0},
+        LATENT | {"encode_prompts": PROMPTS | {"width": 12}},
+        LATENT | NATIVE | {"encode_prompts": PROMPTS},
+    ],
     "side-params": [LATENT | {"prepare_data.resolution": 9}, {"prepare_data.resolution": 9}],
     "intervals-count": [
         {"cluster_timesteps.grid": 1001},
@@ -159,6 +169,21 @@ def autoencoder(**changes: Any) -> Setup:
     return lambda scene: scene.use("autoencoder", **changes)
 
 
+def encoder(parts: int = 1, **config: Any) -> Setup:
+    """A text encoder from elsewhere, of one part or two, with this config; without one nothing is there."""
+
+    def setup(scene: Scene) -> None:
+        for part in ("", "_2")[: parts if config else 0]:
+            for name in ("vocab.json", "merges.txt"):
+                scene.write(f"encoder/tokenizer{part}/{name}")
+            scene.write(f"encoder/text_encoder{part}/config.json", json.dumps(config))
+            scene.write(f"encoder/text_encoder{part}/model.safetensors")
+        given = {key: value for key, value in PROMPTS.items() if key != "width"}
+        scene.put({"encode_prompts": given | {"source": "path", "path": str(scene.folder / "encoder")}})
+
+    return setup
+
+
 def both(*setups: Setup) -> Setup:
     """One setup after another."""
     return lambda scene: [setup(scene) for setup in setups]
@@ -200,6 +225,8 @@ def unlinked(folder: Path) -> None:
         file.rename(file.with_suffix(".heic"))
 
 
+LINES = ("", '{"file_name": "00.png"}', '{"file_name": "00.png", "text": 1}')
+CLIP = {"architectures": ["CLIPTextModel"], "hidden_size": 8}
 PIXELS = np.zeros((12, 8, 8), np.uint8)
 flow = param(diffusion=dict(FLOW), sampling__scheduler="flow_euler")
 FLOW_STATED = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
@@ -258,6 +285,11 @@ START: dict[str, list[Setup]] = {
         source(count=9),
         lambda scene: np.savez(scene.archive(), x_train=PIXELS, x_test=PIXELS[:0]),
     ],
+    "images-texts": [
+        both(source(), autoencoder(), param(encode_prompts=PROMPTS)),
+        both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"names": ["one"]})),
+        *(source(spoil=lambda raw, line=line: (raw / "metadata.jsonl").write_text(line)) for line in LINES),
+    ],
     "side-images": [
         archive(side=9),
         both(archive(side=9), param(train_autoencoder__source="train")),
@@ -284,6 +316,10 @@ START: dict[str, list[Setup]] = {
         autoencoder(latents_mean=[0.0], latents_std=[1.0]),
         autoencoder(latents_mean=[0.0, 0.0], latents_std=[1.0, 0.0]),
     ],
+    "encoder-files": [
+        both(source("a", "b"), autoencoder(), encoder()),
+        both(source("a", "b"), autoencoder(), teacher(), encoder(architectures=["BertModel"], hidden_size=8)),
+    ],
     "model-groups": [teacher(norm_num_groups=5), autoencoder(norm_num_groups=3)],
     "teacher-folder": [
         param(train_teacher__source="path", train_teacher__path="no/such"),
@@ -295,7 +331,6 @@ START: dict[str, list[Setup]] = {
         teacher(down_block_types="x"),
         teacher(down_block_types=["DownBlock2D", "SkipDownBlock2D"]),
         teacher(class_embed_type="timestep"),
-        prompted(),
         prompted(class_embed_type="timestep"),
         prompted(addition_embed_type="image"),
         prompted(cross_attention_dim=[4, 6]),
@@ -324,6 +359,18 @@ START: dict[str, list[Setup]] = {
         both(source("a", "b"), teacher(num_class_embeds=4)),
         both(source("1", "x"), teacher(num_class_embeds=2)),
         both(source("a9", "a10"), teacher(num_class_embeds=2)),
+    ],
+    "teacher-prompts": [
+        prompted(),
+        both(source("a", "b"), autoencoder(), teacher(), encoder(**CLIP)),
+        both(source("a", "b"), autoencoder(), prompted(), encoder(**CLIP)),
+        both(
+            source("a", "b"),
+            autoencoder(),
+            prompted(addition_embed_type="text_time", cross_attention_dim=8),
+            encoder(**CLIP),
+        ),
+        both(source("a", "b"), autoencoder(), prompted(cross_attention_dim=16), encoder(2, **CLIP)),
     ],
     "weights-missing": [
         spoiled(lambda unet: (unet / WEIGHTS).unlink()),

@@ -383,6 +383,7 @@ STAGES: dict[str, list[Provocation]] = {
         plain(lambda scene: read_license(None, [str(scene.write("README.md", b"---\n- mit\n---\n"))])),
     ],
     "export-packages": [patched(packages, "find_spec", lambda name: None, lambda scene: packages.check_packages())],
+    "export-prompts": [plain(lambda scene: packages.refuse_prompts())],
     "export-differs": [
         plain(lambda scene: check_differences({"routed": {"worst": 2e-4}})),
         plain(lambda scene: check_differences({"routed": {"worst": np.nan}})),

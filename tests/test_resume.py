@@ -16,11 +16,11 @@ from stagecraft.config.stages import stage_params
 from stagecraft.evaluation.samples import load_samples
 
 FLAGS = {
-    "cluster_timesteps": "--latents data/latents --teacher results/teacher --output results/clusters.json",
-    "cache_features": "--latents data/latents --teacher results/teacher --clusters results/clusters.json "
+    "cluster_timesteps": "--latents data/latents --prompts data/prompts --teacher results/teacher --output results/clusters.json",
+    "cache_features": "--latents data/latents --prompts data/prompts --teacher results/teacher --clusters results/clusters.json "
     "--output results/features",
-    "rank_channels": "--latents data/latents --teacher results/teacher --output results/importance.json",
-    "evaluate": "--autoencoder results/autoencoder --teacher results/teacher --student results/student "
+    "rank_channels": "--latents data/latents --prompts data/prompts --teacher results/teacher --output results/importance.json",
+    "evaluate": "--prompts data/prompts --autoencoder results/autoencoder --teacher results/teacher --student results/student "
     "--architecture results/architecture.json --extractor results/extractor.safetensors "
     "--output results/metrics.json --samples results/samples.npz",
 }

@@ -106,6 +106,8 @@ def test_a_killed_retraining_resumes_to_the_same_bytes(finished, tmp_path):
         "data/prepared",
         "--latents",
         "data/latents",
+        "--prompts",
+        "data/prompts",
     ]
     command += ["--autoencoder", "results/autoencoder"]
     command += ["--teacher", "results/teacher", "--architecture", "results/architecture.json"]

@@ -53,7 +53,7 @@ def loss_gradients(
         (T, p) float32.
     """
     device = next(model.parameters()).device
-    conditions = data.only(condition_names(model)).condition
+    known = data.only(condition_names(model))
     rows = torch.randint(len(data), (draws,), generator=generator_for(seed, "gradients", 0))
     eps = torch.randn((draws, *data.shape), generator=generator_for(seed, "gradients", 1))
     sketch = Sketch(sum(p.numel() for p in model.parameters()))
@@ -64,7 +64,7 @@ def loss_gradients(
             x0 = data.x0(rows[batch])
             noise = eps[batch]
             times = value.expand(len(batch))
-            condition = conditions.rows(rows[batch]).to(device)
+            condition = known.condition(rows[batch]).to(device)
             x_t = process.noise(x0, noise, times)
             target = process.target(x0, noise, times)
             output = predict(model, x_t.to(device), times.to(device), condition)

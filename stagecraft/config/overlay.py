@@ -11,12 +11,15 @@ from stagecraft.config.params import Params, read_params
 from stagecraft.config.sections import CHOICES, Everything, Section
 from stagecraft.config.stages import param_at
 
-# What was said for one choice, and is null when another is laid over it. The types know the keys of processes and sources.
+# What was said for one choice, and is null or left out when another is laid over it. The types know the keys of processes and
+# sources.
 BELONGINGS = {
     "architecture": ("assemble", "decoder_widths"),
     "cluster_timesteps.method": ("cluster_timesteps", "boundaries"),
     "cluster_timesteps.boundaries_in": ("cluster_timesteps", "boundaries"),
+    "encode_prompts.source": ("evaluate", "guidance"),
 }
+LEFT_OUT = ("guidance",)
 
 
 def lay_over(params: Params, above: Params) -> Params:
@@ -33,7 +36,9 @@ def lay_over(params: Params, above: Params) -> Params:
     if in_time and chooses_another("diffusion.process", params, above):
         gone.append(("cluster_timesteps", "boundaries"))
     for section, key in gone:
-        if key in section_of(result, section):
+        if key in LEFT_OUT:
+            section_of(result, section).pop(key, None)
+        elif key in section_of(result, section):
             result[section][key] = None
     for section, choice in CHOICES.items():
         member = member_of(section, above)

@@ -168,6 +168,38 @@ class ImageFiles(Prepared):
 PrepareData = Annotated[Digits | ImageFiles, Field(discriminator="source")]
 
 
+class NoPrompts(Section):
+    source: Literal["none"] = doc("None; the network is told at most a class.")
+    path: None = doc("Null, as no folder is read.")
+
+
+class Prompted(Section):
+    """Prompts, from the images' metadata.jsonl or else from their classes."""
+
+    template: Annotated[str, Field(min_length=1, max_length=1000)] = doc("""The prompt of an image of class {}, where
+        images come with no text of their own.""")
+    names: NonEmpty[str] | None = doc(
+        "What stands in it for each class, in their order; null for the classes' own names."
+    )
+    empty: Decay = doc("Share of the images that are trained on with an empty prompt, for guidance.")
+
+
+class RandomEncoder(Prompted):
+    source: Literal["random"] = doc(
+        "A small CLIP text encoder with random weights, and a tokenizer of the prompts' words."
+    )
+    path: None = doc("Null, as no folder is read.")
+    width: Width = doc("Width of its hidden states, a multiple of 8.")
+
+
+class GivenEncoder(Prompted):
+    source: Literal["path"] = doc("Take tokenizer and text_encoder of the diffusers folder at path.")
+    path: FilePath = doc("Folder with tokenizer and text_encoder, of SDXL also tokenizer_2 and text_encoder_2.")
+
+
+EncodePrompts = Annotated[NoPrompts | RandomEncoder | GivenEncoder, Field(discriminator="source")]
+
+
 class Optimised(Section):
     """What every training has."""
 
@@ -377,6 +409,10 @@ class Evaluate(Section):
     extractor: FilePath = doc("""classifier (trained by train_extractor), inception-v3-compat, or a TorchScript file,
         whose code is run.""")
     kid_subset_size: ImageCount = doc("Images in each of KID's subsets.")
+    guidance: Kept[Annotated[Finite, Field(ge=1, le=100)]] = Field(
+        default=1.0,
+        description="Scale of classifier-free guidance, for teachers that draw by prompts; may be left out, for 1.",
+    )
     neighbours: Million = doc("Neighbours k of precision and recall.")
     speed_batch: Million = doc("Images in the batch whose speed is measured.")
     speed_repeats: Million = doc("Timed repeats.")
@@ -424,6 +460,9 @@ class Everything(Seeded, Precise, OfArchitecture, Sampled):
     """All sections; `Params` also checks what clashes between them."""
 
     prepare_data: PrepareData = doc("The images a run starts from.")
+    encode_prompts: EncodePrompts = doc(
+        "What a text encoder makes of the images' prompts, for teachers that draw by prompts."
+    )
     train_autoencoder: TrainAutoencoder = doc("The autoencoder whose latents diffusion runs in, or none for pixels.")
     train_teacher: TrainTeacher = doc("The teacher, trained here or taken from a diffusers folder.")
     train_extractor: TrainExtractor = doc("""The small classifier whose features give FID, KID, precision and recall

@@ -45,6 +45,10 @@ class PrepareData(StageParams, Seeded):
     prepare_data: sections.PrepareData
 
 
+class EncodePrompts(StageParams, Seeded, OnDevice):
+    encode_prompts: sections.EncodePrompts
+
+
 class TrainAutoencoder(StageParams, Seeded, Precise):
     train_autoencoder: sections.TrainAutoencoder
 

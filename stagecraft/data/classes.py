@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from textwrap import shorten
 
 Classes = dict[str, int]  # class number by name
@@ -83,6 +83,20 @@ def check_trained(classes: Classes | None) -> int:
             "get an embedding; number the classes from 0 or set it to false"
         )
     return count_embeddings(classes)
+
+
+def check_told(with_texts: bool, classes: Classes | None, names: Sequence[str] | None) -> Classes:
+    """The classes that prompts are made of; ValueError when images have neither these nor texts, or names are not as many."""
+    if with_texts:
+        return classes or {}
+    if classes is None:
+        raise ValueError(
+            "encode_prompts: the images have neither texts nor classes; give a metadata.jsonl or class sub-folders, or set "
+            "source: none"
+        )
+    if names is not None and len(names) != len(classes):
+        raise ValueError(f"encode_prompts.names: {len(names)} for {len(classes)} classes; give one for each")
+    return classes
 
 
 def check_known(classes: Classes | None, known: int, config: str) -> None:

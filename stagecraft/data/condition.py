@@ -39,6 +39,10 @@ class Condition:
         """Some of the samples, by a slice or their numbers (n,)."""
         return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
 
+    def joined(self, others: Condition) -> Condition:
+        """These samples and others of the same tensors behind them."""
+        return Condition({name: torch.cat([tensor, others.tensors[name]]) for name, tensor in self.tensors.items()})
+
     def to(self, device: torch.device) -> Condition:
         """The same on a device."""
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})

@@ -20,6 +20,7 @@ class Contents:
         classes: class number of each class by its name, ascending, classes without images among them; None without labels.
         held_out: positions of the images of a split that the source holds out itself, ascending; None when it has no splits.
         notes: what is done with the source that its owner may not expect, one line each.
+        texts: what each image shows, in words; None when the source does not say.
     """
 
     count: int
@@ -27,6 +28,7 @@ class Contents:
     classes: dict[str, int] | None = None
     held_out: range | None = None
     notes: tuple[str, ...] = ()
+    texts: list[str] | None = None
 
 
 @dataclass(frozen=True)

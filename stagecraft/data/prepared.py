@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -17,7 +17,10 @@ STAGE = "prepare_data"
 
 
 class Meta(TypedDict):
-    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays."""
+    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays.
+
+    `texts` is there where the source says in words what each image shows.
+    """
 
     source: str
     description: str
@@ -31,6 +34,7 @@ class Meta(TypedDict):
     sha256: str
     labels_sha256: str
     params: Mapping[str, object]
+    texts: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,12 @@ class PreparedData:
         return self.meta["classes"]
 
     @property
+    def train_labels(self) -> np.ndarray | None:
+        """Class numbers of the training split, int64 (N,), or None."""
+        labels: np.ndarray | None = None if self.labels is None else self.labels[self.train_index]
+        return labels
+
+    @property
     def train_images(self) -> np.ndarray:
         """The training split, copied into memory, uint8 (N, H, W, C)."""
         images: np.ndarray = self.images[self.train_index]
@@ -107,7 +117,7 @@ def describe(
 ) -> Meta:
     """The contents of meta.json; `hashes` are those of images and labels."""
     count, resolution, _, channels = images.images.shape
-    return {
+    meta: Meta = {
         "source": params.prepare_data.source,
         "description": images.description,
         "count": count,
@@ -121,6 +131,9 @@ def describe(
         "labels_sha256": hashes[1],
         "params": params.as_given(),
     }
+    if images.contents.texts is not None:
+        meta["texts"] = images.contents.texts
+    return meta
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -23,6 +23,7 @@ class Survey:
         channels: 1 (grey) or 3 (RGB).
         classes: number of each class by its name; None when the images have no labels.
         notes: what is done with the source that its owner may not expect, one line each.
+        with_texts: whether the source says in words what each image shows.
     """
 
     train: int
@@ -32,6 +33,7 @@ class Survey:
     channels: int | None = None
     classes: Classes | None = None
     notes: tuple[str, ...] = ()
+    with_texts: bool = False
 
     @property
     def named(self) -> bool:
@@ -53,7 +55,8 @@ def survey(settings: PrepareData) -> Survey:
         held_out = count_held_out(contents, settings.held_out)
     train = contents.count - held_out
     channels = settings.channels or channels
-    return Survey(train, held_out, side, side, channels, contents.classes, contents.notes)
+    with_texts = contents.texts is not None
+    return Survey(train, held_out, side, side, channels, contents.classes, contents.notes, with_texts)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from stagecraft.data.classes import Classes, check_trained
-from stagecraft.data.condition import LABELS, UNCONDITIONAL, Condition, class_condition
+from stagecraft.data.condition import LABELS, Condition, class_condition
 from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
+from stagecraft.data.prompts import Prompts, load_prompts
 from stagecraft.runtime.files import check_file, read_checked_json
 
 STAGE = "encode_latents"
@@ -28,14 +29,14 @@ class TrainingSet:
         labels: classes int64 (N,), or None when they are unknown.
         sha256: hash of what it was read from.
         class_numbers: number of each class by its name, as images of a class may all be held out; None without labels.
-        prompts: what networks may be given beside each of them besides its class.
+        prompts: their prompts, or None when they have none.
     """
 
     x: torch.Tensor
     labels: torch.Tensor | None = None
     sha256: str = ""
     class_numbers: Classes | None = None
-    prompts: Condition = UNCONDITIONAL
+    prompts: Prompts | None = None
 
     @classmethod
     def of_images(
@@ -48,8 +49,8 @@ class TrainingSet:
         return cls(torch.as_tensor(images_NHWC), numbers, sha256, class_numbers)
 
     @classmethod
-    def load(cls, data: Path, latents: Path) -> TrainingSet:
-        """The training split of a prepared folder, as latents when the folder of latents holds any.
+    def load(cls, data: Path, latents: Path, prompts: Path | None = None) -> TrainingSet:
+        """The training split of a prepared folder, as latents and with prompts when the folders of these hold any.
 
         Raises:
             ValueError: a file is missing, not as it was written, or of another data set.
@@ -59,11 +60,11 @@ class TrainingSet:
         index = read_checked_json(latents / "index.json", STAGE)
         if index["data"] != prepared.meta["sha256"]:
             raise ValueError(f"{latents}/index.json: of other images; run {STAGE} again (snakemake --forcerun {STAGE})")
-        if index["sha256"] is None:
-            return cls.of_images(prepared.train_images, labels, prepared.meta["sha256"], prepared.classes)
-        path = latents / "latents.npy"
-        check_file(path, index["sha256"], latents / "index.json", STAGE)
-        return cls.of_images(np.load(path, allow_pickle=False), labels, index["sha256"], prepared.classes)
+        sha256 = index["sha256"] or prepared.meta["sha256"]
+        x = prepared.train_images if index["sha256"] is None else load_latents(latents, sha256)
+        images = cls.of_images(x, labels, sha256, prepared.classes)
+        given = None if prompts is None else load_prompts(prompts, prepared.meta["sha256"])
+        return images if given is None else replace(images, prompts=given.of(torch.from_numpy(prepared.train_index)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -78,14 +79,20 @@ class TrainingSet:
         return channels, height, width
 
     @property
-    def condition(self) -> Condition:
-        """What conditional networks may be given beside each of them; empty when nothing is known."""
-        return Condition({**class_condition(self.labels).tensors, **self.prompts.tensors})
+    def conditions(self) -> set[str]:
+        """The names of what conditional networks may be given beside each of them."""
+        return {*class_condition(self.labels).tensors, *(self.prompts.states.tensors if self.prompts else ())}
+
+    def condition(self, rows: torch.Tensor, generator: torch.Generator | None = None) -> Condition:
+        """The same of some of them; with a generator some prompts are left empty, as `Prompts.take` says."""
+        labels = class_condition(None if self.labels is None else self.labels[rows])
+        prompts = self.prompts.take(rows, generator).tensors if self.prompts else {}
+        return Condition({**labels.tensors, **prompts})
 
     def only(self, names: Collection[str]) -> TrainingSet:
         """The same with no other conditions than those of these names."""
         labels = self.labels if LABELS in names else None
-        return replace(self, labels=labels, prompts=self.prompts.only(names))
+        return replace(self, labels=labels, prompts=self.prompts and self.prompts.only(names))
 
     def classes(self) -> int:
         """Embeddings of a class-conditional teacher trained on it; ValueError when none can be."""
@@ -101,6 +108,14 @@ class TrainingSet:
         low, high = image_range
         pixels = self.x.dtype == torch.uint8
         return FlatRows(self.x.flatten(1).numpy(), (high - low) / 255 if pixels else 1.0, low if pixels else 0.0)
+
+
+def load_latents(folder: Path, sha256: str) -> np.ndarray:
+    """Latents float32 (N,c,h,w); ValueError when the file is missing or not as it was written."""
+    path = folder / "latents.npy"
+    check_file(path, sha256, folder / "index.json", STAGE)
+    latents: np.ndarray = np.load(path, allow_pickle=False)
+    return latents
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,10 @@ class NoisyBatches:
     ) -> None:
         if batch_size < count():
             raise ValueError(f"batch_size: {batch_size} is less than the {count()} processes that share it; raise it")
-        if conditional and not data.condition.tensors:
+        if conditional and not data.conditions:
             raise ValueError("the teacher is class-conditional, but the images have no labels; give class sub-folders")
         self.data = data
-        self.condition = data.condition if conditional else UNCONDITIONAL
+        self.conditional = conditional
         self.process = process
         self.batch_size = batch_size
         self.device = device
@@ -75,7 +75,7 @@ class NoisyBatches:
         x0 = x0.to(self.device)
         eps = eps.to(self.device)
         t = t.to(self.device)
-        condition = self.condition.rows(rows).to(self.device)
+        condition = self.data.condition(rows, generator).to(self.device) if self.conditional else UNCONDITIONAL
         return Batch(self.process.noise(x0, eps, t), t, self.process.target(x0, eps, t), condition)
 
     def draw_t(self, generator: torch.Generator) -> torch.Tensor:

@@ -18,6 +18,23 @@ def predict(
     return output
 
 
+def predict_guided(
+    model: Any, x_t: torch.Tensor, t: torch.Tensor | float, condition: Condition, empty: Condition, scale: float
+) -> torch.Tensor:
+    """The output with classifier-free guidance (Ho & Salimans 2022), as diffusers has it: e + scale (c - e).
+
+    Args:
+        empty: what stands in place of `condition` in e, with as many rows.
+        scale: 1 for the output given the condition itself.
+    """
+    if scale == 1:
+        return predict(model, x_t, t, condition)
+    times = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
+    both = predict(model, torch.cat([x_t, x_t]), torch.cat([times, times]), empty.joined(condition))
+    without, given = both.chunk(2)
+    return without + scale * (given - without)
+
+
 def nmse(
     outputs: Iterable[torch.Tensor],
     targets: Sequence[torch.Tensor],

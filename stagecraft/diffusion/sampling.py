@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.data.pixels import to_uint8
-from stagecraft.diffusion.losses import predict
+from stagecraft.diffusion.losses import predict_guided
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.stepper import Stepper, intervals_of
@@ -34,6 +33,8 @@ class Sampler:
         restarts: boundaries at which a multistep solver forgets its earlier evaluations, which were another decoder's.
         decode: from what the network draws to images in [-1, 1], both N,C,H,W.
         condition: what a conditional network is given beside the samples of these indices.
+        guidance: scale of classifier-free guidance; 1 for none.
+        empty: what guidance puts in place of the condition of so many samples.
     """
 
     process: Process
@@ -47,6 +48,8 @@ class Sampler:
     restarts: Sequence[float] = ()
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     condition: Callable[[Sequence[int]], Condition] | None = None
+    guidance: float = 1.0
+    empty: Callable[[int], Condition] | None = None
 
     @classmethod
     def of(
@@ -58,13 +61,15 @@ class Sampler:
         *,
         restarts: Sequence[float] = (),
         decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        conditions: Condition | None = None,
+        condition: Callable[[Sequence[int]], Condition] | None = None,
+        guidance: float = 1.0,
+        empty: Callable[[int], Condition] | None = None,
         stated: Mapping[str, object] | None = None,
     ) -> Self:
         """The sampler that params describe.
 
         Args:
-            conditions: those of the training images, for conditional networks.
+            condition, guidance, empty: as in `Sampler`.
             stated: the scheduler config of a given teacher, as in `Process`.
         """
         return cls(
@@ -78,7 +83,9 @@ class Sampler:
             params["precision"],
             restarts,
             decode,
-            None if conditions is None else partial(draw_conditions, conditions, params["seed"]),
+            condition,
+            guidance,
+            empty,
         )
 
     def draw(self, model: torch.nn.Module, indices: Sequence[int]) -> np.ndarray:
@@ -100,13 +107,13 @@ class Sampler:
         scheduler = self.process.scheduler(self.scheduler)
         stepper = Stepper(scheduler, self.steps, self.device, self.restarts, latents=self.decode is not None)
         noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators]).to(self.device)
-        return stepper.run(noise, lambda x, t: predict(model, x, t, condition), generators)
+        empty = UNCONDITIONAL if self.empty is None else self.empty(len(noise)).to(self.device)
+        return stepper.run(noise, lambda x, t: predict_guided(model, x, t, condition, empty, self.guidance), generators)
 
 
-def draw_conditions(conditions: Condition, seed: int, indices: Sequence[int]) -> Condition:
-    """What samples are drawn with: what a training image has of `conditions`, the image drawn from the sample's own seed."""
-    draws = [torch.randint(len(conditions), (1,), generator=generator_for(seed, "label", index)) for index in indices]
-    return conditions.rows(torch.cat(draws))
+def draw_images(count: int, seed: int, indices: Sequence[int]) -> torch.Tensor:
+    """Whose condition samples are drawn with: numbers of images below `count`, each from its sample's own seed."""
+    return torch.cat([torch.randint(count, (1,), generator=generator_for(seed, "label", index)) for index in indices])
 
 
 def sample(

@@ -1,6 +1,7 @@
 """Teacher and student by the same code, seeds and reference: what metrics.json holds."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch import nn
 
 from stagecraft.config.keys import SAMPLERS
 from stagecraft.config.stages import Evaluate
-from stagecraft.data.condition import Condition, class_condition
+from stagecraft.data.condition import PROMPT, Condition, class_condition
 from stagecraft.data.prepared import PreparedData
+from stagecraft.data.prompts import Prompts
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, sample, steps_per_interval
+from stagecraft.diffusion.sampling import Sampler, draw_images, sample, steps_per_interval
 from stagecraft.evaluation.cost import decoder_cost, model_cost
 from stagecraft.evaluation.fidelity import (
     Extractor,
@@ -29,11 +31,11 @@ from stagecraft.evaluation.fidelity import (
     least_held_out,
 )
 from stagecraft.evaluation.margins import measure_margins
-from stagecraft.evaluation.metrics import Fidelity, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Speed
+from stagecraft.evaluation.metrics import Agreement, Fidelity, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Speed
 from stagecraft.evaluation.path import draw_path
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
-from stagecraft.networks.pipelines import is_class_conditional
+from stagecraft.networks.families import condition_names
 from stagecraft.runtime.files import run_again
 from stagecraft.runtime.journal import Pieces, kept_record
 from stagecraft.runtime.processes import from_main, is_main
@@ -58,6 +60,9 @@ class Evaluation:
         pieces: samples and scores of a run that was killed, and where to keep those of this one.
         stated: the scheduler config of a given teacher, as in `Process`.
         predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
+        prompts: those of all images, of text-conditional models.
+        classify: the classes that the project's own classifier gives of images (N, H, W, C), with which those of their prompts
+            are compared; None where it knows no classes.
     """
 
     params: Evaluate
@@ -71,6 +76,8 @@ class Evaluation:
     pieces: Pieces | None = None
     stated: dict[str, Any] | None = None
     predicted_time: float | None = None
+    prompts: Prompts | None = None
+    classify: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def process(self) -> Process:
@@ -116,6 +123,7 @@ class Evaluation:
         scores: dict[str, ModelMetrics] = {
             name: {
                 **self.score(name, images[name]),
+                **self.agreement(images[name]),
                 **margins[name],
                 **model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers()),
                 **speed[name],
@@ -203,6 +211,7 @@ class Evaluation:
     def sampler(self, name: str, model: Any, shape: tuple[int, int, int]) -> Sampler:
         """How a model is sampled; the teacher's solver does not start anew at the student's boundaries."""
         vae = None if self.vae is None else self.vae.to(self.device)
+        names = condition_names(model)
         return Sampler.of(
             self.params.as_dict(),
             shape,
@@ -210,21 +219,37 @@ class Evaluation:
             self.params.evaluate.batch_size,
             restarts=self.boundaries if self.restart and name != "teacher" else (),
             decode=None if vae is None else partial(decode, vae),
-            conditions=self.conditions() if is_class_conditional(model) else None,
+            condition=partial(self.condition, names) if names else None,
+            guidance=self.params.evaluate.guidance if self.prompts else 1.0,
+            empty=self.prompts.none if self.prompts and PROMPT in names else None,
             stated=self.stated,
         )
 
-    def conditions(self) -> Condition:
-        """The classes of the training images."""
-        assert self.data.labels is not None, "a class-conditional model was trained with labels"
-        return class_condition(torch.from_numpy(self.data.labels[self.data.train_index]))
+    def drawn(self, indices: Sequence[int]) -> np.ndarray:
+        """The numbers of the images whose conditions samples are drawn with: held-out ones where models draw by prompts."""
+        images = self.data.held_out_index if self.prompts else self.data.train_index
+        return images[draw_images(len(images), self.params.seed, indices).numpy()]
+
+    def condition(self, names: set[str], indices: Sequence[int]) -> Condition:
+        """What a model that is given these is given beside samples."""
+        images = torch.from_numpy(self.drawn(indices))
+        labels = class_condition(None if self.data.labels is None else torch.from_numpy(self.data.labels)[images])
+        prompts = self.prompts.take(images).tensors if self.prompts else {}
+        return Condition({**labels.tensors, **prompts}).only(names)
+
+    def agreement(self, images: np.ndarray) -> Agreement:
+        """`agreement`, the share of a model's samples whose class is that of their prompt; empty where that is unknown."""
+        if self.classify is None or self.prompts is None or self.data.labels is None:
+            return {}
+        wanted = self.data.labels[self.drawn(range(len(images)))]
+        return {"agreement": float((self.classify(images) == wanted).mean())}
 
     def protocol(self, steps: list[int]) -> Protocol:
         """What the figures depend on beside the models."""
         sampling = self.params.sampling
         settings = self.params.evaluate
         meta = self.data.meta
-        return {
+        protocol: Protocol = {
             "samples": settings.samples,
             "sampler": sampling.scheduler,
             "steps": sampling.steps,
@@ -247,6 +272,9 @@ class Evaluation:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }
+        if self.prompts is not None:
+            protocol["guidance"] = settings.guidance
+        return protocol
 
 
 def check_architecture(student: Any, architecture: Plan, folder: str) -> None:

@@ -241,6 +241,27 @@ def accuracy(
     return right / (len(images) * len(every_turn))
 
 
+def classifier_of(path: Path, labels: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What tells the labels (N,) of images uint8 (N, H, W, C) by a saved classifier; None where it was trained for rotations.
+
+    Args:
+        labels: those that it was trained on.
+    """
+    description, _ = read_classifier(path)
+    if description["kind"] != CLASSIFIER or labels is None:
+        return None
+    model = load_classifier(path)
+    names = make_task(labels).names
+
+    @torch.no_grad()
+    def classify(images: np.ndarray, batch_size: int = 1024) -> np.ndarray:
+        size = images_at_once(batch_size, *images.shape[1:3])
+        parts = [model(to_tensor(images[start : start + size])).argmax(1) for start in range(0, len(images), size)]
+        return names[torch.cat(parts).numpy()]
+
+    return classify
+
+
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, C) array to a contiguous uint8 (N, C, H, W) tensor."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, 3, 1)))

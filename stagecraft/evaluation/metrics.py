@@ -28,6 +28,12 @@ class Fidelity(TypedDict):
     recall: NotRequired[float]
 
 
+class Agreement(TypedDict, total=False):
+    """How far samples show what their prompts say: `agreement`, the share whose class, by the project's classifier, is theirs."""
+
+    agreement: float
+
+
 class HeldOut(Margins, total=False):
     """The same of the held-out real images; None with a reason where they are too few."""
 
@@ -70,7 +76,7 @@ class Speed(TypedDict):
     time_by_operation: dict[str, float]
 
 
-class ModelMetrics(Fidelity, Margins, Cost, Speed):
+class ModelMetrics(Fidelity, Agreement, Margins, Cost, Speed):
     """All figures of one model."""
 
 
@@ -108,7 +114,7 @@ class Reference(TypedDict):
 
 
 class Protocol(TypedDict):
-    """What the figures depend on beside the models."""
+    """What the figures depend on beside the models; `guidance` is its scale, of models that draw by prompts."""
 
     samples: int
     sampler: str
@@ -126,6 +132,7 @@ class Protocol(TypedDict):
     speed_batch: int
     device: str
     threads: int
+    guidance: NotRequired[float]
 
 
 class Metrics(TypedDict):

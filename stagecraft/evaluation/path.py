@@ -1,5 +1,6 @@
 """A model's samples on their way from noise: what it was given at each step, and the image that it predicted from it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,14 @@ class Recorder(torch.nn.Module):
 
 
 def draw_path(model: Any, sampler: Sampler) -> dict[str, np.ndarray]:
-    """The first samples of a model at up to 25 evenly spaced network evaluations, the first and the last among them.
+    """Samples of a model without guidance at up to 25 evenly spaced network evaluations, the first and the last among them.
 
     Returns:
         `path_t` (S,), descending; `path_sample`, x_t scaled to the variance of images, and `path_image`, the denoised image that
         the output implies, uint8 (S,N,H,W,C).
     """
     recorder = Recorder(model)
-    sampler.draw_undecoded(recorder, range(SAMPLES))
+    replace(sampler, guidance=1.0).draw_undecoded(recorder, range(SAMPLES))
     count = min(len(recorder.calls), MOST_STEPS)
     shown = np.linspace(0, len(recorder.calls) - 1, count).round().astype(int).tolist()
     calls = [recorder.calls[i] for i in shown]

@@ -10,3 +10,8 @@ def check_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ValueError(f"export needs the package {', '.join(missing)}; pip install {' '.join(missing)}")
+
+
+def refuse_prompts() -> None:
+    """Raise ValueError, as a student that draws by prompts has no graph of its text encoder."""
+    raise ValueError("export: a student that draws by prompts is not exported; use results/student with diffusers")

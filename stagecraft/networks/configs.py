@@ -49,12 +49,13 @@ class ConfigReader(Protocol):
     def widths(self, config: Config) -> Sequence[int]:
         """Channels of the residual stream at each level."""
 
-    def trained(self, settings: Teacher) -> dict[str, object]:
-        """The arguments of a network that is trained here, but for its images and classes."""
+    def trained(self, settings: Teacher, prompt_width: int | None = None) -> dict[str, object]:
+        """The arguments of a network that is trained here, but for its images and classes; prompts are of this width."""
 
 
 CONFIGS: dict[str, ConfigReader] = {"UNet2DModel": UNet2DConfig(), "UNet2DConditionModel": UNet2DConditionConfig()}
-TRAINED = "UNet2DModel"  # the class of teachers that are trained here
+TRAINED = "UNet2DModel"  # the class of teachers that are trained here, without prompts
+TRAINED_ON_PROMPTS = "UNet2DConditionModel"
 
 
 def reader_of(config: Config) -> ConfigReader:
@@ -106,10 +107,38 @@ def check_teacher_fits(config: Config, path: Path, space: Space, process: str) -
     )
 
 
-def check_prompts(config: Config, path: Path, given: bool) -> None:
-    """Raise ValueError when a teacher draws by prompts and none are given."""
-    if reader_of(config).prompted and not given:
-        raise ValueError(f"{path}: draws by prompts, which the images have none of; {TEACHER}")
+def class_trained(prompted: bool) -> str:
+    """The class of teachers that are trained here."""
+    return TRAINED_ON_PROMPTS if prompted else TRAINED
+
+
+def check_prompts(config: Config, path: Path, width: int | None, two: bool = False) -> None:
+    """Raise ValueError when a teacher draws by other prompts than are given.
+
+    Args:
+        width: of the prompts' hidden states; None where none are given.
+        two: whether two encoders give them, as those of an SDXL do.
+    """
+    if not reader_of(config).prompted:
+        if width is not None:
+            raise ValueError(f"{path}: draws by no prompts; set encode_prompts.source: none, or {TEACHER}")
+        return
+    if width is None:
+        raise ValueError(
+            f"{path}: draws by prompts; set encode_prompts.source: path, with its text encoder, or {TEACHER}"
+        )
+    if config.get("cross_attention_dim") != width:
+        raise ValueError(
+            f"{path}: cross_attention_dim is {config.get('cross_attention_dim')} but the text encoder's hidden states are "
+            f"{width} wide; give the teacher's own in encode_prompts.path"
+        )
+    takes_two = config.get("addition_embed_type") is not None
+    if takes_two and not two:
+        raise ValueError(
+            f"{path}: takes the two text encoders of an SDXL; give the teacher's own in encode_prompts.path"
+        )
+    if two and not takes_two:
+        raise ValueError(f"{path}: takes one text encoder; give the teacher's own in encode_prompts.path")
 
 
 def has_learned_variance(config: Config) -> bool:

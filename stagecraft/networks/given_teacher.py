@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stagecraft.data.classes import check_known
-from stagecraft.data.condition import PROMPT
+from stagecraft.data.condition import POOLED, PROMPT
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.stated import check_stated, says_nothing
 from stagecraft.networks.configs import check_prompts, check_teacher_fits, check_teacher_folder, has_learned_variance
@@ -28,7 +28,8 @@ def open_given_teacher(
         ValueError: it does not fit the images (or the latents), their classes or the noise process.
     """
     config, file = check_teacher_folder(Path(path))
-    check_prompts(config, file, given=PROMPT in images.condition.tensors)
+    states = images.prompts.states.tensors if images.prompts else {}
+    check_prompts(config, file, states[PROMPT].shape[-1] if states else None, POOLED in states)
     check_teacher_fits(config, file, space, diffusion["process"])
     if config.get("num_class_embeds") is not None:
         check_known(images.class_numbers, config["num_class_embeds"], str(file))

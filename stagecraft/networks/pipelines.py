@@ -15,6 +15,7 @@ from stagecraft.networks.configs import check_teacher_folder
 from stagecraft.networks.families import student_class, teacher_class
 from stagecraft.networks.family import Module
 from stagecraft.networks.given import TEACHER
+from stagecraft.networks.text_parts import CLASSES, FIRST, parts_of
 from stagecraft.networks.weights import WEIGHTS, class_name, find_weights
 from stagecraft.runtime.files import (
     atomic_folder,
@@ -34,13 +35,22 @@ SCHEDULER = "scheduler_config.json"
 def load_teacher(folder: Path) -> Module:
     """The UNet of a folder written by `save_teacher`, in eval mode on the CPU; ValueError when a file is not as written."""
     check_hashes(folder, "train_teacher")
-    return _load(teacher_class(class_name(folder / "unet")), folder)
+    return told_tokens(_load(teacher_class(class_name(folder / "unet")), folder), folder)
 
 
 def load_student(folder: Path) -> Module:
     """The same of a folder written by `save_student`."""
     check_hashes(folder, "retrain")
-    return _load(student_class(class_name(folder / "unet")), folder)
+    return told_tokens(_load(student_class(class_name(folder / "unet")), folder), folder)
+
+
+def told_tokens(unet: Module, folder: Path) -> Module:
+    """The UNet of a pipeline folder, told how many tokens its prompts have, where it has a tokenizer that says so."""
+    tokenizer = folder / FIRST[0] / "tokenizer_config.json"
+    length = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+    if length is not None:
+        unet.prompt_tokens = length
+    return unet
 
 
 def load_given_teacher(folder: Path) -> Module:
@@ -74,16 +84,24 @@ def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
 
 
 def save_teacher(
-    folder: Path, unet: Module, scheduler: Any, params: dict[str, Any], vae: Any = None, *, given: bool = False
+    folder: Path,
+    unet: Module,
+    scheduler: Any,
+    params: dict[str, Any],
+    vae: Any = None,
+    *,
+    given: bool = False,
+    prompts: Path | None = None,
 ) -> None:
     """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written.
 
     Args:
         given: whether the teacher is from elsewhere; see `save_scheduler`.
+        prompts: folder of the text encoder, of a teacher that draws by prompts.
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, "diffusers", scheduler, vae, given=given)
+        write_pipeline(aside, unet, "diffusers", scheduler, vae, given=given, prompts=prompts)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
@@ -96,15 +114,16 @@ def save_student(
     vae: Any = None,
     *,
     given: bool = False,
+    prompts: Path | None = None,
 ) -> None:
     """Write a student's pipeline folder, with its model file where diffusers has no such class, so that it alone loads it.
 
     Args:
-        given: whether the teacher is from elsewhere; see `save_scheduler`.
+        given, prompts: as in `save_teacher`.
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, origin_of(unet), scheduler, vae, given=given)
+        write_pipeline(aside, unet, origin_of(unet), scheduler, vae, given=given, prompts=prompts)
         write_json(aside / "params.json", params)
         write_hashes(aside)
 
@@ -115,15 +134,24 @@ def origin_of(unet: Module) -> str:
     return "diffusers" if kind is getattr(diffusers, kind.__name__, None) else Path(inspect.getfile(kind)).stem
 
 
-def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: Any, *, given: bool = False) -> None:
+def write_pipeline(
+    folder: Path,
+    unet: Any,
+    origin: str,
+    scheduler: Any,
+    vae: Any,
+    *,
+    given: bool = False,
+    prompts: Path | None = None,
+) -> None:
     """Write what makes a folder with a UNet a pipeline.
 
-    DDPMPipeline where it draws right; it knows no latents, no classes, no scheduler that scales its input, and, of those that a
-    student may be given, none that takes no generator.
+    StableDiffusionPipeline, or that of XL, for prompts. DDPMPipeline where it draws right; it knows no latents, no classes, no
+    scheduler that scales its input, and, of those that a student may be given, none that takes no generator.
 
     Args:
         origin: module that diffusers finds the UNet's class in.
-        given: see `save_scheduler`.
+        given, prompts: as in `save_teacher`.
     """
     forget_origin(folder / "unet" / "config.json")
     scheduler = scheduler if vae is None else unclipped(scheduler)
@@ -137,13 +165,32 @@ def write_pipeline(folder: Path, unet: Any, origin: str, scheduler: Any, vae: An
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
         forget_origin(folder / "vae" / "config.json")
-    if origin != "diffusers" or needs_own_pipeline(unet, scheduler, vae):
+    if prompts is not None:
+        index |= text_pipeline(folder, prompts, vae)
+    elif origin != "diffusers" or needs_own_pipeline(unet, scheduler, vae):
         source = Path(inspect.getfile(multi_stage_pipeline))
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
         index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
         index |= multi_stage_pipeline.auto_map_of(index["unet"])
     write_json(folder / "model_index.json", index)
+
+
+def text_pipeline(folder: Path, prompts: Path, vae: Any) -> dict[str, Any]:
+    """Copy a text encoder into a pipeline folder; returns what model_index.json says beside UNet and scheduler."""
+    parts = parts_of(prompts)
+    for part in parts:
+        shutil.copytree(prompts / part, folder / part)
+    index: dict[str, Any] = {part: ["transformers", CLASSES[part]] for part in parts}
+    index |= {
+        "vae": ["diffusers", type(vae).__name__],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+    }
+    if len(parts) > len(FIRST):
+        return {**index, "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
+    checker = {"safety_checker": [None, None], "requires_safety_checker": False}
+    return {**index, "_class_name": "StableDiffusionPipeline", **checker}
 
 
 def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from stagecraft.config.sections import Everything, PrepareData
+from stagecraft.data.condition import LABELS
+from stagecraft.data.prompts import Prompts
 from stagecraft.data.survey import Survey, survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
@@ -22,7 +24,8 @@ from stagecraft.networks.given import (
     check_autoencoder_fits,
     check_own_teacher,
 )
-from stagecraft.preflight.given_models import network_space
+from stagecraft.networks.unet2d_condition.family import TOKENS
+from stagecraft.preflight.given_models import network_space, prompt_width
 from stagecraft.runtime.files import pipeline_file, read_json
 from stagecraft.search.features import FeatureWriter
 from stagecraft.training.teacher import build_teacher
@@ -72,7 +75,10 @@ class Setup:
     def features(self) -> FeatureWriter:
         """What will write the feature cache, with one black sample for data; the intervals do not matter for its size."""
         edges = self.process.edges([])[0]
-        data = TrainingSet(torch.zeros(1, *self.shape), prompts=example_condition(self.teacher, 1))
+        given = example_condition(self.teacher, 1)
+        first = torch.zeros(1, dtype=torch.int64)
+        prompts = Prompts(given.only({*given.tensors} - {LABELS}), first)
+        data = TrainingSet(torch.zeros(1, *self.shape), given.tensors.get(LABELS), prompts=prompts)
         settings = self.params.cache_features
         return FeatureWriter(
             self.teacher, self.process, data, [edges] * self.intervals, settings, self.params.seed, META
@@ -119,7 +125,8 @@ def read_teacher(params: Everything, images: Survey, space: Space) -> Module:
             )
         classes = len(images.classes or ()) if settings.class_conditional else None
         with META:
-            return build_teacher(settings, space.side or 0, space.channels or 0, params.seed, classes).eval()
+            sizes = space.side or 0, space.channels or 0
+            return build_teacher(settings, *sizes, params.seed, classes, prompt_sizes(params, images)).eval()
     path = pipeline_file(settings.path, "unet", "config.json")
     config = check_config(path)
     check_teacher_fits(config, path, space, params.diffusion.process)
@@ -131,6 +138,18 @@ def read_teacher(params: Everything, images: Survey, space: Space) -> Module:
     with META:
         teacher = teacher_class(config["_class_name"]).from_config(config).eval()
     return family_of(teacher).fit(teacher, side)
+
+
+def prompt_sizes(params: Everything, images: Survey) -> tuple[int, int] | None:
+    """Tokens and width of the prompts; None without. Of an encoder that is made here a token a word and two more are expected."""
+    width = prompt_width(params)
+    settings = params.encode_prompts
+    if width is None:
+        return None
+    if settings.source != "random":
+        return TOKENS, width
+    prompts = [settings.template.replace("{}", name) for name in settings.names or images.classes or [""]]
+    return 2 + max(len(prompt.split()) for prompt in prompts), width
 
 
 def read_autoencoder(params: Everything, side: int, channels: int | None) -> Any:

@@ -19,6 +19,7 @@ from stagecraft.training.schedule import passes_per_step
 BACKWARD = 2  # forward passes that a backward one counts as
 RULES = (
     "prepare_data",
+    "encode_prompts",
     "train_autoencoder",
     "encode_latents",
     "train_teacher",

@@ -11,6 +11,7 @@ from stagecraft.diffusion.boundaries import check_given
 from stagecraft.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stagecraft.evaluation.counts import check_features
 from stagecraft.networks.given import Sides, Space, why_not_halved, why_undivided
+from stagecraft.networks.text_parts import HEAD_WIDTH
 
 Problem = tuple[str, str]  # key, what is wrong and what to do
 
@@ -23,6 +24,7 @@ def cross_problems(params: Everything) -> Iterator[Problem]:
     """Problems between values that are each fine alone."""
     yield from diffusion_problems(params)
     yield from latent_problems(params)
+    yield from prompt_problems(params)
     if params.train_teacher.source == "train":
         yield from teacher_problems(params.train_teacher)
         yield from resolution_problems(params)
@@ -52,6 +54,34 @@ def latent_problems(params: Everything) -> Iterator[Problem]:
             if getattr(params, section).horizontal_flip:
                 clash = "true, but a mirrored latent is not the latent of a mirrored image; set false"
                 yield f"{section}.horizontal_flip", clash
+
+
+def prompt_problems(params: Everything) -> Iterator[Problem]:
+    """What prompts need, and guidance without them."""
+    settings = params.encode_prompts
+    guidance = params.evaluate.guidance
+    key = "encode_prompts.source"
+    if settings.source == "none":
+        if guidance != 1:
+            yield "evaluate.guidance", f"{guidance:g}, but there are no prompts to guide by; set 1, or {key}"
+        return
+    if params.train_autoencoder.source == "none":
+        clash = f"{settings.source}, but pipelines with prompts draw latents; set train_autoencoder.source too, or none"
+        yield key, clash
+    if params.diffusion.process != "vp":
+        clash = (
+            f"{settings.source}, but pipelines with prompts know process vp alone; set diffusion.process: vp, or none"
+        )
+        yield key, clash
+    if params.assemble.native:
+        yield "assemble.native", "true, but no student with prompts is searched for as one; set it to false"
+    if settings.source == "random" and settings.width % HEAD_WIDTH:
+        yield "encode_prompts.width", f"{settings.width} is no multiple of {HEAD_WIDTH}, the width of a head; change it"
+    if params.train_teacher.source == "train":
+        if params.train_teacher.class_conditional:
+            yield "train_teacher.class_conditional", "true, but the teacher is told prompts; set it to false"
+        if guidance != 1 and settings.empty == 0:
+            yield "encode_prompts.empty", "0, but guidance needs a teacher that knows the empty prompt; raise it"
 
 
 def architecture_problems(params: Everything) -> Iterator[Problem]:

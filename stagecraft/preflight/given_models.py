@@ -22,6 +22,7 @@ from stagecraft.networks.given import (
     read_scheduler_config,
     why_undivided,
 )
+from stagecraft.networks.text_parts import encoder_files, has_second, width_of
 from stagecraft.runtime.files import pipeline_file, read_json
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
         return
     folder = Path(settings.path)
     config, path = check_teacher_folder(folder)
-    check_prompts(config, path, given=False)
+    prompts = params.encode_prompts
+    two = prompts.source == "path" and has_second(Path(prompts.path))
+    check_prompts(config, path, prompt_width(params), two)
     check_search(params, reader_of(config).widths(config))
     check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:
@@ -79,6 +82,18 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
     diffusion = params.diffusion.as_dict()
     check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), diffusion)
     check_steps(params.sampling.as_dict(), diffusion, kept_settings(stated, params.diffusion.process))
+
+
+def prompt_width(params: Everything) -> int | None:
+    """Width of the prompts' hidden states; None without prompts."""
+    settings = params.encode_prompts
+    match settings.source:
+        case "random":
+            return settings.width
+        case "path":
+            encoder_files(Path(settings.path))
+            return width_of(Path(settings.path))
+    return None
 
 
 def check_search(params: Everything, widths: Sequence[int]) -> None:

@@ -5,12 +5,23 @@ from pathlib import Path
 
 from stagecraft.config.messages import show
 from stagecraft.config.params import PROJECT
-from stagecraft.config.sections import Evaluate, Everything, MeasureLatency, TrainAutoencoder, TrainTeacher
-from stagecraft.networks.configs import CONFIGS, TRAINED, reader_of
+from stagecraft.config.sections import (
+    EncodePrompts,
+    Evaluate,
+    Everything,
+    MeasureLatency,
+    TrainAutoencoder,
+    TrainTeacher,
+)
+from stagecraft.networks import text_parts
+from stagecraft.networks.configs import CONFIGS, class_trained, reader_of
 from stagecraft.networks.given import SiteNames
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.weights import find_weights
 from stagecraft.runtime.files import pipeline_file
+
+# The file with the class of a teacher's students.
+STUDENT_FILES = {"UNet2DModel": "multi_decoder_unet.py", "UNet2DConditionModel": "multi_decoder_unet_condition.py"}
 
 
 def search_jobs(params: Everything) -> list[Job]:
@@ -20,7 +31,7 @@ def search_jobs(params: Everything) -> list[Job]:
     """
     if params.architecture == "given":
         return []
-    sites = site_names(params.train_teacher)
+    sites = site_names(params)
     shared = [Job(site) for site in sites.shared]
     return [*shared, *(Job(site, part) for part in searched_ranges(params) for site in sites.per_range)]
 
@@ -51,10 +62,11 @@ def refined_from(params: Everything) -> dict[str, str]:
     return {job.name: Job(job.site, everywhere).name for job in ranged}
 
 
-def site_names(settings: TrainTeacher) -> SiteNames:
+def site_names(params: Everything) -> SiteNames:
     """The names of the teacher's sites."""
+    settings = params.train_teacher
     if settings.source == "train":
-        reader = CONFIGS[TRAINED]
+        reader = CONFIGS[class_trained(draws_by_prompts(params))]
         return reader.sites(reader.trained(settings))
     config = read_teacher_config(settings)
     return reader_of(config).sites(config)
@@ -110,6 +122,33 @@ def weights_files(key: str, folder: Path) -> list[Path]:
         raise ValueError(f"{key}: {error}") from error
 
 
+def draws_by_prompts(params: Everything) -> bool:
+    """Whether the teacher draws by prompts."""
+    return bool(params.encode_prompts.source != "none")
+
+
+def encoder_files(settings: EncodePrompts) -> list[str]:
+    """Files of a text encoder's folder that a run reads, none but for source `path`; ValueError when one is missing."""
+    return [str(file) for file in text_parts.encoder_files(Path(settings.path))] if settings.source == "path" else []
+
+
+def encoder_names(params: Everything) -> list[str]:
+    """Names of the text encoder's files in pipeline folders; none without prompts."""
+    settings = params.encode_prompts
+    if settings.source == "path":
+        return [str(Path(file).relative_to(settings.path)) for file in encoder_files(settings)]
+    return list(text_parts.MADE) if settings.source == "random" else []
+
+
+def student_file(params: Everything) -> str:
+    """The name of the file with a student's class, which is saved with its weights."""
+    given = params.train_teacher.source == "path"
+    config = (
+        read_teacher_config(params.train_teacher) if given else {"_class_name": class_trained(draws_by_prompts(params))}
+    )
+    return STUDENT_FILES[str(config.get("_class_name"))]
+
+
 def runs_in_latents(params: Everything) -> bool:
     """Whether the diffusion runs in the latents of an autoencoder."""
     return bool(params.train_autoencoder.source != "none")
@@ -124,6 +163,8 @@ def needs_own_pipeline(params: Everything) -> bool:
     conditional = settings.class_conditional
     if settings.source == "path":
         conditional = read_teacher_config(settings).get("num_class_embeds") is not None
+    if draws_by_prompts(params):
+        return False
     return runs_in_latents(params) or params.diffusion.process == "edm" or bool(conditional)
 
 

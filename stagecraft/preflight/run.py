@@ -7,6 +7,7 @@ same input checks it again.
 from __future__ import annotations
 
 from stagecraft.config.sections import Everything
+from stagecraft.data.classes import check_told
 from stagecraft.data.survey import explained, survey
 from stagecraft.evaluation.counts import CLASSIFIER, INCEPTION, check_count, check_extractor, list_needs
 from stagecraft.preflight.clashes import INCEPTION_FEATURES
@@ -16,6 +17,8 @@ from stagecraft.preflight.given_models import check_given_autoencoder, check_giv
 def check_inputs(params: Everything) -> None:
     """Raise ValueError, one line, for what would end a later job: checked params, folders of this machine."""
     images = survey(params.prepare_data)
+    if params.encode_prompts.source != "none":
+        check_told(images.with_texts, images.classes, params.encode_prompts.names)
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)
 

@@ -16,6 +16,7 @@ from stagecraft.report.table import feature_name, measured_with, table_rows
 from stagecraft.training.plan import Plan
 
 TASK = "unconditional-image-generation"
+TEXT_TASK = "text-to-image"
 SHOWN = 32
 COLUMNS = 8
 UNKNOWN = "unknown"  # a name that the hub knows
@@ -29,7 +30,8 @@ class Student:
     Args:
         metrics, architecture: contents of the JSON files of those names.
         config: content of unet/config.json in its folder.
-        own_pipeline: whether the folder holds code of a pipeline of its own.
+        code: the names of the files with code that its folder holds.
+        prompts: some of the prompts that it was trained on; none of a student that draws by none.
         params: the params that it was made and measured with.
     """
 
@@ -37,7 +39,8 @@ class Student:
     architecture: Plan
     config: dict[str, Any]
     params: dict[str, Any]
-    own_pipeline: bool
+    code: Sequence[str]
+    prompts: Sequence[str]
 
 
 def read_license(given: str | None, cards: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +79,8 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
         name=name,
         config=student.config,
         native=student.config["_class_name"] if "native" in student.architecture["unet"] else None,
-        own_pipeline=student.own_pipeline,
+        code=student.code,
+        prompts=[prompt for prompt in student.prompts if prompt][:2],
         verdict=verdict(metrics),
         rows=[row[:4] for row in table_rows(metrics)],
         measured_with=measured_with(metrics["protocol"]),
@@ -107,7 +111,7 @@ def card_data(name: str, metrics: Metrics, settings: Publish, license: dict[str,
         derived = {"base_model": settings.base_model, "base_model_relation": "finetune"}
     return ModelCardData(
         library_name="diffusers",
-        pipeline_tag=TASK,
+        pipeline_tag=task_of(metrics),
         tags=["diffusion", "model-compression", "stagecraft"],
         datasets=None if settings.dataset is None else [settings.dataset],
         metrics=["fid", "kid"],
@@ -118,13 +122,18 @@ def card_data(name: str, metrics: Metrics, settings: Publish, license: dict[str,
     )
 
 
+def task_of(metrics: Metrics) -> str:
+    """What a student does, by the hub's name."""
+    return TEXT_TASK if "guidance" in metrics["protocol"] else TASK
+
+
 def evaluation(key: Literal["fid", "kid"], metrics: Metrics, settings: Publish) -> EvalResult:
     """One figure of the student with the protocol that it was measured by."""
     protocol = metrics["protocol"]
     reference = protocol["reference"]
     dataset = settings.dataset or reference["source"]
     return EvalResult(
-        task_type=TASK,
+        task_type=task_of(metrics),
         dataset_type=dataset,
         dataset_name=dataset,
         dataset_split=reference["split"],

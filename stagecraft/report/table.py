@@ -13,6 +13,7 @@ Measure = Literal[
     "kid",
     "precision",
     "recall",
+    "agreement",
     "macs",
     "macs_with_attention",
     "params",
@@ -35,7 +36,9 @@ ROWS: tuple[tuple[Measure, str, str], ...] = (
     ("kid", "KID", "{:.4g}"),
     ("precision", "precision", "{:.3f}"),
     ("recall", "recall", "{:.3f}"),
+    ("agreement", "class as in the prompt (guidance {guidance:g})", "{:.3f}"),
 )
+OPTIONAL = {"fid_equal": "equal_count", "agreement": "guidance"}  # rows that need a value of the protocol
 
 
 def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
@@ -54,7 +57,7 @@ def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
             write(key, form, held_out),
         )
         for key, name, form in ROWS
-        if key != "fid_equal" or protocol["equal_count"] is not None
+        if key not in OPTIONAL or protocol.get(OPTIONAL[key]) is not None
     ]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Sequence
 
 
@@ -14,6 +15,11 @@ def prepare_process(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     with contextlib.suppress(ValueError, IndexError):
         set_threads(threads_of_process(int(arguments[arguments.index("--threads") + 1])))
+
+
+def leave_out(package: str) -> None:
+    """Let a package that is not imported yet count as not installed."""
+    sys.modules.setdefault(package, None)  # type: ignore[arg-type]
 
 
 def threads_of_process(threads: int) -> int:

@@ -57,8 +57,7 @@ class FeatureWriter:
     ) -> None:
         self.teacher = teacher
         self.process = process
-        self.data = data
-        self.condition = data.only(condition_names(teacher)).condition
+        self.data = data.only(condition_names(teacher))
         self.intervals = intervals
         self.settings = settings
         self.seed = seed
@@ -162,7 +161,7 @@ class FeatureWriter:
         t = self.process.draw(n, generator, *self.intervals[interval])
         eps = torch.randn(x0.shape, generator=generator)
         x_t = self.process.noise(x0, eps, t).to(self.device)
-        condition = self.condition.rows(rows).to(self.device)
+        condition = self.data.condition(rows, generator).to(self.device)
         seen = family_of(self.teacher).trace(self.teacher, x_t, t.to(self.device), condition)
         return seen | {"x_t": x_t, "t": t, "image_factor": self.process.image_factor(t)}
 

@@ -8,27 +8,39 @@ import torch.nn.functional as F
 from stagecraft.config.sections import Teacher
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.diffusion.losses import predict
-from stagecraft.networks.configs import CONFIGS, TRAINED
+from stagecraft.networks.configs import CONFIGS, class_trained
 from stagecraft.networks.families import teacher_class
 from stagecraft.networks.family import Module
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.processes import own_rows
 
 
-def build_teacher(settings: Teacher, resolution: int, channels: int, seed: int, classes: int | None = None) -> Module:
+def build_teacher(
+    settings: Teacher,
+    resolution: int,
+    channels: int,
+    seed: int,
+    classes: int | None = None,
+    prompts: tuple[int, int] | None = None,
+) -> Module:
     """A network with random weights, as the `train_teacher` section describes it.
 
     Args:
         classes: number of classes of a class-conditional network.
+        prompts: tokens and width of the prompts that it draws by; None for none.
     """
     torch.manual_seed(seed)
-    return teacher_class(TRAINED)(
+    kind = class_trained(prompts is not None)
+    teacher = teacher_class(kind)(
         sample_size=resolution,
         in_channels=channels,
         out_channels=channels,
         num_class_embeds=classes,
-        **CONFIGS[TRAINED].trained(settings),
+        **CONFIGS[kind].trained(settings, prompts and prompts[1]),
     )
+    if prompts is not None:
+        teacher.prompt_tokens = prompts[0]
+    return teacher
 
 
 class DenoisingLoss:

@@ -35,6 +35,7 @@ WITH_GPU = {"train_teacher", "train_extractor", "cache_features", "rank_channels
 WITHOUT_GPU = {
     "measure_latency",
     "prepare_data",
+    "encode_prompts",
     "train_autoencoder",
     "encode_latents",
     "cluster_timesteps",

@@ -1,6 +1,6 @@
 rule cache_features:
     input:
-        data=[rules.prepare_data.output, rules.encode_latents.output],
+        data=[rules.prepare_data.output, rules.encode_latents.output, rules.encode_prompts.output],
         teacher=rules.train_teacher.output.model,
         clusters=rules.cluster_timesteps.output.clusters,
         code=find_code("cache_features"),
@@ -20,6 +20,6 @@ rule cache_features:
         config=select_params("cache_features"),
     shell:
         "python -m stages.cache_features --params {params.config:q} --threads {threads} "
-        "--data data/prepared --latents data/latents --teacher results/teacher --clusters {input.clusters:q} "
+        "--data data/prepared --latents data/latents --prompts data/prompts --teacher results/teacher --clusters {input.clusters:q} "
         "--output results/features "
         "2>&1 | tee {log:q}"

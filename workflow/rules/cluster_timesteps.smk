@@ -1,6 +1,6 @@
 rule cluster_timesteps:
     input:
-        data=[rules.prepare_data.output, rules.encode_latents.output],
+        data=[rules.prepare_data.output, rules.encode_latents.output, rules.encode_prompts.output],
         teacher=rules.train_teacher.output.model if needs_gradients() else [],
         code=find_code("cluster_timesteps"),
     output:
@@ -18,5 +18,5 @@ rule cluster_timesteps:
         config=select_params("cluster_timesteps"),
     shell:
         "python -m stages.cluster_timesteps --params {params.config:q} --threads {threads} "
-        "--data data/prepared --latents data/latents --teacher results/teacher --output {output.clusters:q} "
+        "--data data/prepared --latents data/latents --prompts data/prompts --teacher results/teacher --output {output.clusters:q} "
         "2>&1 | tee {log:q}"

@@ -18,7 +18,7 @@ from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.params import typed
 from stagecraft.config.stages import stage_params
 from stagecraft.data.sources import source_fingerprint
-from stagecraft.export.packages import check_packages
+from stagecraft.export.packages import check_packages, refuse_prompts
 from stagecraft.planning.gpu import Gpu
 from stagecraft.preflight import jobs as graph
 from stagecraft.preflight import run as preflight
@@ -112,7 +112,9 @@ def check_comparison(wildcards):
 
 
 def check_export(wildcards):
-    """End the run that would export when packages are missing; Snakemake asks as it plans the job."""
+    """End the run that would export what it cannot, or without its packages; Snakemake asks as it plans the job."""
+    if draws_by_prompts():
+        check(refuse_prompts)
     check(check_packages)
     return []
 
@@ -135,6 +137,21 @@ def find_teacher_card():
 def find_autoencoder():
     """The files of an autoencoder given in the params; none when it is trained here, or none is used."""
     return check(graph.autoencoder_files, PARAMS.train_autoencoder)
+
+
+def draws_by_prompts():
+    """Whether the teacher draws by prompts."""
+    return graph.draws_by_prompts(PARAMS)
+
+
+def find_encoder():
+    """The files of a text encoder given in the params; none when it is made here, or none is used."""
+    return check(graph.encoder_files, PARAMS.encode_prompts)
+
+
+def name_encoder(folder):
+    """Files of the text encoder in a folder; none without prompts."""
+    return [f"{folder}/{name}" for name in check(graph.encoder_names, PARAMS)]
 
 
 def runs_in_latents():
@@ -194,6 +211,8 @@ def name_pipeline(folder, student=False):
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
+    if draws_by_prompts():
+        return files + name_encoder(folder)
     return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(graph.needs_own_pipeline, PARAMS))
 
 
@@ -201,7 +220,7 @@ def name_student(folder):
     """Files of a student's pipeline folder, of a native one the same as of a teacher's."""
     if PARAMS.assemble.native:
         return name_pipeline(folder)
-    return [*name_pipeline(folder, student=True), f"{folder}/unet/multi_decoder_unet.py"]
+    return [*name_pipeline(folder, student=True), f"{folder}/unet/{check(graph.student_file, PARAMS)}"]
 
 
 def name_shards():

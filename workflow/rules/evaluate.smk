@@ -1,6 +1,6 @@
 rule evaluate:
     input:
-        data=rules.prepare_data.output,
+        data=[rules.prepare_data.output, rules.encode_prompts.output],
         teacher=rules.train_teacher.output.model,
         student=rules.retrain.output.model,
         architecture=rules.assemble.output.architecture,
@@ -26,7 +26,7 @@ rule evaluate:
         config=select_params("evaluate"),
     shell:
         "python -m stages.evaluate --params {params.config:q} --threads {threads} --processes {resources.processes} "
-        "--data data/prepared --autoencoder results/autoencoder --teacher results/teacher --student results/student "
+        "--data data/prepared --prompts data/prompts --autoencoder results/autoencoder --teacher results/teacher --student results/student "
         "--architecture {input.architecture:q} "
         "--extractor {input.extractor:q} --output {output.metrics:q} --samples {output.samples:q} "
         "2>&1 | tee {log:q}"

@@ -1,6 +1,7 @@
 rule publish:
     input:
         student=rules.retrain.output.model,
+        prompts=rules.encode_prompts.output.index,
         metrics=rules.evaluate.output.metrics,
         samples=rules.evaluate.output.samples,
         architecture=rules.assemble.output.architecture,
@@ -22,6 +23,6 @@ rule publish:
         config=select_params("publish"),
     shell:
         "python -m stages.publish --params {params.config:q} --threads {threads} "
-        "--student results/student --metrics {input.metrics:q} --samples {input.samples:q} "
+        "--student results/student --prompts data/prompts --metrics {input.metrics:q} --samples {input.samples:q} "
         "--architecture {input.architecture:q} --teacher-card {input.given:q} --output results/model "
         "2>&1 | tee {log:q}"

@@ -1,6 +1,6 @@
 rule rank_channels:
     input:
-        data=[rules.prepare_data.output, rules.encode_latents.output],
+        data=[rules.prepare_data.output, rules.encode_latents.output, rules.encode_prompts.output],
         teacher=rules.train_teacher.output.model,
         code=find_code("rank_channels"),
     output:
@@ -18,6 +18,6 @@ rule rank_channels:
         config=select_params("rank_channels"),
     shell:
         "python -m stages.rank_channels --params {params.config:q} --threads {threads} "
-        "--data data/prepared --latents data/latents --teacher results/teacher "
+        "--data data/prepared --latents data/latents --prompts data/prompts --teacher results/teacher "
         "--output {output.importance:q} "
         "2>&1 | tee {log:q}"

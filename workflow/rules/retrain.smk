@@ -1,6 +1,6 @@
 rule retrain:
     input:
-        data=[rules.prepare_data.output, rules.encode_latents.output],
+        data=[rules.prepare_data.output, rules.encode_latents.output, rules.encode_prompts.output],
         teacher=rules.train_teacher.output.model,
         architecture=rules.assemble.output.architecture,
         search=rules.collect_search.input.weights,
@@ -23,7 +23,7 @@ rule retrain:
         config=select_params("retrain"),
     shell:
         "python -m stages.retrain --params {params.config:q} --threads {threads} --processes {resources.processes} "
-        "--data data/prepared --latents data/latents --autoencoder results/autoencoder --teacher results/teacher "
+        "--data data/prepared --latents data/latents --prompts data/prompts --autoencoder results/autoencoder --teacher results/teacher "
         "--architecture {input.architecture:q} --search results/search "
         "--output results/student --log {output.history:q} "
         "2>&1 | tee {log:q}"

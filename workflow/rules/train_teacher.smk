@@ -1,6 +1,6 @@
 rule train_teacher:
     input:
-        data=[rules.prepare_data.output, rules.encode_latents.output],
+        data=[rules.prepare_data.output, rules.encode_latents.output, rules.encode_prompts.output],
         given=find_teacher(),
         autoencoder=rules.encode_latents.input.autoencoder,
         code=find_code("train_teacher"),
@@ -21,5 +21,5 @@ rule train_teacher:
         config=select_params("train_teacher"),
     shell:
         "python -m stages.train_teacher --params {params.config:q} --threads {threads} --processes {resources.processes} "
-        "--data data/prepared --latents data/latents --autoencoder results/autoencoder --output results/teacher --log {output.history:q} "
+        "--data data/prepared --latents data/latents --prompts data/prompts --autoencoder results/autoencoder --output results/teacher --log {output.history:q} "
         "2>&1 | tee {log:q}"

@@ -1,12 +1,14 @@
 """A folder of image files as the source of images. Light until loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from stagecraft.config.sections import ImageFiles
 from stagecraft.data import folders
 from stagecraft.data.decoding import decode_files, is_grey, own_side, refused_bombs
 from stagecraft.data.files import digest_of
-from stagecraft.data.images import Images, Look
+from stagecraft.data.images import Contents, Images, Look
+from stagecraft.data.texts import metadata_files, read_texts
 
 
 def load(settings: ImageFiles, threads: int = 1) -> Images:
@@ -18,16 +20,21 @@ def load(settings: ImageFiles, threads: int = 1) -> Images:
     """
     folder = path_of(settings)
     layout = folders.read_layout(folder)
+    contents = with_texts(folder, layout)
     paths = [folder / name for name in layout.names]
     with refused_bombs():
         images = decode_files(paths, settings, threads)
-    return Images(images, layout.contents, f"{len(paths)} image files")
+    return Images(images, contents, f"{len(paths)} image files")
 
 
 def fingerprint(settings: ImageFiles) -> str:
-    """Over the files' relative paths, sizes and times; folders without images count, as classes are numbered with them."""
-    listing = folders.list_folder(path_of(settings))
-    return digest_of([(name, entry.stat()) for name, entry in listing.files], listing.empty_folders())
+    """Over the relative paths, sizes and times of images and texts; folders without images count, as classes are numbered with
+    them.
+    """
+    folder = path_of(settings)
+    listing = folders.list_folder(folder)
+    texts = [(file.relative_to(folder).as_posix(), file.stat()) for file in metadata_files(folder)]
+    return digest_of([*((name, entry.stat()) for name, entry in listing.files), *texts], listing.empty_folders())
 
 
 def look(settings: ImageFiles) -> Look:
@@ -37,7 +44,12 @@ def look(settings: ImageFiles) -> Look:
     first = folder / layout.names[0]
     with refused_bombs():
         channels = settings.channels or (None if is_grey(first) else 3)
-    return Look(layout.contents, settings.resolution or own_side(first), channels)
+    return Look(with_texts(folder, layout), settings.resolution or own_side(first), channels)
+
+
+def with_texts(folder: Path, layout: folders.FolderLayout) -> Contents:
+    """What a folder holds, with the texts of its images."""
+    return replace(layout.contents, texts=read_texts(folder, layout.names))
 
 
 def path_of(settings: ImageFiles) -> Path:

@@ -75,7 +75,7 @@ class UNetConfig:
         widths: Sequence[int] = self.get(config, "block_out_channels")
         return widths
 
-    def trained(self, settings: Teacher) -> dict[str, object]:
+    def trained(self, settings: Teacher, prompt_width: int | None = None) -> dict[str, object]:
         """The arguments of a UNet that is trained here; none of most families is."""
         raise NotImplementedError
 

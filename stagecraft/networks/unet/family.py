@@ -35,15 +35,14 @@ IN_DECODER = (UP, "conv_norm_out", "conv_out")
 
 
 class UNetFamily(ABC):
-    """A family of diffusers' UNets: what is the same in all of them.
-
-    Args:
-        tokens: how many hidden states of an encoder its blocks read; 0 where none has cross-attention.
-    """
+    """A family of diffusers' UNets: what is the same in all of them."""
 
     teacher_class: Any
     student_class: Any
-    tokens = 0
+
+    def tokens(self, net: Module) -> int:
+        """How many hidden states of an encoder a network's blocks read; 0 where none has cross-attention."""
+        return 0
 
     @abstractmethod
     def head_unit(self, net: Module, level: int) -> int:
@@ -68,31 +67,33 @@ class UNetFamily(ABC):
         """The places of all blocks, in the order in which they run."""
         side = net.config["sample_size"] or 0  # unknown until a teacher is fitted to its images
         deepest = len(net.down_blocks) - 1
+        tokens = self.tokens(net)
         sites = []
         states = ["skip.0"]
         for i, block in enumerate(net.down_blocks):
             count = len(block.resnets) + (block.downsamplers is not None)
             emitted = [f"skip.{len(states) + j}" for j in range(count)]
-            sites.append(self.site(f"{DOWN}.{i}", block, [states[-1]], emitted, side >> i))
+            sites.append(self.site(f"{DOWN}.{i}", block, [states[-1]], emitted, side >> i, tokens))
             states += emitted
         hidden = states[-1]
         if net.mid_block is not None:
-            sites.append(self.site(MID, net.mid_block, [hidden], ["mid"], side >> deepest))
+            sites.append(self.site(MID, net.mid_block, [hidden], ["mid"], side >> deepest, tokens))
             hidden = "mid"
         for i, block in enumerate(net.up_blocks):
             count = len(block.resnets)
             reads = [hidden, *states[-count:]]
-            sites.append(self.site(f"{UP}.{i}", block, reads, [f"up.{i}"], side >> (deepest - i)))
+            sites.append(self.site(f"{UP}.{i}", block, reads, [f"up.{i}"], side >> (deepest - i), tokens))
             states = states[:-count]
             hidden = f"up.{i}"
         return sites
 
-    def site(self, name: str, block: Module, reads: Sequence[str], writes: Sequence[str], side: int) -> Site:
+    def site(
+        self, name: str, block: Module, reads: Sequence[str], writes: Sequence[str], side: int, tokens: int
+    ) -> Site:
         """The site of a block that reads these states beside the time embedding and, with cross-attention, the prompt."""
         attends = getattr(block, "has_cross_attention", False)
         given = ("emb", PROMPT) if attends else ("emb",)
-        tokens = self.tokens if attends else 0
-        return Site(name, (*given, *reads), tuple(writes), name.startswith(UP), side, tokens)
+        return Site(name, (*given, *reads), tuple(writes), name.startswith(UP), side, tokens if attends else 0)
 
     def run(self, site: Site, block: Module, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Run a block on what its site reads; returns what it writes."""
@@ -172,7 +173,7 @@ class UNetFamily(ABC):
     def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNetLayers:
         """The layers of a UNet, to be measured one by one."""
         condition = self.example_condition(net, 1)
-        return UNetLayers(net, identities, self.student_class.rebuilder, condition, self.tokens)
+        return UNetLayers(net, identities, self.student_class.rebuilder, condition, self.tokens(net))
 
     def residual_stream(self, net: Module) -> ResidualStream:
         """What passes from layer to layer of a UNet."""

@@ -43,7 +43,7 @@ class UNet2DConfig(UNetConfig):
             if config.get(key, "conv") not in ("conv", "resnet", None):
                 raise ValueError(f"{path}: {key} is {config[key]!r}, but only conv and resnet are supported; {TEACHER}")
 
-    def trained(self, settings: Teacher) -> dict[str, object]:
+    def trained(self, settings: Teacher, prompt_width: int | None = None) -> dict[str, object]:
         """The arguments of a UNet2DModel that is trained here, but for its images and classes.
 
         Attention stands in the levels of `attention` that are true, and in the mid block.

@@ -31,7 +31,7 @@ class UNet2DFamily(UNetFamily):
         """The layers of a UNet, to be measured one by one."""
         condition = self.example_condition(net, 1)
         rebuilder = self.student_class.rebuilder
-        return UNet2DLayers(net, identities, rebuilder, condition, self.tokens, native=self.native(net))
+        return UNet2DLayers(net, identities, rebuilder, condition, self.tokens(net), native=self.native(net))
 
     def native(self, net: Module) -> UNet2DNative:
         """What a stock UNet2DModel expresses of a UNet."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from stagecraft.config.sections import Teacher
 from stagecraft.networks.given import TEACHER, Config
 from stagecraft.networks.unet.config import UNetConfig
 
@@ -61,6 +62,24 @@ class UNet2DConditionConfig(UNetConfig):
                 f"{path}: cross_attention_dim is {config['cross_attention_dim']!r}, but only one width of prompts is supported; "
                 f"{TEACHER}"
             )
+
+    def trained(self, settings: Teacher, prompt_width: int | None = None) -> dict[str, object]:
+        """The arguments of a UNet2DConditionModel that is trained here, for prompts of a width.
+
+        Cross-attention stands in the levels of `attention` that are true, and in the mid block.
+        """
+        attention = settings.attention
+        widths = settings.block_out_channels
+        return {
+            "block_out_channels": tuple(widths),
+            "down_block_types": tuple("CrossAttnDownBlock2D" if on else "DownBlock2D" for on in attention),
+            "up_block_types": tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(attention)),
+            "layers_per_block": settings.layers_per_block,
+            "attention_head_dim": tuple(width // settings.attention_head_dim for width in widths),
+            "norm_num_groups": settings.norm_num_groups,
+            "dropout": settings.dropout,
+            "cross_attention_dim": prompt_width,
+        }
 
     def check_levels(self, path: Path, config: Config) -> None:
         """As of all UNets, and heads that divide the channels of their level.
