@@ -1,5 +1,6 @@
 """Sample, score and time teacher and student: python -m stages.evaluate --params JSON --threads N --data PATH ..."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from stagecraft.config.stages import Evaluate
@@ -7,7 +8,7 @@ from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import load_prompts
 from stagecraft.evaluation.comparison import Evaluation, check_architecture
 from stagecraft.evaluation.extractor import classifier_of
-from stagecraft.evaluation.fidelity import open_extractor
+from stagecraft.evaluation.fidelity import Extractor, open_extractor
 from stagecraft.evaluation.samples import save_samples
 from stagecraft.networks.autoencoder import open_autoencoder
 from stagecraft.networks.pipelines import load_student, load_teacher, read_stated
@@ -37,7 +38,6 @@ def evaluate(
     samples: Path,
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
-    device = pick_device(params.device, threads)
     plan = read_plan(architecture)
     small = load_student(student)
     check_architecture(small, plan, str(student))
@@ -47,27 +47,15 @@ def evaluate(
     made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
     fingerprint = {"params": params.as_given(), "made_from": made_from}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
-    vae = open_autoencoder(autoencoder)
-    shares = training_shares(student, plan)
-    large = load_teacher(teacher)
-    stated = read_stated(teacher)
-    time = plan["expected"].get("time_ratio")
-    evaluation = Evaluation(
-        params,
-        prepared,
-        features,
-        plan["boundaries"],
-        shares,
-        device,
-        restart=plan["snapped"],
-        vae=vae,
+    evaluation = replace(
+        planned_evaluation(params, prepared, features, plan, training_shares(student, plan), threads),
+        vae=open_autoencoder(autoencoder),
         pieces=pieces,
-        stated=stated,
-        predicted_time=time,
+        stated=read_stated(teacher),
         prompts=load_prompts(prompts, prepared.meta["sha256"]),
         classify=classifier_of(extractor, prepared.train_labels),
     )
-    result = evaluation.compare(large, small)
+    result = evaluation.compare(load_teacher(teacher), small)
     if result is None or pieces is None:
         return
     metrics, images = result
@@ -75,6 +63,15 @@ def evaluate(
     write_json(output, metrics)
     pieces.remove()
     print(format_table(metrics))
+
+
+def planned_evaluation(
+    params: Evaluate, data: PreparedData, extractor: Extractor, plan: Plan, shares: list[float], threads: int
+) -> Evaluation:
+    """An evaluation as params and an architecture.json say, of models in pixels that were trained here."""
+    device = pick_device(params.device, threads)
+    time = plan["expected"].get("time_ratio")
+    return Evaluation(params, data, extractor, plan["boundaries"], shares, device, plan["snapped"], predicted_time=time)
 
 
 def training_shares(student: Path, plan: Plan) -> list[float]:

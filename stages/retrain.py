@@ -6,7 +6,7 @@ from stagecraft.config.stages import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
 from stagecraft.networks.autoencoder import open_autoencoder
-from stagecraft.networks.pipelines import load_teacher, read_stated, save_student
+from stagecraft.networks.pipelines import load_teacher, read_stated, save_pipeline
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
@@ -38,7 +38,6 @@ def retrain(
     device = pick_device(params.device, threads)
     images = TrainingSet.load(data, latents, prompts)
     unet = load_teacher(teacher)
-    encoder = prompts if images.prompts else None
     vae = open_autoencoder(autoencoder)
     stated = read_stated(teacher)
     process = make_process(params.diffusion.as_dict(), stated)
@@ -48,27 +47,23 @@ def retrain(
     student = start_student(unet, plan, settings.init, params.seed, supernet).to(device)
     batches = student_batches(images, process, unet.to(device), plan["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
-    hashes = {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
-    made_from = hashes | {"params": params.as_given(), "data": images.sha256}
+    made_from = {**hash_inputs(architecture, teacher), "params": params.as_given(), "data": images.sha256}
     loss = JointLoss(student, unet, batches, settings, params.precision)
     how = TrainSettings.of(settings, params.seed)
     result = train(student, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="retrain")
     if not is_main():
         return
-    if result.ema is not None:
-        student.load_state_dict(result.ema)
-    small = finished(student.cpu(), unet)
-    save_student(
-        output,
-        small,
-        process.scheduler(),
-        params.as_given(),
-        vae,
-        given=stated is not None,
-        prompts=encoder,
-    )
+    assert result.ema is not None
+    student.load_state_dict(result.ema)
+    parts = finished(student.cpu(), unet), process.scheduler(), params.as_given(), vae
+    save_pipeline(output, *parts, given=stated is not None, prompts=images.encoder)
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
+
+
+def hash_inputs(architecture: Path, teacher: Path) -> dict[str, str]:
+    """Hashes of an architecture.json and of a teacher's weights."""
+    return {"architecture": sha256_file(architecture), "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Folders as three models of the hub have them, with their configs alone: what a plan needs, and no weights."""
+"""Folders as four models of the hub have them, with their configs alone: what a plan needs, and no weights."""
 
 import json
 from pathlib import Path
@@ -61,15 +61,37 @@ VQVAE = {
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "vq_embed_dim": 3,
 }
+# stable-diffusion-v1-5: vae/ and text_encoder/ beside the UNet.
+KL = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+STABLE = {
+    "unet": json.loads((Path(__file__).parent / "unets" / "stable-diffusion-v1-5.json").read_text()),
+    "vae": KL,
+    "text_encoder": {"architectures": ["CLIPTextModel"], "hidden_size": 768},
+}
 FOLDERS: dict[str, dict[str, dict[str, Any]]] = {
     "ddpm-cifar10-32": {".": CIFAR},
     "ddpm-celebahq-256": {".": CELEBAHQ},
     "ldm-celebahq-256": {"unet": LDM, "vqvae": VQVAE},
+    "stable-diffusion-v1-5": STABLE,
 }
 
 
 def save_configs(folder: Path) -> Path:
-    """Write the three models' folders, and return their parent."""
+    """Write the four models' folders, and return their parent."""
     for name, parts in FOLDERS.items():
         for part, config in parts.items():
             path = folder / name / part / "config.json"

@@ -18,7 +18,7 @@ from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, nodes_of, sample
 from stagecraft.diffusion.stated import FLOW_SCHEDULERS, check_stated, check_steps
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.networks.pipelines import load_student, save_student, save_teacher
+from stagecraft.networks.pipelines import load_student, save_pipeline
 from stagecraft.networks.unet.student import interval_of
 from stagecraft.preflight.params import load_over, validate_params
 from stagecraft.runtime.seeds import generator_for
@@ -148,8 +148,8 @@ def images_of(folder, count=4, scheduler=None):
 def test_diffusers_draws_of_teacher_and_student_what_the_sampler_does(tmp_path, unet, stated):
     process = make_process(FLOW, stated)
     student = copies_of(unet, [300.0, 700.0])
-    save_teacher(tmp_path / "teacher", unet, process.scheduler(), {}, given=stated is not None)
-    save_student(tmp_path / "student", student, process.scheduler(), {}, given=stated is not None)
+    save_pipeline(tmp_path / "teacher", unet, process.scheduler(), {}, given=stated is not None)
+    save_pipeline(tmp_path / "student", student, process.scheduler(), {}, given=stated is not None)
     wanted = drawn(unet, process)
     for name in ("teacher", "student"):
         assert (images_of(tmp_path / name) - wanted).abs().max() <= 1
@@ -164,7 +164,7 @@ def test_diffusers_draws_of_teacher_and_student_what_the_sampler_does(tmp_path, 
 
 @pytest.mark.parametrize("name", sorted(FLOW_SCHEDULERS))
 def test_a_student_draws_with_every_flow_matching_scheduler_of_diffusers(tmp_path, unet, flow, name):
-    save_student(tmp_path / "student", copies_of(unet, [500.0]), flow.scheduler(), {})
+    save_pipeline(tmp_path / "student", copies_of(unet, [500.0]), flow.scheduler(), {})
     images, again = (images_of(tmp_path / "student", scheduler=getattr(diffusers, name)) for _ in range(2))
     assert images.shape == (4, 8, 8, 1) and torch.equal(images, again)
 

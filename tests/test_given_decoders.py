@@ -14,7 +14,7 @@ from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.evaluation.cost import model_cost
-from stagecraft.networks.pipelines import load_student, save_student
+from stagecraft.networks.pipelines import load_student, save_pipeline
 from stagecraft.search.architecture import given_architecture
 from stagecraft.training.student import build_student, warm_start
 
@@ -135,7 +135,7 @@ def test_saved_students_are_loaded_and_draw_with_diffusers_alone(tmp_path, setti
     process = make_process(settings_of_processes["vp" if kind == "labels" else kind])
     boundaries = [process.at_share(0.4), process.at_share(0.7)]
     student = student_of(unet, [1.5, 0.5, 1.0], boundaries)
-    save_student(tmp_path / "student", student, process.scheduler(), {"seed": 0})
+    save_pipeline(tmp_path / "student", student, process.scheduler(), {"seed": 0})
     loaded = load_student(tmp_path / "student")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([process.at_share(share) for share in (0.1, 0.5, 0.9)])

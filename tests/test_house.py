@@ -37,7 +37,7 @@ from stagecraft.networks.costs import count_network_macs, count_parameters
 from stagecraft.networks.families import FAMILIES, family_of, sites_of
 from stagecraft.networks.given import Space
 from stagecraft.networks.given_teacher import open_given_teacher
-from stagecraft.networks.pipelines import load_student, load_teacher, save_student, save_teacher
+from stagecraft.networks.pipelines import load_student, load_teacher, save_pipeline
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d import multi_decoder_unet
 from stagecraft.networks.unet2d_condition import multi_decoder_unet_condition
@@ -301,7 +301,7 @@ def test_a_new_family_goes_from_features_to_a_trained_student(
     loss = JointLoss(student, teacher, batches, retraining, "fp32")
     history = train(student, loss, TrainSettings(steps=4, learning_rate=1e-3)).history
     assert {"blocks", "end_to_end"} <= {name for entry in history for name in entry}
-    save_student(tmp_path / "student", student, process.scheduler(), {})
+    save_pipeline(tmp_path / "student", student, process.scheduler(), {})
     loaded = load_student(tmp_path / "student")
     weights = student.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
@@ -338,7 +338,7 @@ def test_a_new_family_is_clustered_by_its_gradients(chain, digits, diffusion_set
 
 def test_a_teacher_of_a_new_family_may_come_from_elsewhere(chain, digits, diffusion_settings, tmp_path):
     process, data = VPProcess(diffusion_settings), TrainingSet.of_images(digits)
-    save_teacher(tmp_path / "given", chain, process.scheduler(), {"train_teacher": {"source": "train"}})
+    save_pipeline(tmp_path / "given", chain, process.scheduler(), {"train_teacher": {"source": "train"}})
     own = load_teacher(tmp_path / "given")
     given, stated = open_given_teacher(str(tmp_path / "given"), data, diffusion_settings, Space(8, 1))
     x_t, t = torch.randn(2, *data.shape), torch.tensor([5, 900])

@@ -29,7 +29,7 @@ from stagecraft.networks.autoencoder import (
     open_autoencoder,
 )
 from stagecraft.networks.given import check_autoencoder_folder
-from stagecraft.networks.pipelines import load_teacher, save_student, save_teacher
+from stagecraft.networks.pipelines import load_teacher, save_pipeline
 from stagecraft.runtime.files import sha256_file, write_checked_json
 from stagecraft.training.autoencoder import ReconstructionLoss
 from stagecraft.training.loop import TrainSettings, train
@@ -95,7 +95,7 @@ def test_a_mean_and_a_standard_deviation_of_latents_are_taken_off_by_channel(tmp
         for channel, (mean, std) in enumerate(zip(*STATISTICS.values(), strict=True)):
             torch.testing.assert_close(z[:, channel], (raw[:, channel] - mean) * 0.5 / std)
         torch.testing.assert_close(decode(vae, z), vae.decode(raw).sample, atol=1e-5, rtol=1e-4)
-    save_teacher(tmp_path, latent_unet(), process.scheduler(), {}, vae)
+    save_pipeline(tmp_path, latent_unet(), process.scheduler(), {}, vae)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
     seen = []
@@ -263,8 +263,8 @@ def test_latent_pipelines_draw_images_with_diffusers_alone(tmp_path, process, ki
     student = build_student(unet, identity_architecture(unet, 2), [process.at_share(0.5)], 0)
     warm_start(student, unet)
     vae = tiny_vae(kind, scaling_factor=0.7)
-    save_teacher(tmp_path / "teacher", unet, process.scheduler(), {}, vae)
-    save_student(tmp_path / "student", student.eval(), process.scheduler(), {}, vae)
+    save_pipeline(tmp_path / "teacher", unet, process.scheduler(), {}, vae)
+    save_pipeline(tmp_path / "student", student.eval(), process.scheduler(), {}, vae)
     assert torch.equal(load_teacher(tmp_path / "teacher").conv_in.weight, unet.conv_in.weight)
     how = {"class_labels": [0, 3]} if conditional else {"batch_size": 2}
     drawn = []
@@ -300,6 +300,6 @@ def test_samplers_do_not_clip_latents(diffusion_settings, scheduler):
 
 def test_the_scheduler_of_a_latent_pipeline_does_not_clip(tmp_path, diffusion_settings):
     process = make_process(diffusion_settings)
-    save_teacher(tmp_path / "teacher", latent_unet(), process.scheduler(), {}, tiny_vae("kl"))
+    save_pipeline(tmp_path / "teacher", latent_unet(), process.scheduler(), {}, tiny_vae("kl"))
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "teacher", trust_remote_code=True)
     assert not pipeline.scheduler.config.get("clip_sample", False)

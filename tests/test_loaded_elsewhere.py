@@ -14,7 +14,7 @@ from helpers import tiny_unet
 
 from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.networks.pipelines import save_student
+from stagecraft.networks.pipelines import save_pipeline
 from stagecraft.training.student import build_student
 
 # Each folder by both ways, twice: as it was saved here, and as it was saved, in half precision, by this program.
@@ -76,7 +76,7 @@ def folders(tmp_path_factory, settings_of_processes) -> dict[str, Path]:
     ):
         student = build_student(teacher, architecture, [boundary], 0).eval()
         scheduler = make_process(settings_of_processes[process]).scheduler()
-        save_student(folder / name, student, scheduler, {}, vae if name == "latent" else None)
+        save_pipeline(folder / name, student, scheduler, {}, vae if name == "latent" else None)
     return {path.name: path for path in folder.iterdir()}
 
 

@@ -13,7 +13,7 @@ from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.cost import count_macs
 from stagecraft.networks.costs import count_parameters
-from stagecraft.networks.pipelines import load_given_teacher, load_student, save_student
+from stagecraft.networks.pipelines import load_given_teacher, load_student, save_pipeline
 from stagecraft.networks.unet.costs import block_macs
 from stagecraft.networks.unet2d.multi_decoder_unet import MultiDecoderUNet2DModel, apply_spec
 from stagecraft.training.student import build_student
@@ -132,7 +132,7 @@ def test_a_student_with_partial_layers_costs_what_is_counted_and_is_loaded_by_di
     assert count_macs(student, (1, 8, 8), 0) == count_macs(unet, (1, 8, 8), 0) - 9 * 64 * (
         16 * 16 * 2 - 8 * 16 - 16 * 12
     )
-    save_student(tmp_path / "student", student, VPProcess(diffusion_settings).scheduler(), {"seed": 0})
+    save_pipeline(tmp_path / "student", student, VPProcess(diffusion_settings).scheduler(), {"seed": 0})
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_one_decoder_per_stage_is_demanded(unet):
 
 def test_saved_student_is_loaded_by_diffusers_and_samples_with_its_schedulers(unet, tmp_path, diffusion_settings):
     student = student_of(unet, [300, 700])
-    save_student(tmp_path / "student", student, VPProcess(diffusion_settings).scheduler(), {"seed": 0})
+    save_pipeline(tmp_path / "student", student, VPProcess(diffusion_settings).scheduler(), {"seed": 0})
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():

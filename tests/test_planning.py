@@ -99,6 +99,7 @@ def rules_of_the_default() -> dict[str, int]:
         ("cifar10-ddpm", "ddpm-celebahq-256", 113_673_219, 248e9, 25),
         ("celebahq-ddpm", "ddpm-celebahq-256", 113_673_219, 248e9, 25),
         ("celebahq-ldm", "ldm-celebahq-256", 274_056_163, 96e9, 17),
+        ("stable-diffusion", "stable-diffusion-v1-5", 859_520_964, 339e9, 17),
     ],
 )
 def test_configs_alone_are_planned(hub: Path, preset: str, name: str, params: int, macs: float, jobs: int) -> None:
@@ -106,6 +107,10 @@ def test_configs_alone_are_planned(hub: Path, preset: str, name: str, params: in
     changes["prepare_data"] = {"path": str(hub / "none"), "resolution": 32 if "32" in name else 256}
     if preset == "celebahq-ldm":
         changes["train_autoencoder"] = {"source": "path", "path": str(hub / name / "vqvae")}
+    if preset == "stable-diffusion":
+        changes["train_autoencoder"] = {"source": "path", "path": str(hub / name / "vae")}
+        changes["encode_prompts"] = {"source": "path", "path": str(hub / name)}
+        changes["prepare_data"]["resolution"] = 512
     plan = plan_of(preset, **changes)
     assert plan.teacher["params"] == params
     assert plan.teacher["macs"] == pytest.approx(macs, rel=0.01)

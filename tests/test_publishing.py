@@ -16,7 +16,7 @@ from stagecraft.config.stages import Publish
 from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.samples import PATH, save_samples
-from stagecraft.networks.pipelines import check_hashes, save_student
+from stagecraft.networks.pipelines import check_hashes, save_pipeline
 from stagecraft.report.card import read_license
 from stagecraft.runtime.files import sha256_content, write_checked_json, write_json
 from stagecraft.training.student import build_student
@@ -32,7 +32,7 @@ def run(tmp_path_factory, diffusion_settings) -> Path:
     folder = tmp_path_factory.mktemp("run")
     unet = tiny_unet(num_class_embeds=3)
     student = build_student(unet, identity_architecture(unet, 2), [500], 0).eval()
-    save_student(folder / "student", student, make_process(diffusion_settings).scheduler(), RETRAINED)
+    save_pipeline(folder / "student", student, make_process(diffusion_settings).scheduler(), RETRAINED)
     metrics = make_metrics(fid=0.08, kid=0.002)
     write_json(folder / "metrics.json", metrics)
     random = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from helpers import EDM, tiny_unet
 
 from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.networks.pipelines import save_student, save_teacher
+from stagecraft.networks.pipelines import save_pipeline
 from stagecraft.networks.unet2d import multi_decoder_unet
 from stagecraft.training.student import build_student
 
@@ -76,14 +76,14 @@ def folders(tmp_path_factory, diffusion_settings) -> Path:
         1, 1, latent_channels=1, block_out_channels=(4,), norm_num_groups=2, mid_block_add_attention=False
     )
     plain, conditional = tiny_unet(), tiny_unet(num_class_embeds=3)
-    save_student(folder / "plain", student_of(plain, 500), vp.scheduler(), {})
+    save_pipeline(folder / "plain", student_of(plain, 500), vp.scheduler(), {})
     for name in ("moved", "variant", "sharded", "sharded_variant"):
         shutil.copytree(folder / "plain", folder / name)
-    save_student(folder / "latent", student_of(plain, 500), vp.scheduler(), {}, vae)
-    save_student(folder / "classes", student_of(conditional, 500), vp.scheduler(), {})
+    save_pipeline(folder / "latent", student_of(plain, 500), vp.scheduler(), {}, vae)
+    save_pipeline(folder / "classes", student_of(conditional, 500), vp.scheduler(), {})
     edm = make_process(EDM)
-    save_student(folder / "edm", student_of(plain, 0.25), edm.scheduler(), {})
-    save_teacher(folder / "teacher", conditional, edm.scheduler(), {})
+    save_pipeline(folder / "edm", student_of(plain, 0.25), edm.scheduler(), {})
+    save_pipeline(folder / "teacher", conditional, edm.scheduler(), {})
     return folder
 
 

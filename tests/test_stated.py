@@ -34,7 +34,7 @@ from stagecraft.diffusion.stated import (
 )
 from stagecraft.diffusion.stepper import unclipped
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.networks.pipelines import load_teacher, read_stated, save_student, save_teacher
+from stagecraft.networks.pipelines import load_teacher, read_stated, save_pipeline
 from stagecraft.preflight.clashes import cross_problems
 from stagecraft.training.student import build_student
 
@@ -78,7 +78,7 @@ def test_every_sampler_keeps_what_the_teacher_states(diffusion_settings, teacher
 def test_the_folders_of_teacher_and_student_say_the_same_and_nothing_beside(tmp_path, diffusion_settings, teacher):
     stated, unet = said(TEACHERS[teacher]), tiny_unet()
     process = make_process(diffusion_settings, stated)
-    save_teacher(tmp_path / "teacher", unet, process.scheduler(), GIVEN, given=True)
+    save_pipeline(tmp_path / "teacher", unet, process.scheduler(), GIVEN, given=True)
     load_teacher(tmp_path / "teacher")
     again = read_stated(tmp_path / "teacher")
     for config in (stated, again):
@@ -88,7 +88,7 @@ def test_the_folders_of_teacher_and_student_say_the_same_and_nothing_beside(tmp_
     for name in ("ddpm", "ddim", "dpm_solver"):
         assert settings_of(later.scheduler(name)) == settings_of(process.scheduler(name))
     student = build_student(unet, identity_architecture(unet), [], 0)
-    save_student(tmp_path / "student", student, later.scheduler(), {}, given=True)
+    save_pipeline(tmp_path / "student", student, later.scheduler(), {}, given=True)
     file = "scheduler/scheduler_config.json"
     assert (tmp_path / "student" / file).read_text() == (tmp_path / "teacher" / file).read_text()
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "teacher")
@@ -97,8 +97,8 @@ def test_the_folders_of_teacher_and_student_say_the_same_and_nothing_beside(tmp_
 
 def test_a_teacher_that_states_nothing_is_sampled_as_one_that_is_trained_here(tmp_path, diffusion_settings):
     plain = make_process(diffusion_settings)
-    save_teacher(tmp_path / "given", tiny_unet(), make_process(diffusion_settings, {}).scheduler(), GIVEN, given=True)
-    save_teacher(tmp_path / "trained", tiny_unet(), plain.scheduler(), {"train_teacher": {"source": "train"}})
+    save_pipeline(tmp_path / "given", tiny_unet(), make_process(diffusion_settings, {}).scheduler(), GIVEN, given=True)
+    save_pipeline(tmp_path / "trained", tiny_unet(), plain.scheduler(), {"train_teacher": {"source": "train"}})
     assert read_stated(tmp_path / "trained") is None
     given = make_process(diffusion_settings, read_stated(tmp_path / "given"))
     for name in ("ddpm", "ddim", "dpm_solver"):

@@ -10,7 +10,7 @@ from helpers import tiny_unet
 
 from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.networks.pipelines import load_student, save_student
+from stagecraft.networks.pipelines import load_student, save_pipeline
 from stagecraft.training.student import build_student
 
 
@@ -19,7 +19,7 @@ def student(tmp_path_factory, diffusion_settings):
     folder = tmp_path_factory.mktemp("student") / "student"
     unet = tiny_unet()
     student = build_student(unet, identity_architecture(unet, 2), [500], 0).eval()
-    save_student(folder, student, make_process(diffusion_settings).scheduler(), {})
+    save_pipeline(folder, student, make_process(diffusion_settings).scheduler(), {})
     load_student(folder)
     yield folder
     shutil.rmtree(folder)

@@ -36,7 +36,7 @@ from stagecraft.evaluation.cost import count_macs, model_cost
 from stagecraft.networks.configs import CONFIGS, check_config
 from stagecraft.networks.costs import count_network_macs, count_parameters
 from stagecraft.networks.families import condition_names, example_condition, family_of, sites_of
-from stagecraft.networks.pipelines import load_student, save_student
+from stagecraft.networks.pipelines import load_student, save_pipeline
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.networks.unet2d_condition import config as configs
 from stagecraft.networks.unet2d_condition import multi_decoder_unet_condition as students
@@ -441,6 +441,6 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
     loss = JointLoss(student, net, batches, how, "fp32")
     history = train(student, loss, TrainSettings(steps=4, learning_rate=1e-3)).history
     assert {"blocks", "end_to_end"} <= {name for entry in history for name in entry}
-    save_student(tmp_path / "student", student, process.scheduler(), {})
+    save_pipeline(tmp_path / "student", student, process.scheduler(), {})
     loaded, weights = load_student(tmp_path / "student"), student.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())

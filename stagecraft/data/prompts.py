@@ -28,11 +28,13 @@ class Prompts:
         states: a row for each prompt, the first that of an empty one.
         rows: the row of each image's prompt, int64 (N,).
         empty: share of the images that are trained on with an empty prompt, for guidance.
+        encoder: folder of the text encoder, where there is one.
     """
 
     states: Condition
     rows: torch.Tensor
     empty: float = 0.0
+    encoder: Path | None = None
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -86,7 +88,7 @@ def load_prompts(folder: Path, data: str) -> Prompts | None:
     check_file(folder / STATES, index["sha256"], folder / "index.json", STAGE)
     tensors = load_file(folder / STATES)
     rows = tensors.pop(ROWS)
-    return Prompts(Condition(tensors), rows, index["empty"])
+    return Prompts(Condition(tensors), rows, index["empty"], folder)
 
 
 def prompt_texts(prepared: PreparedData, template: str, names: Sequence[str] | None) -> list[str]:

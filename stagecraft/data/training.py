@@ -79,6 +79,11 @@ class TrainingSet:
         return channels, height, width
 
     @property
+    def encoder(self) -> Path | None:
+        """The folder of their prompts' text encoder; None when they have no prompts."""
+        return None if self.prompts is None else self.prompts.encoder
+
+    @property
     def conditions(self) -> set[str]:
         """The names of what conditional networks may be given beside each of them."""
         return {*class_condition(self.labels).tensors, *(self.prompts.states.tensors if self.prompts else ())}

@@ -105,9 +105,8 @@ class Evaluation:
         """Metrics of both models, and pictures: their samples uint8 (N, H, W, C) from the same seeds, real images, and the
         student's path (`draw_path`).
 
-        Of several processes all draw samples; rank 0 does the rest, the others return None.
-
-        Raises ValueError when there are too few images to compare, before any is drawn.
+        Of several processes all draw samples; rank 0 does the rest, the others return None. Raises ValueError when there are too
+        few images to compare, before any is drawn.
         """
         reference = self.data.train_images
         settings = self.params.evaluate

@@ -33,13 +33,13 @@ SCHEDULER = "scheduler_config.json"
 
 
 def load_teacher(folder: Path) -> Module:
-    """The UNet of a folder written by `save_teacher`, in eval mode on the CPU; ValueError when a file is not as written."""
+    """The UNet of a folder written by `save_pipeline`, in eval mode on the CPU; ValueError when a file is not as written."""
     check_hashes(folder, "train_teacher")
     return told_tokens(_load(teacher_class(class_name(folder / "unet")), folder), folder)
 
 
 def load_student(folder: Path) -> Module:
-    """The same of a folder written by `save_student`."""
+    """The same of a folder written by `save_pipeline`."""
     check_hashes(folder, "retrain")
     return told_tokens(_load(student_class(class_name(folder / "unet")), folder), folder)
 
@@ -83,7 +83,7 @@ def _load(kind: Any, folder: Path, variant: str | None = None) -> Any:
     return model.eval()
 
 
-def save_teacher(
+def save_pipeline(
     folder: Path,
     unet: Module,
     scheduler: Any,
@@ -93,33 +93,13 @@ def save_teacher(
     given: bool = False,
     prompts: Path | None = None,
 ) -> None:
-    """Write a teacher's pipeline folder with the params it was made with; the old folder is replaced when all is written.
+    """Write the pipeline folder of a teacher or student with the params it was made with; the old folder is replaced at the end.
+
+    Of a student diffusers has no such class, so its model file is written too, and the folder alone loads it.
 
     Args:
         given: whether the teacher is from elsewhere; see `save_scheduler`.
-        prompts: folder of the text encoder, of a teacher that draws by prompts.
-    """
-    with atomic_folder(folder) as aside:
-        unet.save_pretrained(aside / "unet", safe_serialization=True)
-        write_pipeline(aside, unet, "diffusers", scheduler, vae, given=given, prompts=prompts)
-        write_json(aside / "params.json", params)
-        write_hashes(aside)
-
-
-def save_student(
-    folder: Path,
-    unet: Module,
-    scheduler: Any,
-    params: dict[str, Any],
-    vae: Any = None,
-    *,
-    given: bool = False,
-    prompts: Path | None = None,
-) -> None:
-    """Write a student's pipeline folder, with its model file where diffusers has no such class, so that it alone loads it.
-
-    Args:
-        given, prompts: as in `save_teacher`.
+        prompts: folder of the text encoder, of models that draw by prompts.
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
@@ -151,7 +131,7 @@ def write_pipeline(
 
     Args:
         origin: module that diffusers finds the UNet's class in.
-        given, prompts: as in `save_teacher`.
+        given, prompts: as in `save_pipeline`.
     """
     forget_origin(folder / "unet" / "config.json")
     scheduler = scheduler if vae is None else unclipped(scheduler)
@@ -205,7 +185,7 @@ def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:
 
 
 def read_stated(folder: Path) -> dict[str, Any] | None:
-    """What the scheduler config of a teacher from elsewhere states, of a folder written by `save_teacher`.
+    """What the scheduler config of a teacher from elsewhere states, of a folder written by `save_pipeline`.
 
     None for a teacher that was trained here: its folder holds the defaults of one scheduler, and samplers have their own.
     """

@@ -22,7 +22,7 @@ from stagecraft.networks.given import (
     read_scheduler_config,
     why_undivided,
 )
-from stagecraft.networks.text_parts import encoder_files, has_second, width_of
+from stagecraft.networks.text_parts import has_second, width_of
 from stagecraft.runtime.files import pipeline_file, read_json
 
 if TYPE_CHECKING:
@@ -91,7 +91,6 @@ def prompt_width(params: Everything) -> int | None:
         case "random":
             return settings.width
         case "path":
-            encoder_files(Path(settings.path))
             return width_of(Path(settings.path))
     return None
 
