@@ -39,13 +39,13 @@ def evaluate(
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
     plan = read_plan(architecture)
+    large = load_teacher(teacher)
     small = load_student(student)
     check_architecture(small, plan, str(student))
     prepared = PreparedData.load(data)
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
-    made_from = hash_models(teacher, student)
-    made_from |= {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
-    fingerprint = {"params": params.as_given(), "made_from": made_from}
+    hashes = {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
+    fingerprint = {"params": params.as_given(), "made_from": hash_models(teacher, student) | hashes}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     evaluation = replace(
         planned_evaluation(params, prepared, features, plan, training_shares(student, plan), threads),
@@ -55,7 +55,7 @@ def evaluate(
         prompts=load_prompts(prompts, prepared.meta["sha256"]),
         classify=classifier_of(extractor, prepared.train_labels),
     )
-    result = evaluation.compare(load_teacher(teacher), small)
+    result = evaluation.compare(large, small)
     if result is None or pieces is None:
         return
     metrics, images = result

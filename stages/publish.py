@@ -9,7 +9,7 @@ from stagecraft.evaluation.samples import check_metrics, load_samples
 from stagecraft.networks.pipelines import HASHES, check_hashes, write_hashes
 from stagecraft.report.card import Student, model_card, read_license, sample_sheet
 from stagecraft.runtime.command import run_command
-from stagecraft.runtime.files import atomic_folder, read_json, write_json
+from stagecraft.runtime.files import atomic_folder, read_checked_json, read_json, write_json
 from stagecraft.training.plan import read_plan
 
 
@@ -35,7 +35,7 @@ def publish(
     config = read_json(student / "unet" / "config.json")
     license = read_license(params.publish.license, teacher_card)
     code = sorted(file.relative_to(student).as_posix() for file in student.rglob("*.py"))
-    known = read_json(prompts / "index.json").get("prompts", [])
+    known = read_checked_json(prompts / "index.json", "encode_prompts").get("prompts", [])
     card = model_card(Student(measured, plan, config, made_with, code, known), params.publish, license)
     with atomic_folder(output) as aside:
         # Without their modes: DVC may have made its files read-only.

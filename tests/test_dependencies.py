@@ -55,6 +55,7 @@ def test_the_docs_name_every_range_and_what_sets_it() -> None:
         ("setuptools", "78.1.0", "78.1.1"),
         ("torch", "2.10.0", "2.12.1"),
         ("tqdm", "4.66.2", "4.66.3"),
+        ("transformers", "5.2.0", "5.3.0"),
     ],
 )
 def test_affected_versions_are_not_admitted(name: str, affected: str, first: str) -> None:

@@ -287,7 +287,7 @@ def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
             "encode_prompts.source: random, but pipelines with prompts draw latents",
         ),
         (
-            {"encode_prompts": {"source": "none"}, "sampling": {"guidance": 3.0}},
+            {"encode_prompts": {"source": "none"}, "evaluate": {"guidance": 3.0}},
             "evaluate.guidance: 3, but there are no prompts to guide by",
         ),
         ({"encode_prompts": {"width": 12}}, "encode_prompts.width: 12 is no multiple of 8"),

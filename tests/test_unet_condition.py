@@ -26,6 +26,7 @@ from helpers import (
 from stagecraft.config.sections import Assemble, CacheFeatures, Retrain
 from stagecraft.config.stages import SearchBlock
 from stagecraft.data.condition import Condition
+from stagecraft.data.prompts import Prompts
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.vp import VPProcess
@@ -414,7 +415,7 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
     monkeypatch.setattr(importance, "BATCHES", 2)
     net, process, data = tiny_prompted_unet(), VPProcess(diffusion_settings), TrainingSet.of_images(digits)
     labels = torch.arange(len(data)) % 10  # which this network is not given
-    data = replace(data, labels=labels, prompts=Condition({"prompt": torch.randn(len(data), 4, 6)}))
+    data = replace(data, labels=labels, prompts=Prompts(Condition({"prompt": torch.randn(9, 4, 6)}), labels % 9))
     features = tmp_path / "features"
     sizes = CacheFeatures.model_construct(**FEW_FEATURES)
     FeatureWriter(net, process, data, process.edges([400]), sizes, 0, CPU).write(features, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from stagecraft.runtime.files import atomic_path, check_file, read_checked_json,
 STAGE = "prepare_data"
 
 
-class Meta(TypedDict):
-    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays.
+class Texts(TypedDict, total=False):
+    """What each image shows, in words, where the source says so."""
 
-    `texts` is there where the source says in words what each image shows.
-    """
+    texts: list[str]
+
+
+class Meta(Texts):
+    """The content of meta.json: the images in numbers, the split as indices, the hashes of the arrays."""
 
     source: str
     description: str
@@ -34,7 +37,6 @@ class Meta(TypedDict):
     sha256: str
     labels_sha256: str
     params: Mapping[str, object]
-    texts: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)

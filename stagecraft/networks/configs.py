@@ -29,10 +29,12 @@ class ConfigReader(Protocol):
     Args:
         levels_key: the key that gives the resolution levels.
         prompted: whether networks of the kind read prompts.
+        student_file: the name of the file with the class of its students, which is saved with them.
     """
 
     levels_key: str
     prompted: bool
+    student_file: str
 
     def check(self, config: Config, path: Path) -> None:
         """Raise ValueError unless a config describes a network that can be searched."""

@@ -18,6 +18,7 @@ MADE = (
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
 )
+TOKENS = 77  # that CLIP's text encoders, which Stable Diffusion has, give of any prompt
 HEAD_WIDTH = 8  # of an encoder that is made here
 WEIGHTS = "model.safetensors"
 REMEDY = "give another text encoder"

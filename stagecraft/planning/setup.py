@@ -10,6 +10,7 @@ import torch
 from stagecraft.config.sections import Everything, PrepareData
 from stagecraft.data.condition import LABELS
 from stagecraft.data.prompts import Prompts
+from stagecraft.data.sources.folder import guess_channels
 from stagecraft.data.survey import Survey, survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
@@ -24,7 +25,7 @@ from stagecraft.networks.given import (
     check_autoencoder_fits,
     check_own_teacher,
 )
-from stagecraft.networks.unet2d_condition.family import TOKENS
+from stagecraft.networks.text_parts import TOKENS
 from stagecraft.preflight.given_models import network_space, prompt_width
 from stagecraft.runtime.files import pipeline_file, read_json
 from stagecraft.search.features import FeatureWriter
@@ -105,12 +106,14 @@ def read_setup(params: Everything) -> Setup:
 def look_at_images(settings: PrepareData) -> Survey:
     """A survey of the images; of a folder or file that is not there yet, what params say of it.
 
-    Of images the first of which is grey only decoding would tell whether all are; they are taken to be.
+    Only decoding would tell whether all images of a folder are grey; they are taken to be as the first.
     """
     if settings.path is not None and not Path(settings.path).exists():
         return Survey(0, 0, settings.resolution, settings.resolution, settings.channels)
     seen = survey(settings)
-    return replace(seen, channels=seen.channels or 1)
+    if settings.source == "folder" and seen.channels is None:
+        return replace(seen, channels=guess_channels(settings))
+    return seen
 
 
 def read_teacher(params: Everything, images: Survey, space: Space) -> Module:

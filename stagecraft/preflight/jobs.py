@@ -20,9 +20,6 @@ from stagecraft.networks.jobs import Job
 from stagecraft.networks.weights import find_weights
 from stagecraft.runtime.files import pipeline_file
 
-# The file with the class of a teacher's students.
-STUDENT_FILES = {"UNet2DModel": "multi_decoder_unet.py", "UNet2DConditionModel": "multi_decoder_unet_condition.py"}
-
 
 def search_jobs(params: Everything) -> list[Job]:
     """The block searches in network order, those of the decoder once per range of intervals; none for a given architecture.
@@ -142,11 +139,9 @@ def encoder_names(params: Everything) -> list[str]:
 
 def student_file(params: Everything) -> str:
     """The name of the file with a student's class, which is saved with its weights."""
-    given = params.train_teacher.source == "path"
-    config = (
-        read_teacher_config(params.train_teacher) if given else {"_class_name": class_trained(draws_by_prompts(params))}
-    )
-    return STUDENT_FILES[str(config.get("_class_name"))]
+    if params.train_teacher.source == "path":
+        return reader_of(read_teacher_config(params.train_teacher)).student_file
+    return CONFIGS[class_trained(draws_by_prompts(params))].student_file
 
 
 def runs_in_latents(params: Everything) -> bool:

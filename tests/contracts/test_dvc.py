@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 RULES = {"search_block": ("collect_search", "search_block")}
 # Where the user's own files lie, which Snakemake finds through the params and DVC must be told of.
 OWN = {"prepare_data": {"data/raw"}, "train_autoencoder": {"data/teacher"}, "train_teacher": {"data/teacher"}}
-OWN |= {"measure_latency": {"data/latency"}, "publish": {"data/teacher"}}
+OWN |= {"encode_prompts": {"data/teacher"}, "measure_latency": {"data/latency"}, "publish": {"data/teacher"}}
 # Rules that DVC knows nothing of: what comes before or after it, and what is only made when asked for.
 OUTSIDE = ("plan", "record", "export")
 # What a rule reads with some params and DVC, which knows one list for all, takes for read always.

@@ -23,10 +23,9 @@ def list_results():
 def prepare_run(dry_run):
     """Clear the locks of killed runs and settle what DVC or Git changed; a dry run only says what would be settled."""
     check(lifeline.check_writable, Path(".snakemake"))
-    if not dry_run:
-        quieten()
     if not (dry_run or PLANNING):
         console.stop_on_interrupt(jobs, logger)
+        quieten()
         tell_of_other_work()
     if not (dry_run or NESTED):
         alive.append(check(lifeline.clear_dead_locks, Path(".snakemake")))

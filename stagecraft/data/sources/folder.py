@@ -38,13 +38,18 @@ def fingerprint(settings: ImageFiles) -> str:
 
 
 def look(settings: ImageFiles) -> Look:
-    """What names tell, and the first image: it may have another size, and one in colour makes all of them RGB."""
+    """What names and texts tell, and the first image's header; channels are not known without all of the pixels."""
     folder = path_of(settings)
     layout = folders.read_layout(folder)
     first = folder / layout.names[0]
+    return Look(with_texts(folder, layout), settings.resolution or own_side(first), None)
+
+
+def guess_channels(settings: ImageFiles) -> int:
+    """The channels of the first image, which are likely those of all."""
+    folder = path_of(settings)
     with refused_bombs():
-        channels = settings.channels or (None if is_grey(first) else 3)
-    return Look(with_texts(folder, layout), settings.resolution or own_side(first), channels)
+        return 1 if is_grey(folder / folders.read_layout(folder).names[0]) else 3
 
 
 def with_texts(folder: Path, layout: folders.FolderLayout) -> Contents:

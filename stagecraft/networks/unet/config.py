@@ -23,12 +23,14 @@ class UNetConfig:
         types: of blocks that can be searched, which the family's student file rebuilds.
         defaults: what its UNets have where a config says nothing, of the keys that are read here.
         prompted: whether its UNets read prompts.
+        student_file: the name of the file with the class of its students.
     """
 
     levels_key = "down_block_types"
     class_name: ClassVar[str]
     types: ClassVar[set[str]]
     defaults: ClassVar[Mapping[str, object]]
+    student_file: str
     prompted = False
 
     def check(self, config: Config, path: Path) -> None:

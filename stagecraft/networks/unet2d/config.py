@@ -24,6 +24,7 @@ class UNet2DConfig(UNetConfig):
     """The configs of diffusers' UNet2DModel."""
 
     class_name = "UNet2DModel"
+    student_file = "multi_decoder_unet.py"
     types = BLOCK_TYPES
     defaults: ClassVar[Mapping[str, object]] = {
         "mid_block_type": "UNetMidBlock2D",

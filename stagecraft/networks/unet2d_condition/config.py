@@ -37,6 +37,7 @@ class UNet2DConditionConfig(UNetConfig):
     """The configs of diffusers' UNet2DConditionModel."""
 
     class_name = "UNet2DConditionModel"
+    student_file = "multi_decoder_unet_condition.py"
     types = BLOCK_TYPES
     defaults: ClassVar[Mapping[str, object]] = {
         "mid_block_type": "UNetMidBlock2DCrossAttn",

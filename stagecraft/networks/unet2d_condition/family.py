@@ -7,11 +7,11 @@ from diffusers import UNet2DConditionModel
 
 from stagecraft.data.condition import POOLED, PROMPT, SIZES, Condition, example_classes
 from stagecraft.networks.family import Architecture, Module
+from stagecraft.networks.text_parts import TOKENS
 from stagecraft.networks.unet.family import UNetFamily
 from stagecraft.networks.unet2d_condition.multi_decoder_unet_condition import MultiDecoderUNet2DConditionModel
 
 NUMBERS = 6  # that SDXL is told of an image's sizes
-TOKENS = 77
 
 
 class UNet2DConditionFamily(UNetFamily):
