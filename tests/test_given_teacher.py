@@ -24,8 +24,10 @@ from stagecraft.networks.autoencoder import encode, load_given_autoencoder
 from stagecraft.networks.given import Space
 from stagecraft.networks.given_teacher import open_given_teacher
 from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.unet2d import multi_decoder_unet
 from stagecraft.networks.unet2d.config import BLOCK_TYPES
-from stagecraft.networks.unet2d.multi_decoder_unet import BLOCK_TYPES as REBUILT
+from stagecraft.networks.unet2d_condition import config as condition_config
+from stagecraft.networks.unet2d_condition import multi_decoder_unet_condition
 from stagecraft.networks.weights import find_weights
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space
 from stagecraft.preflight.jobs import autoencoder_files, teacher_files
@@ -195,7 +197,8 @@ def test_the_start_of_a_run_looks_at_the_teacher(folder, params):
 
 
 def test_the_types_of_blocks_are_those_that_can_be_rebuilt():
-    assert BLOCK_TYPES == REBUILT
+    assert BLOCK_TYPES == multi_decoder_unet.BLOCK_TYPES
+    assert condition_config.BLOCK_TYPES == multi_decoder_unet_condition.BLOCK_TYPES
 
 
 # --- Sides ---
