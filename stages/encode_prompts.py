@@ -13,14 +13,14 @@ def encode_prompts(params: EncodePrompts, *, threads: int, data: Path, output: P
     settings = params.encode_prompts
     prepared = PreparedData.load(data)
     index = {"source": settings.source, "data": prepared.meta["sha256"], "sha256": None, "params": params.as_given()}
-    if settings.source == "none":
-        write_checked_json(output / "index.json", index)
-        return
-    # Heavy, and of no use to most runs.
-    from stagecraft.networks.prompting import write_prompts
-    from stagecraft.runtime.device import pick_device
-
     with atomic_folder(output) as aside:
+        if settings.source == "none":
+            write_checked_json(aside / "index.json", index)
+            return
+        # Heavy, and of no use to most runs.
+        from stagecraft.networks.prompting import write_prompts
+        from stagecraft.runtime.device import pick_device
+
         write_prompts(aside, prepared, settings, params.seed, pick_device(params.device, threads), index)
 
 

@@ -45,7 +45,7 @@ def evaluate(
     prepared = PreparedData.load(data)
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
     hashes = {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
-    fingerprint = {"params": params.as_given(), "made_from": hash_models(teacher, student) | hashes}
+    fingerprint = {"params": params.as_given(), "made_from": hash_inputs(prompts, teacher, student) | hashes}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     evaluation = replace(
         planned_evaluation(params, prepared, features, plan, training_shares(student, plan), threads),
@@ -80,10 +80,10 @@ def training_shares(student: Path, plan: Plan) -> list[float]:
     return interval_probabilities(drawn, plan["intervals"]) or plan["density"]
 
 
-def hash_models(*folders: Path) -> dict[str, str]:
-    """Hashes of the UNets' files in pipeline folders."""
+def hash_inputs(prompts: Path, *folders: Path) -> dict[str, str]:
+    """Hashes of the index of prompts and of the UNets' files in pipeline folders."""
     files = [folder / "unet" / name for folder in folders for name in (WEIGHTS, "config.json")]
-    return {str(path): sha256_file(path) for path in files}
+    return {str(path): sha256_file(path) for path in (prompts / "index.json", *files)}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from transformers import CLIPTokenizer
 
 from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.sections import ImageFiles
+from stagecraft.config.stages import EncodePrompts, stage_model
 from stagecraft.data.condition import PROMPT, Condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import EMPTY, Prompts, load_prompts
 from stagecraft.data.sources import load_source
 from stagecraft.data.survey import survey
+from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict, predict_guided
 from stagecraft.networks.configs import check_prompts
 from stagecraft.networks.pipelines import load_student
@@ -29,6 +32,7 @@ from stagecraft.networks.text_encoder import TextEncoder, make_encoder
 from stagecraft.networks.text_parts import encoder_files
 from stagecraft.preflight.params import validate_params
 from stagecraft.preflight.run import check_inputs
+from stages.encode_prompts import encode_prompts
 
 SENTENCES = ["", "a handwritten seven", "a handwritten two", "a very long line of even words"]
 PARAMS = {"resolution": None, "resize": "crop", "channels": None, "held_out": 0.2}
@@ -267,6 +271,27 @@ def test_mixed_batches_of_prompts_and_timesteps_equal_single_ones(done: Path) ->
     mixed = predict(student, x, t, condition)
     single = [predict(student, x[i : i + 1], t[i : i + 1], condition.rows(slice(i, i + 1))) for i in range(6)]
     torch.testing.assert_close(mixed, torch.cat(single), rtol=1e-4, atol=1e-5)
+
+
+def test_other_prompts_are_another_training_set(done: Path, tmp_path: Path) -> None:
+    data, latents = done / "data" / "prepared", done / "data" / "latents"
+    folder = tmp_path / "prompts"
+    encode_prompts(
+        stage_model(text_params(encode_prompts={"template": "a {}"}), "encode_prompts"),
+        threads=1,
+        data=data,
+        output=folder,
+    )
+    hashes = [TrainingSet.load(data, latents, prompts).sha256 for prompts in (None, done / "data" / "prompts", folder)]
+    assert len({*hashes}) == 3
+
+
+def test_prompts_of_an_earlier_run_do_not_stay(done: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done / "data" / "prompts", tmp_path / "prompts"))
+    assert (folder / "prompts.safetensors").is_file()
+    params = EncodePrompts.of({"seed": 0, "device": "cpu", "encode_prompts": {"source": "none", "path": None}})
+    encode_prompts(params, threads=1, data=done / "data" / "prepared", output=folder)
+    assert [file.name for file in folder.iterdir()] == ["index.json"]
 
 
 def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:

@@ -29,12 +29,14 @@ class Prompts:
         rows: the row of each image's prompt, int64 (N,).
         empty: share of the images that are trained on with an empty prompt, for guidance.
         encoder: folder of the text encoder, where there is one.
+        sha256: hash of what they were read from.
     """
 
     states: Condition
     rows: torch.Tensor
     empty: float = 0.0
     encoder: Path | None = None
+    sha256: str = ""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -88,7 +90,7 @@ def load_prompts(folder: Path, data: str) -> Prompts | None:
     check_file(folder / STATES, index["sha256"], folder / "index.json", STAGE)
     tensors = load_file(folder / STATES)
     rows = tensors.pop(ROWS)
-    return Prompts(Condition(tensors), rows, index["empty"], folder)
+    return Prompts(Condition(tensors), rows, index["empty"], folder, index["sha256"])
 
 
 def prompt_texts(prepared: PreparedData, template: str, names: Sequence[str] | None) -> list[str]:

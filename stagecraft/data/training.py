@@ -15,7 +15,7 @@ from stagecraft.data.condition import LABELS, Condition, class_condition
 from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import Prompts, load_prompts
-from stagecraft.runtime.files import check_file, read_checked_json
+from stagecraft.runtime.files import check_file, read_checked_json, sha256_content
 
 STAGE = "encode_latents"
 
@@ -64,7 +64,10 @@ class TrainingSet:
         x = prepared.train_images if index["sha256"] is None else load_latents(latents, sha256)
         images = cls.of_images(x, labels, sha256, prepared.classes)
         given = None if prompts is None else load_prompts(prompts, prepared.meta["sha256"])
-        return images if given is None else replace(images, prompts=given.of(torch.from_numpy(prepared.train_index)))
+        if given is None:
+            return images
+        both = sha256_content({"images": sha256, "prompts": given.sha256})
+        return replace(images, prompts=given.of(torch.from_numpy(prepared.train_index)), sha256=both)
 
     def __len__(self) -> int:
         return len(self.x)
