@@ -225,7 +225,8 @@ def unlinked(folder: Path) -> None:
         file.rename(file.with_suffix(".heic"))
 
 
-LINES = ("", '{"file_name": "00.png"}', '{"file_name": "00.png", "text": 1}')
+LINES = ("", '{"file_name": "00.png"}', '{"file_name": "00.png", "text": 1}', '{"file_name": "0", "text": "\\ud800"}')
+LINES += ('{"file_name": "0", "text": "a"}\n{"file_name": "0", "text": "b"}',)
 CLIP = {"architectures": ["CLIPTextModel"], "hidden_size": 8}
 PIXELS = np.zeros((12, 8, 8), np.uint8)
 flow = param(diffusion=dict(FLOW), sampling__scheduler="flow_euler")
@@ -288,6 +289,7 @@ START: dict[str, list[Setup]] = {
     "images-texts": [
         both(source(), autoencoder(), param(encode_prompts=PROMPTS)),
         both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"names": ["one"]})),
+        both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"template": "a picture"})),
         *(source(spoil=lambda raw, line=line: (raw / "metadata.jsonl").write_text(line)) for line in LINES),
     ],
     "side-images": [

@@ -178,7 +178,7 @@ class Prompted(Section):
 
     template: Annotated[str, Field(min_length=1, max_length=1000)] = doc("""The prompt of an image of class {}, where
         images come with no text of their own.""")
-    names: NonEmpty[str] | None = doc(
+    names: Distinct[Annotated[str, Field(min_length=1)]] | None = doc(
         "What stands in it for each class, in their order; null for the classes' own names."
     )
     empty: Decay = doc("Share of the images that are trained on with an empty prompt, for guidance.")

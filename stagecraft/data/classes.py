@@ -85,8 +85,12 @@ def check_trained(classes: Classes | None) -> int:
     return count_embeddings(classes)
 
 
-def check_told(with_texts: bool, classes: Classes | None, names: Sequence[str] | None) -> Classes:
-    """The classes that prompts are made of; ValueError when images have neither these nor texts, or names are not as many."""
+def check_told(with_texts: bool, classes: Classes | None, names: Sequence[str] | None, template: str) -> Classes:
+    """The classes that prompts are made of.
+
+    Raises:
+        ValueError: images have neither these nor texts, names are not as many, or the template has no place for one.
+    """
     if with_texts:
         return classes or {}
     if classes is None:
@@ -96,6 +100,10 @@ def check_told(with_texts: bool, classes: Classes | None, names: Sequence[str] |
         )
     if names is not None and len(names) != len(classes):
         raise ValueError(f"encode_prompts.names: {len(names)} for {len(classes)} classes; give one for each")
+    if template.count("{}") != 1:
+        raise ValueError(
+            f"encode_prompts.template: {template!r} has not one {{}}, which a class stands for; write it once"
+        )
     return classes
 
 

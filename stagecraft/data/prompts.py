@@ -100,7 +100,7 @@ def prompt_texts(prepared: PreparedData, template: str, names: Sequence[str] | N
         ValueError: there is neither, or there are not as many names as classes.
     """
     texts = prepared.meta.get("texts")
-    classes = check_told(texts is not None, prepared.classes, names)
+    classes = check_told(texts is not None, prepared.classes, names, template)
     if texts is not None or prepared.labels is None:
         return texts or []
     named = dict(zip(classes.values(), names or classes, strict=True))

@@ -11,7 +11,7 @@ from tokenizers import Regex, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from stagecraft.data.condition import POOLED, PROMPT, SIZES, Condition
-from stagecraft.networks.text_parts import FIRST, HEAD_WIDTH, SECOND, has_second
+from stagecraft.networks.text_parts import FIRST, HEAD_WIDTH, SECOND, TOKENS, has_second
 from stagecraft.runtime.progress import Progress
 
 KINDS = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
@@ -41,7 +41,7 @@ def make_encoder(folder: Path, prompts: Sequence[str], width: int, seed: int) ->
     model = word_model(words)
     (folder / "tokenizer").mkdir(parents=True)
     model.save(str(folder / "tokenizer"))
-    length = 2 + max(map(len, split))
+    length = min(TOKENS, 2 + max(map(len, split)))
     said = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": length,

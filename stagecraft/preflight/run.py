@@ -17,8 +17,9 @@ from stagecraft.preflight.given_models import check_given_autoencoder, check_giv
 def check_inputs(params: Everything) -> None:
     """Raise ValueError, one line, for what would end a later job: checked params, folders of this machine."""
     images = survey(params.prepare_data)
-    if params.encode_prompts.source != "none":
-        check_told(images.with_texts, images.classes, params.encode_prompts.names)
+    prompts = params.encode_prompts
+    if prompts.source != "none":
+        check_told(images.with_texts, images.classes, prompts.names, prompts.template)
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)
 
