@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stagecraft.data.classes import check_told
-from stagecraft.data.condition import PROMPT, Condition
+from stagecraft.data.condition import PROMPT, Condition, class_condition
 from stagecraft.data.prepared import PreparedData
 from stagecraft.runtime.files import atomic_path, check_file, read_checked_json, sha256_file, write_checked_json
 
@@ -63,6 +63,15 @@ class Prompts:
     def none(self, count: int) -> Condition:
         """The empty prompt, for `count` samples."""
         return self.states.rows(torch.full((count,), EMPTY))
+
+
+def condition_of(
+    labels: torch.Tensor | None, prompts: Prompts | None, images: torch.Tensor, generator: torch.Generator | None = None
+) -> Condition:
+    """All that networks may be given beside some images, by their numbers; `generator` as in `Prompts.take`."""
+    known = class_condition(None if labels is None else labels[images])
+    told = prompts.take(images, generator).tensors if prompts else {}
+    return Condition({**known.tensors, **told})
 
 
 def save_prompts(folder: Path, prompts: Prompts, index: Mapping[str, object]) -> None:

@@ -14,7 +14,7 @@ from stagecraft.data.classes import Classes, check_trained
 from stagecraft.data.condition import LABELS, Condition, class_condition
 from stagecraft.data.pixels import to_network
 from stagecraft.data.prepared import PreparedData
-from stagecraft.data.prompts import Prompts, load_prompts
+from stagecraft.data.prompts import Prompts, condition_of, load_prompts
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_content
 
 STAGE = "encode_latents"
@@ -93,9 +93,7 @@ class TrainingSet:
 
     def condition(self, rows: torch.Tensor, generator: torch.Generator | None = None) -> Condition:
         """The same of some of them; with a generator some prompts are left empty, as `Prompts.take` says."""
-        labels = class_condition(None if self.labels is None else self.labels[rows])
-        prompts = self.prompts.take(rows, generator).tensors if self.prompts else {}
-        return Condition({**labels.tensors, **prompts})
+        return condition_of(self.labels, self.prompts, rows, generator)
 
     def only(self, names: Collection[str]) -> TrainingSet:
         """The same with no other conditions than those of these names."""

@@ -13,9 +13,9 @@ from torch import nn
 
 from stagecraft.config.keys import SAMPLERS
 from stagecraft.config.stages import Evaluate
-from stagecraft.data.condition import PROMPT, Condition, class_condition
+from stagecraft.data.condition import PROMPT, Condition
 from stagecraft.data.prepared import PreparedData
-from stagecraft.data.prompts import Prompts
+from stagecraft.data.prompts import Prompts, condition_of
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, draw_images, sample, steps_per_interval
@@ -231,10 +231,8 @@ class Evaluation:
 
     def condition(self, names: set[str], indices: Sequence[int]) -> Condition:
         """What a model that is given these is given beside samples."""
-        images = torch.from_numpy(self.drawn(indices))
-        labels = class_condition(None if self.data.labels is None else torch.from_numpy(self.data.labels)[images])
-        prompts = self.prompts.take(images).tensors if self.prompts else {}
-        return Condition({**labels.tensors, **prompts}).only(names)
+        labels = None if self.data.labels is None else torch.from_numpy(self.data.labels)
+        return condition_of(labels, self.prompts, torch.from_numpy(self.drawn(indices))).only(names)
 
     def agreement(self, images: np.ndarray) -> Agreement:
         """`agreement`, the share of a model's samples whose class is that of their prompt; empty where that is unknown."""

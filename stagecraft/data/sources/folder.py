@@ -20,11 +20,10 @@ def load(settings: ImageFiles, threads: int = 1) -> Images:
     """
     folder = path_of(settings)
     layout = folders.read_layout(folder)
-    contents = with_texts(folder, layout)
     paths = [folder / name for name in layout.names]
     with refused_bombs():
         images = decode_files(paths, settings, threads)
-    return Images(images, contents, f"{len(paths)} image files")
+    return Images(images, with_texts(folder, layout), f"{len(paths)} image files")
 
 
 def fingerprint(settings: ImageFiles) -> str:
@@ -41,8 +40,7 @@ def look(settings: ImageFiles) -> Look:
     """What names and texts tell, and the first image's header; channels are not known without all of the pixels."""
     folder = path_of(settings)
     layout = folders.read_layout(folder)
-    first = folder / layout.names[0]
-    return Look(with_texts(folder, layout), settings.resolution or own_side(first), None)
+    return Look(with_texts(folder, layout), settings.resolution or own_side(folder / layout.names[0]), None)
 
 
 def guess_channels(settings: ImageFiles) -> int:
