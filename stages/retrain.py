@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch.nn import Module
+
 from stagecraft.config.stages import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
@@ -9,7 +11,7 @@ from stagecraft.networks.autoencoder import open_autoencoder
 from stagecraft.networks.pipelines import load_teacher, read_stated, save_pipeline
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.command import run_command
-from stagecraft.runtime.device import pick_device
+from stagecraft.runtime.device import frozen_in, pick_device
 from stagecraft.runtime.files import sha256_file
 from stagecraft.runtime.processes import is_main
 from stagecraft.training.joint import JointLoss
@@ -45,9 +47,10 @@ def retrain(
     check_teacher(unet, plan, architecture)
     supernet = supernet_reader(search, plan["supernets"], architecture)
     student = start_student(unet, plan, settings.init, params.seed, supernet).to(device)
-    batches = student_batches(images, process, unet.to(device), plan["boundaries"], settings, device)
+    batches = student_batches(images, process, unet, plan["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {**hash_inputs(architecture, teacher), "params": params.as_given(), "data": images.sha256}
+    Module.to(unet, device, frozen_in(params.precision))  # diffusers' own would warn
     loss = JointLoss(student, unet, batches, settings, params.precision)
     how = TrainSettings.of(settings, params.seed)
     result = train(student, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="retrain")

@@ -1,22 +1,31 @@
 """The dynamic joint loss and what a student inherits."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
-from helpers import section_with, spec_at, supernet_of
+from helpers import section_with, spec_at, supernet_of, tiny_prompted_unet, tiny_unet
 
 from stagecraft.config.sections import Retrain
+from stagecraft.data.condition import Condition
+from stagecraft.data.prompts import Prompts
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import Batch, NoisyBatches
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import family_of, site_named, sites_of
 from stagecraft.networks.jobs import Job
+from stagecraft.runtime.device import frozen_in
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.joint import JointLoss
+from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.schedule import end_to_end_share, passes_per_step
-from stagecraft.training.student import build_student, inherit, start_student
+from stagecraft.training.student import build_student, inherit, start_student, student_batches
 
 SETTINGS = section_with(Retrain, joint_loss="linear", ramp=0.5, steps=100, output_weight=1.0, jacobian_weight=0.0)
+BATCHES = {"batch_size": 8, "horizontal_flip": False, "interval_probabilities": "density"}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -143,3 +152,63 @@ def test_the_jacobian_of_the_teacher_itself_costs_nothing(parts, unet):
     loss.settings = plain
     wanted = dict(loss(0, generator_for(0, "train", 0)))
     assert float(found["end_to_end"]) == pytest.approx(float(wanted["end_to_end"]), rel=1e-4)
+
+
+def joint_loss_of(net, digits, diffusion_settings, precision):
+    """A student in which one layer is another than its teacher's, and its joint loss in all its terms."""
+    architecture = identity_architecture(net, 2)
+    spec_at(architecture, "down_blocks.0")["resnets.0"] |= {"kernels": [3, 1]}
+    student = build_student(net, architecture, [400], seed=0)
+    data = TrainingSet.of_images(digits)
+    prompts = Prompts(Condition({"prompt": torch.randn(3, 4, 6)}), torch.arange(len(data)) % 3)
+    how = SETTINGS.model_copy(update={"joint_loss": "constant", "jacobian_weight": 1.0} | BATCHES)
+    batches = student_batches(replace(data, prompts=prompts), VPProcess(diffusion_settings), net, [400], how, CPU)
+    return student, JointLoss(student, net.to(dtype=frozen_in(precision)), batches, how, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", [tiny_unet, tiny_prompted_unet])
+def test_activations_that_are_computed_again_give_the_same_bytes_and_are_not_kept(
+    digits, diffusion_settings, kind, precision
+):
+    weights, kept = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        student, loss = joint_loss_of(kind(), digits, diffusion_settings, precision)
+        sizes = []
+        count = partial(count_bytes, loss, sizes)
+        train(student, count, TrainSettings(steps=3, learning_rate=1e-2, gradient_checkpointing=again))
+        weights.append(student.state_dict())
+        kept.append(max(sizes))
+        assert not student.is_gradient_checkpointing
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert kept[1] < kept[0] / 2
+
+
+def count_bytes(loss, sizes, step, generator):
+    """The terms of a loss; appends the bytes that autograd has kept for each."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    terms = loss(step, generator)
+    while True:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            term = next(terms, None)
+        if term is None:
+            return
+        sizes.append(sum(storage.nbytes() for storage in kept.values()))
+        yield term
+
+
+def test_a_frozen_teacher_in_half_precision_teaches_nearly_the_same(digits, diffusion_settings):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        _, loss = joint_loss_of(tiny_unet(), digits, diffusion_settings, precision)
+        assert {weight.dtype for weight in loss.teacher.parameters()} == {frozen_in(precision)}
+        losses.append([value.item() for _, value in loss(0, generator_for(0, "train", 0))])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)

@@ -73,12 +73,32 @@ def test_texts_may_lie_in_each_split(tmp_path: Path) -> None:
     assert load_source(settings).contents.texts == ["train"] * 12 + ["test"] * 12
 
 
+def test_texts_may_be_a_table(tmp_path: Path) -> None:
+    settings = pictures(tmp_path / "images", [])
+    (tmp_path / "images" / "metadata.jsonl").unlink()
+    table = tmp_path / "images" / "metadata.csv"
+    rows = [f'{line["file_name"]},"a ""7"", {line["text"]}"\n' for line in lines()]
+    table.write_text("".join(["file_name,text\n", *rows]), encoding="utf-8-sig")
+    assert load_source(settings).contents.texts == [f'a "7", number {number}' for number in range(12)]
+    for broken in ("name,text\n", "file_name\n", "file_name,text,\n"):
+        table.write_text("".join([broken, *rows[:1]]))
+        with pytest.raises(ValueError, match=r"metadata\.csv") as refusal:
+            survey(settings)
+        assert "\n" not in str(refusal.value)
+    table.write_bytes(b"file_name,text\n00.png,\xff\n")
+    with pytest.raises(ValueError, match=r"metadata\.csv: no table in UTF-8"):
+        survey(settings)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         (lines(11), r"11\.png: no line of metadata\.jsonl gives its text; add one"),
-        ([*lines(11), {"file_name": "11.png"}], r"metadata\.jsonl line 12: no JSON object with file_name and text"),
-        ([*lines(11), {"file_name": "11.png", "text": 3}], r"line 12: file_name and text are to be texts"),
+        (
+            [*lines(11), {"file_name": "11.png"}],
+            r"metadata\.jsonl line 12: no file_name and text; write them as a JSON object",
+        ),
+        ([*lines(11), {"file_name": "11.png", "text": 3}], r"line 12: no file_name and text"),
     ],
 )
 def test_an_image_without_a_text_is_refused_before_the_first_job(tmp_path: Path, changed: Any, words: str) -> None:

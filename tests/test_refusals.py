@@ -291,6 +291,7 @@ START: dict[str, list[Setup]] = {
         both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"names": ["one"]})),
         both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"template": "a picture"})),
         *(source(spoil=lambda raw, line=line: (raw / "metadata.jsonl").write_text(line)) for line in LINES),
+        source(spoil=lambda raw: (raw / "metadata.csv").write_bytes(b"file_name,text\n0.png,\xff")),
     ],
     "side-images": [
         archive(side=9),

@@ -218,6 +218,11 @@ class Averaged(Warmed):
 
     ema_decay: Decay = doc("Decay of the exponential moving average of the weights, which is what is saved.")
     gradient_clip: Positive | None = doc("Largest norm of the gradient; null does not clip.")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Whether the backward pass computes the activations within layers again, which takes less memory, a third "
+        "more time, and gives the same bytes; may be left out, for false.",
+    )
 
 
 class Autoencoder(Averaged):

@@ -1,57 +1,80 @@
-"""Texts of images, as Hugging Face's imagefolder has them: metadata.jsonl beside the images or their splits. Light: no NumPy."""
+"""Texts of images, as Hugging Face's imagefolder has them: metadata.jsonl or metadata.csv beside the images or their splits.
+
+Light: no NumPy.
+"""
 
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")
+EXAMPLES = {
+    ".jsonl": 'a JSON object, {"file_name": "1.png", "text": "..."}',
+    ".csv": 'columns, "file_name,text" in line 1',
+}
 
 
 def metadata_files(folder: Path) -> list[Path]:
     """The files of texts, of the folder and of each folder directly in it."""
-    return [file for file in (folder / METADATA, *sorted(folder.glob(f"*/{METADATA}"))) if file.is_file()]
+    return [file for name in METADATA for file in (folder / name, *sorted(folder.glob(f"*/{name}"))) if file.is_file()]
 
 
 def read_texts(folder: Path, names: Sequence[str]) -> list[str] | None:
     """The text of each image of a folder, by its relative posix path; None when the folder has no texts.
 
     Raises:
-        ValueError: a line is none of a file_name and a text, or an image has no text.
+        ValueError: a line gives no file_name and text, or an image has no text.
     """
     files = metadata_files(folder)
     if not files:
         return None
     texts: dict[str, str] = {}
-    for name, text in chain.from_iterable(read_lines(folder, file) for file in files):
+    for name, text in chain.from_iterable(read_file(folder, file) for file in files):
         if texts.setdefault(name, text) != text:
-            raise ValueError(f"{folder / name}: metadata.jsonl gives it two texts; leave one")
+            raise ValueError(f"{folder / name}: {' or '.join(METADATA)} gives it two texts; leave one")
     for name in names:
         if name not in texts:
-            raise ValueError(f"{folder / name}: no line of metadata.jsonl gives its text; add one, or remove the image")
+            raise ValueError(
+                f"{folder / name}: no line of {files[0].name} gives its text; add one, or remove the image"
+            )
     return [texts[name] for name in names]
 
 
-def read_lines(folder: Path, file: Path) -> Iterator[tuple[str, str]]:
+def read_file(folder: Path, file: Path) -> Iterator[tuple[str, str]]:
     """Each image's path, relative to the folder, and its text."""
-    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name, text = entry["file_name"], entry["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{file} line {number}: no JSON object with file_name and text; write {{"file_name": "1.png", "text": "..."}}'
-            ) from error
+    for number, entry in (read_csv if file.suffix == ".csv" else read_json)(file):
+        name, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text"))
         if not (isinstance(name, str) and isinstance(text, str)):
-            raise ValueError(f"{file} line {number}: file_name and text are to be texts; correct them")
+            raise ValueError(f"{file} line {number}: no file_name and text; write them as {EXAMPLES[file.suffix]}")
         if not all(map(is_whole, (name, text))):
             raise ValueError(f"{file} line {number}: holds half of a character (a surrogate); correct it")
         yield (file.parent.relative_to(folder) / name).as_posix(), text
+
+
+def read_json(file: Path) -> Iterator[tuple[int, object]]:
+    """The lines of a file of JSON, by their numbers; None for one that is not JSON."""
+    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError:
+                yield number, None
+
+
+def read_csv(file: Path) -> Iterator[tuple[int, object]]:
+    """The rows of a table, by the numbers of their last lines."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, strict=True)
+            for row in rows:
+                yield rows.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: no table in UTF-8: {error}") from error
 
 
 def is_whole(text: str) -> bool:

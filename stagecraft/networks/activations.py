@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from stagecraft.data.condition import Condition
 from stagecraft.diffusion.losses import predict
@@ -43,13 +44,23 @@ def bounded_activations(
 
 
 def activation_bytes(unet: Module, shape: Sequence[int], run: Run = predict, checkpointing: bool = False) -> int:
-    """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated."""
+    """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated.
+
+    With checkpointing those between the layers, and within the layer that has most of them while it is computed again.
+    """
+    layers = [0]
+
+    def count_again(layer: Module, *tensors: Any) -> Any:
+        layers.append(count_saved_bytes(layer, lambda: layer(*tensors)))
+        return checkpoint(layer, *tensors, use_reentrant=False)
+
     with torch.device("meta"):
         empty = type(unet).from_config(unet.config).eval()
         if checkpointing:
-            empty.enable_gradient_checkpointing()
+            empty.enable_gradient_checkpointing(count_again)
         x = torch.zeros(1, *shape, requires_grad=True)
-        return count_saved_bytes(empty, lambda: run(empty, x, torch.zeros(1), example_condition(empty, 1)))
+        between = count_saved_bytes(empty, lambda: run(empty, x, torch.zeros(1), example_condition(empty, 1)))
+    return between + max(layers)
 
 
 def count_saved_bytes(module: nn.Module, call: Callable[[], Any]) -> int:

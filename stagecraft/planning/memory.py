@@ -5,12 +5,14 @@ from typing import Any
 import torch
 
 from stagecraft.clustering.denoiser import BATCH, MOST_CENTRED
+from stagecraft.config.sections import Averaged
 from stagecraft.networks.activations import BOUND, activation_bytes, count_saved_bytes
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, sites_of
 from stagecraft.networks.family import Site
 from stagecraft.planning.setup import META, Setup
 from stagecraft.planning.student import Search
+from stagecraft.runtime.device import frozen_in
 from stagecraft.search.supernet import OutputScore
 
 FLOAT = 4  # bytes of a float32
@@ -34,11 +36,11 @@ def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[s
         "cache_features": images + weights + features_bytes(setup, passing),
         "rank_channels": images + weights + max(each, BOUND) if ranks_channels(search) else images,
         "search_block": max((block_bytes(setup, site) for site in sites_of(setup.teacher)), default=0) + weights,
-        "retrain": images + trained(student) + weights + params.retrain.batch_size * each,
+        "retrain": images + trained(student) + frozen_bytes(setup) + batch_bytes(setup, params.retrain),
         "evaluate": images + weights + student + params.evaluate.batch_size * passing,
     }
     if params.train_teacher.source == "train":
-        needs["train_teacher"] = images + trained(weights) + params.train_teacher.batch_size * each
+        needs["train_teacher"] = images + trained(weights) + batch_bytes(setup, params.train_teacher)
     return {rule: PROCESS + need for rule, need in needs.items()}
 
 
@@ -55,6 +57,18 @@ def ranks_channels(search: Search) -> bool:
 def trained(weights: int, average: int = 1) -> int:
     """Bytes of weights with their gradients, the optimiser's numbers and their moving average."""
     return weights * (2 + ADAM + average)
+
+
+def batch_bytes(setup: Setup, settings: Averaged) -> int:
+    """Activations of a batch in the training of a network of the teacher's size."""
+    return settings.batch_size * activation_bytes(
+        setup.teacher, setup.shape, checkpointing=settings.gradient_checkpointing
+    )
+
+
+def frozen_bytes(setup: Setup) -> int:
+    """The teacher's weights where they are not trained."""
+    return frozen_in(setup.params.precision).itemsize * count_parameters(setup.teacher)
 
 
 def image_bytes(setup: Setup) -> int:

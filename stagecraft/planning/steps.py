@@ -81,7 +81,8 @@ def count_work(setup: Setup, student_macs: float, search: Search) -> dict[str, W
 
 def train_macs(settings: Any, macs: float) -> float:
     """MACs of a training whose forward pass takes so many for a sample."""
-    return float((1 + BACKWARD) * settings.steps * settings.batch_size * macs)
+    again = getattr(settings, "gradient_checkpointing", False)
+    return float((1 + again + BACKWARD) * settings.steps * settings.batch_size * macs)
 
 
 def autoencoder_work(setup: Setup) -> Work:

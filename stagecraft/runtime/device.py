@@ -31,6 +31,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def frozen_in(precision: str) -> torch.dtype:
+    """The number format of a network's weights where they are not trained; its arithmetic is that of `autocast`."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def images_at_once(most: int, height: int, width: int) -> int:
     """How many images a pass without gradients takes: at most `most`, and no more than 2^19 pixels, but one."""
     return max(1, min(most, PIXELS // (height * width)))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ class TrainSettings:
         gradient_clip: largest norm of the gradient; None does not clip.
         decay: `cosine` to zero, or `constant`, after the warm-up.
         checkpoint_every: steps between checkpoints.
+        gradient_checkpointing: whether the backward pass of a diffusers model computes its activations again.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class TrainSettings:
     decay: str = "cosine"
     seed: int = 0
     checkpoint_every: int = 1000
+    gradient_checkpointing: bool = False
 
     @classmethod
     def of(cls, section: Optimised | Mapping[str, Any], seed: int) -> "TrainSettings":
@@ -98,6 +100,8 @@ def train(
     resume(run, checkpoint)
     progress = Progress(label, settings.steps, run.step)
     model.train()
+    if settings.gradient_checkpointing:
+        cast(Any, model).enable_gradient_checkpointing()
     while run.step < settings.steps:
         total = run.advance(losses)
         progress.update(run.step, f"loss {total:.4f}")
@@ -106,6 +110,8 @@ def train(
             if checkpoint and is_main():
                 save_checkpoint(checkpoint, run.state())
     model.eval()
+    if settings.gradient_checkpointing:
+        cast(Any, model).disable_gradient_checkpointing()
     return TrainResult(average_history(run.history), run.ema)
 
 

@@ -17,4 +17,4 @@ rule plan:
     shell:
         "python -m stages.plan --params {params.config:q} --threads {threads} "
         "--cores {params.cores} --gpu {params.gpu:q} --figures {log.figures:q} "
-        "2>&1 | tee {log.text:q}"
+        "> {log.text:q} 2>&1 && cat {log.text:q}"

@@ -581,6 +581,7 @@ class MultiDecoderModel(SelfContainedModel):
         repeated: what a student's config repeats of its teacher's, where pipelines look for it.
     """
 
+    _supports_gradient_checkpointing = True  # its blocks do
     teacher_class: ClassVar[Any]
     rebuilder: ClassVar[Rebuilder]
     repeated: ClassVar[tuple[str, ...]]
