@@ -26,9 +26,9 @@ def pick_device(name: str, threads: int) -> torch.device:
     return processes.join(name) if processes.count() > 1 else torch.device(name)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def autocast(device: torch.device, precision: str, *, cached: bool = True) -> AbstractContextManager:
+    """Autocast to bfloat16 for `bf16`, nothing for `fp32`; `cached` keeps each weight's cast until the context ends."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cached) if precision == "bf16" else nullcontext()
 
 
 def frozen_in(precision: str) -> torch.dtype:

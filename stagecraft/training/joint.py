@@ -61,7 +61,7 @@ class JointLoss:
         total = len(batch.t)
         own = batch.rows(rows)
         share = end_to_end_share(step, self.settings.steps, self.settings)
-        with autocast(own.x_t.device, self.precision):
+        with autocast(own.x_t.device, self.precision, cached=not self.settings.gradient_checkpointing):
             seen = self.teach(own, share)
             if share < 1:
                 interval = self.student.interval_of(batch.t)
