@@ -58,7 +58,9 @@ def retrain(
         return
     assert result.ema is not None
     student.load_state_dict(result.ema)
-    parts = finished(student.cpu(), unet), process.scheduler(), params.as_given(), vae
+    # The pipelines of prompts draw right by any sampler, so that theirs is the one of the evaluation.
+    scheduler = process.scheduler(params.sampling.scheduler if images.encoder else None)
+    parts = finished(student.cpu(), unet), scheduler, params.as_given(), vae
     save_pipeline(output, *parts, given=stated is not None, prompts=images.encoder)
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)

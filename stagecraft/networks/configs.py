@@ -129,11 +129,6 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
         raise ValueError(
             f"{path}: draws by prompts; set encode_prompts.source: path, with its text encoder, or {TEACHER}"
         )
-    if config.get("cross_attention_dim") != width:
-        raise ValueError(
-            f"{path}: cross_attention_dim is {config.get('cross_attention_dim')} but the text encoder's hidden states are "
-            f"{width} wide; give the teacher's own in encode_prompts.path"
-        )
     takes_two = config.get("addition_embed_type") is not None
     if takes_two and not two:
         raise ValueError(
@@ -141,6 +136,11 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
         )
     if two and not takes_two:
         raise ValueError(f"{path}: takes one text encoder; give the teacher's own in encode_prompts.path")
+    if config.get("cross_attention_dim") != width:
+        raise ValueError(
+            f"{path}: cross_attention_dim is {config.get('cross_attention_dim')} but the text encoder's hidden states are "
+            f"{width} wide; give the teacher's own in encode_prompts.path"
+        )
 
 
 def has_learned_variance(config: Config) -> bool:
