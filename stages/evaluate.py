@@ -6,8 +6,8 @@ from pathlib import Path
 from stagecraft.config.stages import Evaluate
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import load_prompts
+from stagecraft.evaluation.agreement import Told, make_scorers
 from stagecraft.evaluation.comparison import Evaluation, check_architecture
-from stagecraft.evaluation.extractor import classifier_of
 from stagecraft.evaluation.fidelity import Extractor, open_extractor
 from stagecraft.evaluation.samples import save_samples
 from stagecraft.networks.autoencoder import open_autoencoder
@@ -46,6 +46,7 @@ def evaluate(
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
     hashes = {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
     fingerprint = {"params": params.as_given(), "made_from": hash_inputs(prompts, teacher, student) | hashes}
+    clip = None if params.evaluate.clip is None else Path(params.evaluate.clip)
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     evaluation = replace(
         planned_evaluation(params, prepared, features, plan, training_shares(student, plan), threads),
@@ -53,8 +54,10 @@ def evaluate(
         pieces=pieces,
         stated=read_stated(teacher),
         prompts=load_prompts(prompts, prepared.meta["sha256"]),
-        classify=classifier_of(extractor, prepared.train_labels),
     )
+    if evaluation.prompts:
+        told = Told(prepared, evaluation.prompts, extractor, clip, evaluation.device)
+        evaluation = replace(evaluation, scorers=make_scorers(told) if is_main() else {})
     result = evaluation.compare(large, small)
     if result is None or pieces is None:
         return

@@ -154,6 +154,7 @@ def at_start(params: dict[str, Any]) -> list[str]:
         (jobs.autoencoder_files, checked.train_autoencoder),
         (jobs.teacher_files, checked.train_teacher),
         (jobs.extractor_files, checked.evaluate),
+        (jobs.clip_files, checked.evaluate),
         (jobs.latency_files, checked.measure_latency),
         (source_fingerprint, checked.prepare_data),
         (jobs.block_names, checked),

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditio
 from helpers import ROOT, run, run_stages
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.sections import ImageFiles
@@ -26,6 +26,7 @@ from stagecraft.data.sources import load_source
 from stagecraft.data.survey import survey
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict, predict_guided
+from stagecraft.evaluation.clip import ClipModel
 from stagecraft.networks.configs import check_prompts
 from stagecraft.networks.pipelines import load_student
 from stagecraft.networks.text_encoder import TextEncoder, make_encoder
@@ -35,6 +36,9 @@ from stagecraft.preflight.run import check_inputs
 from stages.encode_prompts import encode_prompts
 
 SENTENCES = ["", "a handwritten seven", "a handwritten two", "a very long line of even words"]
+# Of CLIP's images (Radford et al. 2021).
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 PARAMS = {"resolution": None, "resize": "crop", "channels": None, "held_out": 0.2}
 
 
@@ -238,13 +242,61 @@ def test_guidance_leads_away_from_the_empty_prompt(unet: UNet2DConditionModel, s
     torch.testing.assert_close(predict_guided(unet, x, t, given, empty, scale), expected, rtol=1e-4, atol=1e-5)
 
 
+# --- How far images show what prompts say ---
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
+    """A small CLIP model with random weights, of images of 8 x 8 pixels."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = CLIPTokenizer.from_pretrained(encoder / "tokenizer")
+    text = CLIPTextModel.from_pretrained(encoder / "text_encoder").config.to_dict()
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    vision = {"image_size": 8, "patch_size": 4, **layers}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(encoder / "tokenizer" / name, folder)
+    sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    CLIPImageProcessor(**sizes).save_pretrained(folder)
+    return folder
+
+
+def test_the_clip_score_is_the_cosine_of_image_and_prompt(clip: Path) -> None:
+    model = ClipModel(clip, torch.device("cpu"))
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    pixels = (torch.from_numpy(images).movedim(3, 1).expand(3, 3, 8, 8) / 255 - MEAN) / STD
+    tokens = model.tokenizer(SENTENCES[1:], padding="max_length", max_length=9, return_tensors="pt")
+    with torch.no_grad():
+        pictured = model.model.get_image_features(pixels)
+        said = model.model.get_text_features(**tokens)
+    pictured, said = (getattr(found, "pooler_output", found) for found in (pictured, said))
+    wanted = 100 * torch.nn.functional.cosine_similarity(pictured, said).clamp(min=0).mean()
+    assert model.score(images, SENTENCES[1:]) == pytest.approx(float(wanted), rel=1e-4)
+    assert model.score(images, SENTENCES[:0:-1]) != pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_a_stage_finds_transformers_where_a_clip_model_is_given(clip: Path) -> None:
+    program = (
+        "import sys, stages.evaluate, torch; from stagecraft.data.prompts import Prompts; from pathlib import Path;"
+        "from stagecraft.data.condition import Condition; from stagecraft.evaluation.agreement import *;"
+        "assert sys.modules['transformers'] is None;"
+        f"told = Told(None, Prompts(Condition({{}}), torch.zeros(1)), Path(), Path({str(clip)!r}), torch.device('cpu'));"
+        "assert clip_scorer(told) is not None"
+    )
+    hidden = "from stagecraft.runtime.threads import leave_out; leave_out('transformers');"
+    result = run(ROOT, sys.executable, "-c", hidden + program)
+    assert result.returncode == 0, result.stderr
+
+
 # --- The whole run ---
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     folder = tmp_path_factory.mktemp("text")
-    run_stages(folder, text_params())
+    run_stages(folder, text_params(evaluate={"clip": str(clip)}))
     return folder
 
 
@@ -252,9 +304,10 @@ def test_the_figures_say_what_prompts_did(done: Path) -> None:
     metrics = json.loads((done / "results" / "metrics.json").read_text())
     assert metrics["protocol"]["guidance"] == 1.5
     for name in ("teacher", "student"):
-        assert 0 <= metrics[name]["agreement"] <= 1
+        assert 0 <= metrics[name]["agreement"] <= 1 and 0 <= metrics[name]["clip_score"] <= 100
+    assert 0.3 < metrics["held_out"]["agreement"] <= 1 and "clip_score" in metrics["held_out"]
     page = (done / "results" / "report.html").read_text()
-    assert "class as in the prompt (guidance 1.5)" in page
+    assert "class as in the prompt (guidance 1.5)" in page and "CLIP score (guidance 1.5)" in page
 
 
 def test_diffusers_draws_by_prompts(done: Path) -> None:

@@ -66,6 +66,7 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         {"encode_prompts": PROMPTS},
         LATENT | {"encode_prompts": PROMPTS, "diffusion": EDM, "sampling.scheduler": "edm_euler"},
         {"evaluate.guidance": 2.0},
+        {"evaluate.clip": "clip"},
         LATENT | {"encode_prompts": PROMPTS, "train_teacher.class_conditional": True},
         LATENT | {"encode_prompts": PROMPTS | {"empty": 0.0}, "evaluate.guidance": 2.0},
         LATENT | {"encode_prompts": PROMPTS | {"width": 12}},
@@ -180,6 +181,17 @@ def encoder(parts: int = 1, **config: Any) -> Setup:
             scene.write(f"encoder/text_encoder{part}/model.safetensors")
         given = {key: value for key, value in PROMPTS.items() if key != "width"}
         scene.put({"encode_prompts": given | {"source": "path", "path": str(scene.folder / "encoder")}})
+
+    return setup
+
+
+def clip(**config: Any) -> Setup:
+    """A CLIP model with this config and no more, for images with prompts."""
+
+    def setup(scene: Scene) -> None:
+        for given in (source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS)):
+            given(scene)
+        scene.put({"evaluate.clip": str(scene.write("clip/config.json", json.dumps(config)).parent)})
 
     return setup
 
@@ -429,6 +441,11 @@ START: dict[str, list[Setup]] = {
         ),
     ],
     "extractor-file": [param(evaluate__extractor="no/such.pt")],
+    "clip-folder": [
+        both(clip(), param(evaluate__clip="no/such")),
+        clip(architectures=["CLIPTextModel"]),
+        clip(architectures=["CLIPModel"]),
+    ],
     "latency-file": [param(measure_latency__source="path", measure_latency__path="no/such.json")],
 }
 

@@ -418,6 +418,11 @@ class Evaluate(Section):
         default=1.0,
         description="Scale of classifier-free guidance, for teachers that draw by prompts; may be left out, for 1.",
     )
+    clip: FilePath | None = Field(
+        default=None,
+        description="Folder of a CLIPModel with its tokenizer and image processor, by which the agreement of image and prompt is "
+        "measured (CLIP score); may be left out, for null.",
+    )
     neighbours: Million = doc("Neighbours k of precision and recall.")
     speed_batch: Million = doc("Images in the batch whose speed is measured.")
     speed_repeats: Million = doc("Timed repeats.")

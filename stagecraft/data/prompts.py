@@ -30,6 +30,7 @@ class Prompts:
         empty: share of the images that are trained on with an empty prompt, for guidance.
         encoder: folder of the text encoder, where there is one.
         sha256: hash of what they were read from.
+        texts: the prompts themselves, where they are known.
     """
 
     states: Condition
@@ -37,6 +38,7 @@ class Prompts:
     empty: float = 0.0
     encoder: Path | None = None
     sha256: str = ""
+    texts: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -99,7 +101,7 @@ def load_prompts(folder: Path, data: str) -> Prompts | None:
     check_file(folder / STATES, index["sha256"], folder / "index.json", STAGE)
     tensors = load_file(folder / STATES)
     rows = tensors.pop(ROWS)
-    return Prompts(Condition(tensors), rows, index["empty"], folder, index["sha256"])
+    return Prompts(Condition(tensors), rows, index["empty"], folder, index["sha256"], tuple(index["prompts"]))
 
 
 def prompt_texts(prepared: PreparedData, template: str, names: Sequence[str] | None) -> list[str]:

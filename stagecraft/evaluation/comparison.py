@@ -1,11 +1,11 @@
 """Teacher and student by the same code, seeds and reference: what metrics.json holds."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from stagecraft.data.prompts import Prompts, condition_of
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, draw_images, sample, steps_per_interval
+from stagecraft.evaluation.agreement import Scorer
 from stagecraft.evaluation.cost import decoder_cost, model_cost
 from stagecraft.evaluation.fidelity import (
     Extractor,
@@ -61,8 +62,7 @@ class Evaluation:
         stated: the scheduler config of a given teacher, as in `Process`.
         predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
         prompts: those of all images, of text-conditional models.
-        classify: the classes that the project's own classifier gives of images (N, H, W, C), with which those of their prompts
-            are compared; None where it knows no classes.
+        scorers: what tells how far images show what their prompts say, by the names of the figures.
     """
 
     params: Evaluate
@@ -77,7 +77,7 @@ class Evaluation:
     stated: dict[str, Any] | None = None
     predicted_time: float | None = None
     prompts: Prompts | None = None
-    classify: Callable[[np.ndarray], np.ndarray] | None = None
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
 
     @property
     def process(self) -> Process:
@@ -122,7 +122,7 @@ class Evaluation:
         scores: dict[str, ModelMetrics] = {
             name: {
                 **self.score(name, images[name]),
-                **self.agreement(images[name]),
+                **self.agreement(images[name], self.drawn(range(len(images[name])))),
                 **margins[name],
                 **model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers()),
                 **speed[name],
@@ -133,7 +133,9 @@ class Evaluation:
         metrics: Metrics = {
             "teacher": scores["teacher"],
             "student": scores["student"],
-            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out) | margins.get("held_out", {}),
+            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out)
+            | margins.get("held_out", {})
+            | self.agreement(self.data.held_out_images, self.data.held_out_index),
             "ratio": ratio | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
@@ -234,12 +236,9 @@ class Evaluation:
         labels = None if self.data.labels is None else torch.from_numpy(self.data.labels)
         return condition_of(labels, self.prompts, torch.from_numpy(self.drawn(indices))).only(names)
 
-    def agreement(self, images: np.ndarray) -> Agreement:
-        """`agreement`, the share of a model's samples whose class is that of their prompt; empty where that is unknown."""
-        if self.classify is None or self.prompts is None or self.data.labels is None:
-            return {}
-        wanted = self.data.labels[self.drawn(range(len(images)))]
-        return {"agreement": float((self.classify(images) == wanted).mean())}
+    def agreement(self, images: np.ndarray, drawn: np.ndarray) -> Agreement:
+        """How far images show what the prompts of the prepared images with these numbers say; empty where none can tell."""
+        return cast(Agreement, {name: scorer(images, drawn) for name, scorer in self.scorers.items()})
 
     def protocol(self, steps: list[int]) -> Protocol:
         """What the figures depend on beside the models."""
@@ -271,6 +270,8 @@ class Evaluation:
         }
         if self.prompts is not None:
             protocol["guidance"] = settings.guidance
+        if settings.clip is not None:
+            protocol["clip"] = settings.clip
         return protocol
 
 

@@ -29,12 +29,13 @@ class Fidelity(TypedDict):
 
 
 class Agreement(TypedDict, total=False):
-    """How far samples show what their prompts say: `agreement`, the share whose class, by the project's classifier, is theirs."""
+    """How far images show what their prompts say, by the scorers of agreement.py."""
 
     agreement: float
+    clip_score: float
 
 
-class HeldOut(Margins, total=False):
+class HeldOut(Margins, Agreement, total=False):
     """The same of the held-out real images; None with a reason where they are too few."""
 
     fid: float | None
@@ -114,7 +115,7 @@ class Reference(TypedDict):
 
 
 class Protocol(TypedDict):
-    """What the figures depend on beside the models; `guidance` is its scale, of models that draw by prompts."""
+    """What the figures depend on beside the models; with prompts also `guidance`, its scale, and the folder `clip`."""
 
     samples: int
     sampler: str
@@ -133,6 +134,7 @@ class Protocol(TypedDict):
     device: str
     threads: int
     guidance: NotRequired[float]
+    clip: NotRequired[str]
 
 
 class Metrics(TypedDict):

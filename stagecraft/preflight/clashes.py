@@ -64,6 +64,11 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
     if settings.source == "none":
         if guidance != 1:
             yield "evaluate.guidance", f"{guidance:g}, but there are no prompts to guide by; set 1, or {key}"
+        if params.evaluate.clip is not None:
+            yield (
+                "evaluate.clip",
+                f"{show(params.evaluate.clip)}, but there are no prompts to compare with; set null, or {key}",
+            )
         return
     if params.train_autoencoder.source == "none":
         clash = f"{settings.source}, but pipelines with prompts draw latents; set train_autoencoder.source too, or none"

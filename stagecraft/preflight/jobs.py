@@ -18,7 +18,9 @@ from stagecraft.networks.configs import CONFIGS, class_trained, reader_of
 from stagecraft.networks.given import SiteNames
 from stagecraft.networks.jobs import Job
 from stagecraft.networks.weights import find_weights
-from stagecraft.runtime.files import pipeline_file
+from stagecraft.runtime.files import pipeline_file, read_json
+
+CLIP_REMEDY = "give the folder of a CLIP model, as openai/clip-vit-large-patch14 has it, or null"
 
 
 def search_jobs(params: Everything) -> list[Job]:
@@ -200,3 +202,22 @@ def extractor_files(settings: Evaluate) -> list[str]:
             f"evaluate.extractor: {show(name)} is neither classifier, inception-v3-compat nor a TorchScript file"
         )
     return [name]
+
+
+def clip_files(settings: Evaluate) -> list[str]:
+    """The files of the CLIP model that the `evaluate` section names, if any; ValueError when one is missing or it is another."""
+    if settings.clip is None:
+        return []
+    folder = Path(settings.clip)
+    config = folder / "config.json"
+    if not config.is_file() or read_json(config, CLIP_REMEDY).get("architectures") != ["CLIPModel"]:
+        raise ValueError(f"evaluate.clip: {config} is not that of a CLIPModel; {CLIP_REMEDY}")
+    files = [
+        config,
+        *(folder / name for name in (*text_parts.NEEDED, "preprocessor_config.json")),
+        *text_parts.weights_of(folder),
+    ]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"evaluate.clip: {missing[0]} not found; {CLIP_REMEDY}")
+    return [*map(str, files), *(str(folder / name) for name in text_parts.OPTIONAL if (folder / name).is_file())]

@@ -14,6 +14,7 @@ Measure = Literal[
     "precision",
     "recall",
     "agreement",
+    "clip_score",
     "macs",
     "macs_with_attention",
     "params",
@@ -37,8 +38,13 @@ ROWS: tuple[tuple[Measure, str, str], ...] = (
     ("precision", "precision", "{:.3f}"),
     ("recall", "recall", "{:.3f}"),
     ("agreement", "class as in the prompt (guidance {guidance:g})", "{:.3f}"),
+    ("clip_score", "CLIP score (guidance {guidance:g})", "{:.2f}"),
 )
-OPTIONAL = {"fid_equal": "equal_count", "agreement": "guidance"}  # rows that need a value of the protocol
+OPTIONAL = {
+    "fid_equal": "equal_count",
+    "agreement": "guidance",
+    "clip_score": "clip",
+}  # rows that need a value of the protocol
 
 
 def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:

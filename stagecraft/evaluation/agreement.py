@@ -1,0 +1,65 @@
+"""How far images show what their prompts say, by the scorers that are registered here."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stagecraft.data.prepared import PreparedData
+from stagecraft.data.prompts import Prompts
+from stagecraft.evaluation.extractor import classifier_of
+
+# Scores images uint8 (N, H, W, C), given the numbers (N,) of the prepared images whose prompts they are of.
+Scorer = Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What scorers are made of.
+
+    Args:
+        extractor: the project's own classifier.
+        clip: folder of a CLIP model; None for none.
+    """
+
+    data: PreparedData
+    prompts: Prompts
+    extractor: Path
+    clip: Path | None
+    device: torch.device
+
+
+def class_scorer(told: Told) -> Scorer | None:
+    """The share of images whose class, by the project's own classifier, is that of their prompt; None without classes."""
+    labels = told.data.labels
+    classify = classifier_of(told.extractor, told.data.train_labels)
+    if classify is None or labels is None:
+        return None
+    return lambda images, drawn: float((classify(images) == labels[drawn]).mean())
+
+
+def clip_scorer(told: Told) -> Scorer | None:
+    """The mean of 100 cos(image, prompt) by a CLIP model, no less than 0 (Hessel et al. 2021, without their weight)."""
+    if told.clip is None:
+        return None
+    # Heavy, and of no use to most runs, for which it counts as not installed.
+    if sys.modules.get("transformers", "") is None:
+        del sys.modules["transformers"]
+    from stagecraft.evaluation.clip import ClipModel
+
+    model = ClipModel(told.clip, told.device)
+    texts = told.prompts.texts
+    rows = told.prompts.rows.numpy()
+    return lambda images, drawn: model.score(images, [texts[row] for row in rows[drawn]])
+
+
+SCORERS: dict[str, Callable[[Told], Scorer | None]] = {"agreement": class_scorer, "clip_score": clip_scorer}
+
+
+def make_scorers(told: Told) -> dict[str, Scorer]:
+    """The scorers that there is all for, by the names of their figures."""
+    made = {name: make(told) for name, make in SCORERS.items()}
+    return {name: scorer for name, scorer in made.items() if scorer is not None}
