@@ -70,7 +70,6 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         LATENT | {"encode_prompts": PROMPTS, "train_teacher.class_conditional": True},
         LATENT | {"encode_prompts": PROMPTS | {"empty": 0.0}, "evaluate.guidance": 2.0},
         LATENT | {"encode_prompts": PROMPTS | {"width": 12}},
-        LATENT | NATIVE | {"encode_prompts": PROMPTS},
     ],
     "side-params": [LATENT | {"prepare_data.resolution": 9}, {"prepare_data.resolution": 9}],
     "intervals-count": [

@@ -370,8 +370,8 @@ MeasureLatency = Annotated[OwnLatency | GivenLatency, Field(discriminator="sourc
 
 class Native(Section):
     native: bool = doc("""Whether the student is to be of its teacher's own class, which loads without custom code. Then the
-        search chooses channels by level (shares `widths` of the teacher's), layers a block, attentions and the mid
-        block, for one interval.""")
+        search chooses layers a block, attentions and the mid block, and without prompts channels by level (shares
+        `widths` of the teacher's), for one interval.""")
 
 
 class Assemble(Native):

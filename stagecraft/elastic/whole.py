@@ -47,10 +47,11 @@ class WholeBlock:
 
     @staticmethod
     def describe_choice(choice: NativeChoice, identity: NativeChoice) -> Description:
-        """Channels by level, layers, attention."""
+        """Channels by level, layers, attention, of transformers with their depth."""
         if not choice["layers"]:
             return Description("dropped", 0.0)
         widths = ", ".join(map(str, choice["widths"].values()))
         layers = f"{choice['layers']} layer{'s' * (choice['layers'] > 1)}"
         share = sum(choice["widths"].values()) / sum(identity["widths"].values())
-        return Description(" · ".join([widths, layers, *["attention"] * choice["attention"]]), share)
+        attention = f"transformers of {choice['depth']}" if "depth" in choice else "attention"
+        return Description(" · ".join([widths, layers, *[attention] * choice["attention"]]), share)

@@ -40,11 +40,15 @@ class Architecture(TypedDict):
 
 
 class NativeChoice(TypedDict):
-    """What is chosen of a block for a native student: channels by the levels it reads or writes, layers, attention."""
+    """What is chosen of a block for a native student: channels by the levels it reads or writes, layers, attention.
+
+    With transformers also how many layers each of these has.
+    """
 
     widths: dict[str, int]
     layers: int
     attention: bool
+    depth: NotRequired[int]
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,6 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
             f"{settings.source}, but pipelines with prompts know process vp alone; set diffusion.process: vp, or none"
         )
         yield key, clash
-    if params.assemble.native:
-        yield "assemble.native", "true, but no student with prompts is searched for as one; set it to false"
     if settings.source == "random" and settings.width % HEAD_WIDTH:
         yield "encode_prompts.width", f"{settings.width} is no multiple of {HEAD_WIDTH}, the width of a head; change it"
     if params.train_teacher.source == "train":

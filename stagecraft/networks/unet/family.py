@@ -28,6 +28,7 @@ from stagecraft.networks.unet.costs import block_macs, fixed_costs
 from stagecraft.networks.unet.given_decoders import decoder_costs, widen_decoders
 from stagecraft.networks.unet.layers import UNetLayers
 from stagecraft.networks.unet.names import DOWN, MID, PROMPT, UP
+from stagecraft.networks.unet.native import stock_model
 from stagecraft.networks.unet.stream import level_of, residual_stream
 from stagecraft.networks.unet.student import read_by
 
@@ -39,6 +40,7 @@ class UNetFamily(ABC):
 
     teacher_class: Any
     student_class: Any
+    native_class: Any
 
     def tokens(self, net: Module) -> int:
         """How many hidden states of an encoder a network's blocks read; 0 where none has cross-attention."""
@@ -173,7 +175,8 @@ class UNetFamily(ABC):
     def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNetLayers:
         """The layers of a UNet, to be measured one by one."""
         condition = self.example_condition(net, 1)
-        return UNetLayers(net, identities, self.student_class.rebuilder, condition, self.tokens(net))
+        rebuilder = self.student_class.rebuilder
+        return UNetLayers(net, identities, rebuilder, condition, self.tokens(net), self.native(net))
 
     def residual_stream(self, net: Module) -> ResidualStream:
         """What passes from layer to layer of a UNet."""
@@ -220,12 +223,13 @@ class UNetFamily(ABC):
                     own_copy[common].copy_(value[common])
 
     def native(self, net: Module) -> Any:
-        """Which students of a teacher its own class expresses; none is known here."""
-        raise ValueError(f"assemble.native: true, but no {type(net).__name__} is searched for as one; set it to false")
+        """Which students of a teacher its own class expresses."""
+        sites = self.sites(net)
+        return self.native_class(net, sites, residual_stream(net, sites).levels)
 
     def stock(self, student: Module) -> Module:
-        """The network of the teacher's own class that a native student is; none is here."""
-        return self.native(student)
+        """The network of the teacher's own class that a native student is."""
+        return stock_model(self.teacher_class, student)
 
     def decoder_sites(self, net: Module) -> list[Site]:
         """The sites of the up blocks."""

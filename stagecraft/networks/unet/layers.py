@@ -1,8 +1,9 @@
-"""The layers of diffusers' UNets one by one, and those that specs make of its blocks."""
+"""The layers of diffusers' UNets one by one, and those that specs make of their blocks, native choices for whole ones as well."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from diffusers import Transformer2DModel
@@ -11,9 +12,10 @@ from torch import nn
 
 from stagecraft.data.condition import Condition
 from stagecraft.diffusion.losses import predict
-from stagecraft.networks.family import Choice, Layers, Module, Spec
+from stagecraft.networks.family import NATIVE, Choice, Layers, Module, NativeChoice, Spec
 from stagecraft.networks.layer import WHOLE, Layer
 from stagecraft.networks.unet.names import UP
+from stagecraft.networks.unet.native import UNetNative
 from stagecraft.networks.unet.student import Dropped, PartialLayer, Rebuilder, ShortcutLayer
 
 WITH_EMBEDDING = (ResnetBlock2D, PartialLayer, ShortcutLayer)  # called with the time embedding
@@ -67,12 +69,20 @@ class UNetLayers(Layers):
         rebuilder: of its family.
         condition: what it is given beside one sample.
         tokens: of a prompt.
+        native: which students its own class expresses.
     """
 
     def __init__(
-        self, unet: Module, identities: Mapping[str, Spec], rebuilder: Rebuilder, condition: Condition, tokens: int
+        self,
+        unet: Module,
+        identities: Mapping[str, Spec],
+        rebuilder: Rebuilder,
+        condition: Condition,
+        tokens: int,
+        native: UNetNative,
     ) -> None:
         super().__init__(unet, identities)
+        self.native = native
         self.rebuilder = rebuilder
         self.condition = condition
         self.tokens = tokens
@@ -110,6 +120,21 @@ class UNetLayers(Layers):
         joined = name.startswith(UP) and part.startswith("resnets.")
         prompt = (self.tokens, module.config["cross_attention_dim"]) if isinstance(module, Transformer2DModel) else None
         return Layer(module, self.reads[f"{name}.{part}"], embedding, joined, prompt=prompt)
+
+    def placed(self, name: str, spec: Spec) -> dict[str, Layer]:
+        """The layers of a block by the names of the teacher's in whose place they stand; of a native choice as well."""
+        if NATIVE not in spec:
+            return super().placed(name, spec)
+        choice = cast(NativeChoice, spec[NATIVE])
+        kept = {int(level): torch.arange(width) for level, width in choice["widths"].items()}
+        own = copy.deepcopy(self.net.get_submodule(name))
+        block = self.native.narrow(own, self.native.sites[name], choice, kept)
+        return {part: self.narrowed(name, part, block.get_submodule(part)) for part in parts_of(block)}
+
+    def narrowed(self, name: str, part: str, module: Module) -> Layer:
+        """A layer of a block of fewer channels."""
+        layer = self.place(name, part, module)
+        return replace(layer, reads=(input_channels(module), *layer.reads[1:]))
 
 
 def samplers_of(block: Module) -> list[str]:
@@ -162,3 +187,16 @@ def remember_shape(seen: dict[str, tuple[int, int, int]], name: str) -> Callable
         seen[name] = tuple(args[0].shape[1:])
 
     return hook
+
+
+def parts_of(block: Module) -> list[str]:
+    """The names of the layers of a block that compute something."""
+    kinds = ("resnets", "attentions", "downsamplers", "upsamplers")
+    lists = {kind: getattr(block, kind, None) or () for kind in kinds}
+    return [f"{kind}.{i}" for kind, layers in lists.items() for i, layer in enumerate(layers) if not is_free(layer)]
+
+
+def input_channels(module: Module) -> int:
+    """Channels that a layer reads."""
+    names = ("in_channels", "query_dim", "channels")  # of a ResNet layer, an attention, another sampler
+    return next(int(getattr(module, name)) for name in names if hasattr(module, name))

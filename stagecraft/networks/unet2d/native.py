@@ -12,8 +12,7 @@ hidden state and the last skip tensor of its level, and the last, which read the
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DModel
@@ -23,16 +22,8 @@ from torch import nn
 
 from stagecraft.networks.family import Architecture, Module, NativeChoice, Seen, Site
 from stagecraft.networks.unet.names import DOWN, MID, UP
-from stagecraft.networks.unet.stream import level_of
-from stagecraft.networks.unet.student import (
-    Dropped,
-    arguments_of,
-    narrow_layers,
-    narrow_norm,
-    norm_size,
-    select,
-    stream_levels,
-)
+from stagecraft.networks.unet.native import Place, UNetNative, keep_layers
+from stagecraft.networks.unet.student import Dropped, narrow_layers, narrow_norm, norm_size, select
 
 # Types of blocks without attention, whose samplers are convolutions or, by the config, ResNet layers.
 WITHOUT_ATTENTION = {
@@ -43,48 +34,15 @@ SAMPLER_TYPES = {DOWN: "downsample_type", UP: "upsample_type"}
 GRID = 1000  # timesteps that a narrower time embedding is fitted on
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a block stands: its list, its level, that of the hidden state it reads, and what the teacher's has."""
-
-    kind: str
-    level: int
-    hidden: int
-    layers: int
-    attends: bool
-
-    def reads(self, layers: int) -> list[list[int]]:
-        """For each of so many ResNet layers the levels of the tensors that make its input, side by side."""
-        level = self.level
-        if self.kind != UP:
-            return [[self.hidden], *[[level]] * (layers - 1)][:layers]
-        skips = [level] * (layers - 1) + [max(level - 1, 0)]
-        return [[hidden, skip] for hidden, skip in zip([self.hidden, *[level] * (layers - 1)], skips, strict=True)]
-
-    @property
-    def levels(self) -> list[int]:
-        """The levels that the block reads or writes."""
-        return sorted({self.level, *itertools.chain.from_iterable(self.reads(self.layers))})
-
-    def kept_layers(self, layers: int) -> list[int]:
-        """The numbers of the teacher's layers that stand for so many; see the head of this file."""
-        if self.kind != UP or layers == self.layers:
-            return list(range(layers))
-        return [0, *range(self.layers - layers + 1, self.layers)]
-
-
-class UNet2DNative:
+class UNet2DNative(UNetNative):
     """The students of a UNet2DModel that are such a model themselves."""
 
+    teacher_class = UNet2DModel
+    plain: ClassVar = {kind: types[0] for kind, types in WITHOUT_ATTENTION.items()}
+
     def __init__(self, unet: Module, sites: Sequence[Site], levels: Mapping[str, int]) -> None:
-        own = {"time_embedding_dim": unet.time_embedding.linear_2.out_features}
-        self.config: dict[str, Any] = {**arguments_of(UNet2DModel, unet.config), **own}
-        self.widths: tuple[int, ...] = tuple(self.config["block_out_channels"])
-        self.groups: int = self.config["norm_num_groups"]
-        self.levels = levels
-        self.shared: Sequence[int] = stream_levels(unet)
-        self.sites = {site.name: site for site in sites}
-        self.places = {site.name: place_of(unet, site) for site in sites}
+        super().__init__(unet, sites, levels)
+        self.config["time_embedding_dim"] = unet.time_embedding.linear_2.out_features
 
     def choices(
         self, site: Site, widths: Sequence[Sequence[int]], drop_layers: bool, drop_attention: bool
@@ -102,13 +60,6 @@ class UNet2DNative:
                 if choice not in choices and (not attending or self.can_attend(place, chosen[place.level])):
                     choices.append(choice)
         return choices
-
-    def layers_of(self, place: Place, drop_layers: bool) -> list[int]:
-        """Numbers of ResNet layers, the teacher's first: in the mid block all or none, elsewhere one at least."""
-        if place.kind == MID:
-            return [place.layers, *[0] * drop_layers]
-        least = (1 + (place.kind == UP)) if drop_layers else place.layers
-        return list(range(place.layers, least - 1, -1))
 
     def widths_of(self, place: Place, widths: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:
         """Channels of the levels of a block, the most first; levels that have them in common are as wide as each other."""
@@ -128,20 +79,8 @@ class UNet2DNative:
         common = {f"width {self.shared[int(level)]}": width for level, width in choice["widths"].items()}
         return common if place.kind == MID else common | {"layers": choice["layers"] - (place.kind == UP)}
 
-    def ends(self, first: NativeChoice) -> Module:
-        """A plain UNet2DModel on the meta device with the input side and the output head of students of this first block."""
-        levels = len(self.widths)
-        plain = {"down_block_types": ["DownBlock2D"] * levels, "up_block_types": ["UpBlock2D"] * levels}
-        widths = {"block_out_channels": (first["widths"]["0"], *self.widths[1:]), "mid_block_type": None}
-        with torch.device("meta"):
-            return UNet2DModel(**self.config | plain | widths)
-
     def narrow(self, block: Module, site: Site, choice: NativeChoice, kept: Mapping[int, torch.Tensor]) -> Module:
-        """A block of the teacher, changed in place as a choice says; what is left are weights of the teacher's.
-
-        Args:
-            kept: the channels that stay of the levels that it reads and writes, ascending.
-        """
+        """A block of the teacher, changed in place as a choice says; see `UNetNative`."""
         place = self.places[site.name]
         if choice["layers"] == 0:
             return Dropped()
@@ -205,10 +144,6 @@ class UNet2DNative:
             return own
         return WITHOUT_ATTENTION[kind][self.config[SAMPLER_TYPES[kind]] == "resnet"]
 
-    def build(self, values: Mapping[str, Any]) -> Module:
-        """The network of `values`, with random weights."""
-        return UNet2DModel(**self.config | dict(values))
-
     def start(self, teacher: Module, architecture: Architecture, span: tuple[float, float]) -> Module:
         """The network of an architecture, with the teacher's weights of all but the blocks, which are random.
 
@@ -226,29 +161,6 @@ class UNet2DNative:
         if len(kept) != self.widths[0]:
             net.time_embedding.linear_1 = fit_linear(teacher, net.time_proj, span)
         return net.eval()
-
-
-def place_of(unet: Module, site: Site) -> Place:
-    """The place of the block at a site of a UNet."""
-    block: Any = unet.get_submodule(site.name)
-    kind = site.name.partition(".")[0]
-    level = level_of(unet, site)
-    deepest = len(unet.down_blocks) - 1
-    hidden = {DOWN: max(level - 1, 0), MID: level, UP: min(level + 1, deepest)}[kind]
-    return Place(kind, level, hidden, len(block.resnets), bool(attentions_of(block)))
-
-
-def attentions_of(block: Module) -> list[Any]:
-    """The attentions that a block has."""
-    return [layer for layer in getattr(block, "attentions", None) or () if isinstance(layer, Attention)]
-
-
-def keep_layers(block: Module, layers: Sequence[int]) -> None:
-    """Leave a block, in place, the ResNet layers of these numbers, and their attentions."""
-    block.resnets = nn.ModuleList(block.resnets[i] for i in layers)
-    attentions = getattr(block, "attentions", None)
-    if attentions is not None:
-        block.attentions = nn.ModuleList(attentions[i] for i in layers if i < len(attentions))
 
 
 def narrow_inside(resnet: Module, width: int) -> None:
@@ -332,11 +244,3 @@ def fit_linear(teacher: Module, projection: Module, span: tuple[float, float]) -
     linear.weight.copy_(solution[:-1].T)
     linear.bias.copy_(solution[-1])
     return linear
-
-
-def stock_model(student: Module) -> Module:
-    """The UNet2DModel that a student with one decoder of the UNet's own shape is, with its weights."""
-    net: Any = UNet2DModel(**arguments_of(UNet2DModel, student.base_config))
-    state = {name.removeprefix("decoders.0."): value for name, value in student.state_dict().items()}
-    net.load_state_dict(state)
-    return net.eval()

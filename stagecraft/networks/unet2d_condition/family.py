@@ -10,6 +10,7 @@ from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.text_parts import TOKENS
 from stagecraft.networks.unet.family import UNetFamily
 from stagecraft.networks.unet2d_condition.multi_decoder_unet_condition import MultiDecoderUNet2DConditionModel
+from stagecraft.networks.unet2d_condition.native import UNet2DConditionNative
 
 NUMBERS = 6  # that SDXL is told of an image's sizes
 
@@ -19,6 +20,7 @@ class UNet2DConditionFamily(UNetFamily):
 
     teacher_class = UNet2DConditionModel
     student_class = MultiDecoderUNet2DConditionModel
+    native_class = UNet2DConditionNative
 
     def tokens(self, net: Module) -> int:
         """As its text encoder gives of any prompt: as many as that of Stable Diffusion, where nothing else is known."""
