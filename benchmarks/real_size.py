@@ -29,13 +29,12 @@ from stagecraft.diffusion.registry import make_process
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.families import example_condition
 from stagecraft.preflight.params import load_over
-from stagecraft.runtime.device import frozen_in
 from stagecraft.runtime.files import write_checked_json, write_json
 from stagecraft.search.features import FeatureWriter
 from stagecraft.search.job import SearchJob
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.loop import TrainSettings, train
-from stagecraft.training.student import start_student, student_batches
+from stagecraft.training.student import frozen, start_student, student_batches
 
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.3.interval_0")
 CPU = torch.device("cpu")
@@ -93,7 +92,7 @@ def retrain(teacher: Any) -> None:
     plan = {"unet": identity_architecture(teacher), "boundaries": [], "rule": "given"}
     student = start_student(teacher, plan, "teacher", 0, lambda job: {})
     batches = student_batches(some_data(teacher), process, teacher, [], settings, CPU)
-    torch.nn.Module.to(teacher, dtype=frozen_in(model.precision))
+    teacher = frozen(teacher, CPU, model.precision)
     train(student, JointLoss(student, teacher, batches, settings, model.precision), TrainSettings.of(settings, 0))
 
 

@@ -13,6 +13,7 @@ from stagecraft.evaluation.samples import save_samples
 from stagecraft.networks.autoencoder import open_autoencoder
 from stagecraft.networks.pipelines import load_student, load_teacher, read_stated
 from stagecraft.networks.weights import WEIGHTS
+from stagecraft.preflight.jobs import clip_files
 from stagecraft.report.table import format_table
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
@@ -44,9 +45,9 @@ def evaluate(
     check_architecture(small, plan, str(student))
     prepared = PreparedData.load(data)
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
-    hashes = {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights)}
+    clip = hash_clip(params)
+    hashes = {"data": prepared.meta["sha256"], "extractor": sha256_file(features.weights), "clip": clip}
     fingerprint = {"params": params.as_given(), "made_from": hash_inputs(prompts, teacher, student) | hashes}
-    clip = None if params.evaluate.clip is None else Path(params.evaluate.clip)
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     evaluation = replace(
         planned_evaluation(params, prepared, features, plan, training_shares(student, plan), threads),
@@ -56,8 +57,8 @@ def evaluate(
         prompts=load_prompts(prompts, prepared.meta["sha256"]),
     )
     if evaluation.prompts:
-        told = Told(prepared, evaluation.prompts, extractor, clip, evaluation.device)
-        evaluation = replace(evaluation, scorers=make_scorers(told) if is_main() else {})
+        told = Told(prepared, evaluation.prompts, extractor, params.evaluate.clip, evaluation.device)
+        evaluation = replace(evaluation, scorers=make_scorers(told) if is_main() else {}, clip=clip)
     result = evaluation.compare(large, small)
     if result is None or pieces is None:
         return
@@ -81,6 +82,12 @@ def training_shares(student: Path, plan: Plan) -> list[float]:
     """How often the training of a student drew each interval."""
     drawn = read_json(student / "params.json")["retrain"]["interval_probabilities"]
     return interval_probabilities(drawn, plan["intervals"]) or plan["density"]
+
+
+def hash_clip(params: Evaluate) -> str | None:
+    """Hash of the CLIP model that the params name, if any."""
+    files = clip_files(params.evaluate)
+    return sha256_content({Path(file).name: sha256_file(Path(file)) for file in files}) if files else None
 
 
 def hash_inputs(prompts: Path, *folders: Path) -> dict[str, str]:

@@ -11,16 +11,14 @@ from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import sha256_file, write_checked_json
 from stagecraft.runtime.journal import Pieces
-from stagecraft.search.importance import BATCH, BATCHES, measure_importance
+from stagecraft.search.importance import BATCH, BATCHES, chooses_channels, measure_importance
 
 
 def rank_channels(
     params: RankChannels, *, threads: int, data: Path, latents: Path, prompts: Path, teacher: Path, output: Path
 ) -> None:
     """Write importance.json; where all channels are kept, or nothing is searched, there is none in it."""
-    shares = params.search_block.channels
-    all_stay = all(share == 1 for share in (shares if isinstance(shares, list) else [shares]))
-    if params.architecture == "given" or (all_stay and not params.assemble.native):
+    if not chooses_channels(params, lambda: load_teacher(teacher)):
         write_checked_json(output, {"stream_importance": None, "stream_triples": 0, "params": params.as_given()})
         return
 
@@ -29,8 +27,8 @@ def rank_channels(
     made_from: dict[str, object] = {"data": images.sha256, "teacher": sha256_file(teacher / "unet" / WEIGHTS)}
     diffusion = params.diffusion.as_dict()
     made_from |= {"seed": params.seed, "device": params.device, "diffusion": diffusion}
-    pieces = Pieces(output.parent / "checkpoints" / "rank_channels", made_from)
     unet = load_teacher(teacher).to(device)
+    pieces = Pieces(output.parent / "checkpoints" / "rank_channels", made_from)
     process = make_process(diffusion)
     levels = measure_importance(unet, process, images, params.seed, device, pieces)
     write_checked_json(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from torch.nn import Module
-
 from stagecraft.config.stages import Retrain
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
@@ -11,14 +9,14 @@ from stagecraft.networks.autoencoder import open_autoencoder
 from stagecraft.networks.pipelines import load_teacher, read_stated, save_pipeline
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.command import run_command
-from stagecraft.runtime.device import frozen_in, pick_device
+from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import sha256_file
 from stagecraft.runtime.processes import is_main
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.plan import read_plan
-from stagecraft.training.student import check_teacher, finished, start_student, student_batches, supernet_reader
+from stagecraft.training.student import check_teacher, finished, frozen, start_student, student_batches, supernet_reader
 
 
 def retrain(
@@ -50,8 +48,7 @@ def retrain(
     batches = student_batches(images, process, unet, plan["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {**hash_inputs(architecture, teacher), "params": params.as_given(), "data": images.sha256}
-    Module.to(unet, device, frozen_in(params.precision))  # diffusers' own would warn
-    loss = JointLoss(student, unet, batches, settings, params.precision)
+    loss = JointLoss(student, frozen(unet, device, params.precision), batches, settings, params.precision)
     how = TrainSettings.of(settings, params.seed)
     result = train(student, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="retrain")
     if not is_main():

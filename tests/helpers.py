@@ -120,6 +120,23 @@ def tiny_prompted_unet(**changes):
     return of_random_weights(UNet2DConditionModel, settings | changes)
 
 
+def save_clip(folder: Path, encoder: Path, **text: Any) -> Path:
+    """Write a small CLIP model with random weights, of images of 8 x 8 pixels; `text` changes its text encoder's config."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    own = CLIPTextModel.from_pretrained(encoder / "text_encoder").config.to_dict()
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = CLIPConfig(
+        text_config=own | text, vision_config={"image_size": 8, "patch_size": 4, **layers}, projection_dim=8
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(encoder / "tokenizer").save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
 def of_random_weights(kind, settings):
     """A network of a class for grey images of 8 x 8 pixels."""
     import torch

@@ -39,6 +39,15 @@ TEACHERS: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 4,
         "projection_class_embeddings_input_dim": 5 + 6 * 4,
     },
+    "a decoder of other depths": {
+        "layers_per_block": 2,
+        "norm_num_groups": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "transformer_layers_per_block": ((1, 2), (2, 1)),
+        "reverse_transformer_layers_per_block": ((1, 1, 2), (1, 2, 1)),
+        "mid_block_type": None,
+    },
     "no mid block": {"mid_block_type": None, "layers_per_block": [1, 2], "norm_num_groups": 4},
 }
 T = torch.tensor([3, 500, 900])
@@ -47,7 +56,9 @@ T = torch.tensor([3, 500, 900])
 class Searched:
     """A teacher with the supernets of all its blocks."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        changes = TEACHERS[name]
         self.unet: Any = tiny_prompted_unet(**changes)
         self.family = family_of(self.unet)
         self.form = self.family.native(self.unet)
@@ -97,7 +108,7 @@ class Searched:
 @pytest.fixture(scope="module", params=TEACHERS)
 def searched(request: pytest.FixtureRequest) -> Searched:
     torch.manual_seed(0)
-    return Searched(**TEACHERS[request.param])
+    return Searched(request.param)
 
 
 def test_the_teachers_own_choice_computes_what_the_teacher_does(searched: Searched) -> None:
@@ -113,8 +124,10 @@ def test_options_are_layers_depths_and_blocks_without(searched: Searched) -> Non
     for site, choices in options.items():
         depths = {choice["depth"] for choice in choices}
         deepest = searched.form.depths[site]
-        assert depths == ({0, *range(1, deepest + 1)} if deepest else {0})
-        least = {"mid_block": 0}.get(site, 1 + site.startswith("up"))
+        nested = searched.form.nested
+        assert depths == {0, *range(deepest if nested else 1, deepest + 1)}
+        fewest = searched.form.places[site].layers if nested else 1 + site.startswith("up")
+        least = {"mid_block": 0}.get(site, fewest)
         own = searched.form.places[site].layers
         assert {choice["layers"] for choice in choices} == (
             {0, own} if site == "mid_block" else {*range(least, own + 1)}
@@ -150,6 +163,7 @@ def test_costs_of_the_chosen_are_those_of_the_built_student(searched: Searched, 
     settings = Assemble.model_construct(**rule, params_active=None)
     plan = assemble_architecture(searched.unet, results_of(searched, specs, table), [1], settings, 0, table)
     chosen = {name.partition(".interval")[0]: block["spec"] for name, block in plan["chosen"].items()}
+    assert chosen == specs
     stock = finished(searched.student(chosen)[0], searched.unet)
     assert plan["expected"]["macs"] == count_network_macs(stock)
     assert plan["expected"]["params"] == count_parameters(stock)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from helpers import ROOT, run, run_stages
+from helpers import ROOT, run, run_stages, save_clip
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.sections import ImageFiles
@@ -84,11 +84,14 @@ def test_texts_may_be_a_table(tmp_path: Path) -> None:
     rows = [f'{line["file_name"]},"a ""7"", {line["text"]}"\n' for line in lines()]
     table.write_text("".join(["file_name,text\n", *rows]), encoding="utf-8-sig")
     assert load_source(settings).contents.texts == [f'a "7", number {number}' for number in range(12)]
-    for broken in ("name,text\n", "file_name\n", "file_name,text,\n"):
-        table.write_text("".join([broken, *rows[:1]]))
-        with pytest.raises(ValueError, match=r"metadata\.csv") as refusal:
+    for broken in (f"name,text\n{rows[0]}", "file_name,text\n00.png,one, two\n", f"file_name,text,text\n{rows[0]}"):
+        table.write_text(broken)
+        with pytest.raises(ValueError, match=r"metadata\.csv line [12]: ") as refusal:
             survey(settings)
         assert "\n" not in str(refusal.value)
+    for other in ("", "file_name,label\n00.png,3\n"):
+        table.write_text(other)
+        assert load_source(settings).contents.texts is None
     table.write_bytes(b"file_name,text\n00.png,\xff\n")
     with pytest.raises(ValueError, match=r"metadata\.csv: no table in UTF-8"):
         survey(settings)
@@ -174,6 +177,30 @@ def test_a_missing_file_is_named(encoder: Path, tmp_path: Path) -> None:
         encoder_files(tmp_path)
 
 
+@pytest.mark.parametrize("gone", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
+def test_a_tokenizer_is_one_file_or_two(encoder: Path, tmp_path: Path, gone: tuple[str, ...]) -> None:
+    folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    whole = CLIPTokenizer.from_pretrained(encoder / "tokenizer")
+    whole.save_pretrained(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / "tokenizer.json", folder / "tokenizer")
+    for name in gone:
+        (folder / "tokenizer" / name).unlink()
+    names = {file.name for file in encoder_files(folder)}
+    assert {"vocab.json", "merges.txt", "tokenizer.json"} - {*gone} < names and not names & {*gone}
+    given, made = (
+        TextEncoder(parts, torch.device("cpu"), 8).encode(SENTENCES).tensors[PROMPT] for parts in (folder, encoder)
+    )
+    assert torch.equal(given, made)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "["])
+def test_an_index_of_weights_that_is_none_is_named(encoder: Path, tmp_path: Path, content: str) -> None:
+    folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*; give another text encoder"):
+        encoder_files(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "width", "words"),
     [
@@ -247,20 +274,7 @@ def test_guidance_leads_away_from_the_empty_prompt(unet: UNet2DConditionModel, s
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory, encoder: Path) -> Path:
-    """A small CLIP model with random weights, of images of 8 x 8 pixels."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(encoder / "tokenizer")
-    text = CLIPTextModel.from_pretrained(encoder / "text_encoder").config.to_dict()
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-    torch.manual_seed(0)
-    vision = {"image_size": 8, "patch_size": 4, **layers}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(encoder / "tokenizer" / name, folder)
-    sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
-    CLIPImageProcessor(**sizes).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"), encoder)
 
 
 def test_the_clip_score_is_the_cosine_of_image_and_prompt(clip: Path) -> None:
@@ -275,6 +289,24 @@ def test_the_clip_score_is_the_cosine_of_image_and_prompt(clip: Path) -> None:
     wanted = 100 * torch.nn.functional.cosine_similarity(pictured, said).clamp(min=0).mean()
     assert model.score(images, SENTENCES[1:]) == pytest.approx(float(wanted), rel=1e-4)
     assert model.score(images, SENTENCES[:0:-1]) != pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("preprocessor_config.json", "{}", "cannot score an image"),
+        ("preprocessor_config.json", "[", "cannot be loaded as CLIPImageProcessor"),
+        ("model.safetensors", "x", "cannot be loaded as CLIPModel"),
+    ],
+)
+def test_a_clip_model_that_does_not_work_is_refused_in_one_line(
+    clip: Path, tmp_path: Path, file: str, content: str, words: str
+) -> None:
+    folder = Path(shutil.copytree(clip, tmp_path / "clip"))
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=words) as refusal:
+        ClipModel(folder, torch.device("cpu"))
+    assert "\n" not in str(refusal.value) and "give the folder of a CLIP model" in str(refusal.value)
 
 
 def test_a_stage_finds_transformers_where_a_clip_model_is_given(clip: Path) -> None:

@@ -236,8 +236,9 @@ def unlinked(folder: Path) -> None:
         file.rename(file.with_suffix(".heic"))
 
 
-LINES = ("", '{"file_name": "00.png"}', '{"file_name": "00.png", "text": 1}', '{"file_name": "0", "text": "\\ud800"}')
-LINES += ('{"file_name": "0", "text": "a"}\n{"file_name": "0", "text": "b"}',)
+LINES = ('{"text": "a"}', '{"file_name": "00.png", "text": "a"}', '{"file_name": "00.png", "text": 1}')
+LINES += ('{"file_name": "0", "text": "\\ud800"}', '{"file_name": "0", "text": "a"}\n{"file_name": "0", "text": "b"}')
+TABLES = (b"file_name,text\n0.png,\xff", b"file_name,text,text\n")
 CLIP = {"architectures": ["CLIPTextModel"], "hidden_size": 8}
 PIXELS = np.zeros((12, 8, 8), np.uint8)
 flow = param(diffusion=dict(FLOW), sampling__scheduler="flow_euler")
@@ -302,7 +303,7 @@ START: dict[str, list[Setup]] = {
         both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"names": ["one"]})),
         both(source("a", "b"), autoencoder(), param(encode_prompts=PROMPTS | {"template": "a picture"})),
         *(source(spoil=lambda raw, line=line: (raw / "metadata.jsonl").write_text(line)) for line in LINES),
-        source(spoil=lambda raw: (raw / "metadata.csv").write_bytes(b"file_name,text\n0.png,\xff")),
+        *(source(spoil=lambda raw, table=table: (raw / "metadata.csv").write_bytes(table)) for table in TABLES),
     ],
     "side-images": [
         archive(side=9),
@@ -444,6 +445,7 @@ START: dict[str, list[Setup]] = {
         both(clip(), param(evaluate__clip="no/such")),
         clip(architectures=["CLIPTextModel"]),
         clip(architectures=["CLIPModel"]),
+        both(clip(architectures=["CLIPModel"]), lambda scene: scene.write("clip/model.safetensors.index.json", "{}")),
     ],
     "latency-file": [param(measure_latency__source="path", measure_latency__path="no/such.json")],
 }

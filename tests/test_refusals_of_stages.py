@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_prompted_unet, tiny_unet
+from helpers import save_clip, tiny_unet
 from PIL import Image
 from refusals import ROWS, Scene, before_the_first_job, check_words, message_of, names
 from safetensors.torch import load_file, save_file
@@ -25,14 +25,15 @@ from stagecraft.diffusion.sampling import snap
 from stagecraft.diffusion.vp import VPProcess
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation import fidelity
+from stagecraft.evaluation.clip import ClipModel
 from stagecraft.evaluation.comparison import check_architecture
 from stagecraft.evaluation.extractor import read_classifier
 from stagecraft.evaluation.samples import load_samples
 from stagecraft.export import packages
 from stagecraft.export.check import check_differences
 from stagecraft.networks.autoencoder import load_given_autoencoder
-from stagecraft.networks.families import family_of
 from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.text_encoder import make_encoder
 from stagecraft.preflight import versions
 from stagecraft.report.card import read_license
 from stagecraft.report.page import check_same_run
@@ -313,6 +314,18 @@ class Planned:
     stdout, stderr = "1 of 1 jobs", ""
 
 
+def clip_of(scene: Scene, **text: Any) -> Path:
+    """A small CLIP model; returns the config of its images."""
+    encoder = scene.write("encoder/here").parent
+    make_encoder(encoder, ["a test"], 16, 0)
+    return save_clip(encoder.parent / "clip", encoder, **text) / "preprocessor_config.json"
+
+
+def open_clip(scene: Scene) -> ClipModel:
+    """The model that `clip_of` wrote."""
+    return ClipModel(scene.write("encoder/here").parents[1] / "clip", torch.device("cpu"))
+
+
 STAGES: dict[str, list[Provocation]] = {
     "image-decoded": [
         bad_image(lambda path: path.read_bytes()[:45]),
@@ -349,7 +362,6 @@ STAGES: dict[str, list[Provocation]] = {
         plain(lambda scene: vp(scene).check_intervals({"boundaries": [2000], "stages": []}, Path("clusters.json")))
     ],
     "features-precision": [plain(large_features)],
-    "native-family": [plain(lambda scene: family_of(tiny_prompted_unet()).native(tiny_prompted_unet()))],
     "features-room": [plain(many_features)],
     "features-damaged": [plain(damaged_features)],
     "search-other": [
@@ -374,6 +386,10 @@ STAGES: dict[str, list[Provocation]] = {
     ],
     "student-other": [plain(lambda scene: check_architecture(Student(), {"boundaries": [400], "unet": {}}, "student"))],
     "classifier-damaged": [plain(lambda scene: read_classifier(scene.write("a.safetensors", b"x")))],
+    "clip-works": [
+        plain(lambda scene: clip_of(scene).write_text("{}") and open_clip(scene)),
+        plain(lambda scene: clip_of(scene, vocab_size=300) and open_clip(scene)),
+    ],
     "samples-damaged": [plain(lambda scene: load_samples(scene.write("samples.npz", b"x")))],
     "results-mixed": [
         plain(lambda scene: check_same_run({"boundaries": [1]}, {"clustered": [2], "supernets": {}}, {}))

@@ -174,7 +174,7 @@ class NoPrompts(Section):
 
 
 class Prompted(Section):
-    """Prompts, from the images' metadata.jsonl or else from their classes."""
+    """Prompts, from the images' metadata.jsonl or metadata.csv, or else from their classes."""
 
     template: Annotated[str, Field(min_length=1, max_length=1000)] = doc("""The prompt of an image of class {}, where
         images come with no text of their own.""")

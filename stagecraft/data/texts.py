@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -30,24 +30,25 @@ def read_texts(folder: Path, names: Sequence[str]) -> list[str] | None:
     Raises:
         ValueError: a line gives no file_name and text, or an image has no text.
     """
-    files = metadata_files(folder)
-    if not files:
+    entries = {file: list((read_csv if file.suffix == ".csv" else read_json)(file)) for file in metadata_files(folder)}
+    # Such files may hold other things alone, as classes.
+    telling = [file for file in entries if any(not isinstance(one, dict) or "text" in one for _, one in entries[file])]
+    if not telling:
         return None
     texts: dict[str, str] = {}
-    for name, text in chain.from_iterable(read_file(folder, file) for file in files):
+    for name, text in chain.from_iterable(check_lines(folder, file, entries[file]) for file in telling):
         if texts.setdefault(name, text) != text:
             raise ValueError(f"{folder / name}: {' or '.join(METADATA)} gives it two texts; leave one")
     for name in names:
         if name not in texts:
-            raise ValueError(
-                f"{folder / name}: no line of {files[0].name} gives its text; add one, or remove the image"
-            )
+            files = " or ".join(sorted({file.name for file in telling}))
+            raise ValueError(f"{folder / name}: no line of {files} gives its text; add one, or remove the image")
     return [texts[name] for name in names]
 
 
-def read_file(folder: Path, file: Path) -> Iterator[tuple[str, str]]:
+def check_lines(folder: Path, file: Path, entries: Iterable[tuple[int, object]]) -> Iterator[tuple[str, str]]:
     """Each image's path, relative to the folder, and its text."""
-    for number, entry in (read_csv if file.suffix == ".csv" else read_json)(file):
+    for number, entry in entries:
         name, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text"))
         if not (isinstance(name, str) and isinstance(text, str)):
             raise ValueError(f"{file} line {number}: no file_name and text; write them as {EXAMPLES[file.suffix]}")
@@ -67,12 +68,15 @@ def read_json(file: Path) -> Iterator[tuple[int, object]]:
 
 
 def read_csv(file: Path) -> Iterator[tuple[int, object]]:
-    """The rows of a table, by the numbers of their last lines."""
+    """The rows of a table, by the numbers of their last lines; None for one of more cells than columns."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines, strict=True)
+            columns = rows.fieldnames or ()
+            if len({*columns}) < len(columns):
+                raise ValueError(f"{file} line 1: a column stands there twice; rename one")
             for row in rows:
-                yield rows.line_num, row
+                yield rows.line_num, None if None in row else row
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: no table in UTF-8: {error}") from error
 

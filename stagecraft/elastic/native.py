@@ -18,7 +18,7 @@ from stagecraft.elastic.whole import BlockChoices
 from stagecraft.networks.family import NATIVE, Architecture, Family, Module, NativeChoice, NativeForm, Site, Spec
 
 SOURCES_KEPT = 16  # of sub-blocks; each takes twice the room of its weights
-Source = tuple[str, torch.Tensor]  # a parameter by name, and which of its entries
+Source = tuple[str, torch.Tensor | None]  # a parameter by name, and which of its entries, None for all as they stand
 
 
 class NativeBlock(ElasticBlock):
@@ -53,8 +53,11 @@ class NativeBlock(ElasticBlock):
         """Entries of the elastic weights for a sub-block, by the names of its state dict."""
         return {name: self._take(*source) for name, source in self._sources_of(spec).items()}
 
-    def _take(self, name: str, entries: torch.Tensor) -> torch.Tensor:
-        weight = self.block.get_parameter(name).flatten()
+    def _take(self, name: str, entries: torch.Tensor | None) -> torch.Tensor:
+        weight = self.block.get_parameter(name)
+        if entries is None:
+            return weight
+        weight = weight.flatten()
         return weight.index_select(0, entries.flatten().to(weight.device)).view(entries.shape)
 
     def _sources_of(self, spec: Spec) -> dict[str, Source]:
@@ -66,14 +69,23 @@ class NativeBlock(ElasticBlock):
         return self._sources[key]
 
     def _find_sources(self, choice: NativeChoice) -> dict[str, Source]:
-        """Where a sub-block's weights are: those of a block whose weights are their own numbers, narrowed alike."""
+        """Where a sub-block's weights are: those of a block whose weights are their own numbers, narrowed alike.
+
+        Where it only leaves some whole, they are known by name, as numbers would take three times the room of the block.
+        """
+        copied = copy.deepcopy(self._template[0])
+        whole = dict(copied.named_parameters())  # held, so that no other parameter gets the number of one of these
+        names = {id(parameter): name for name, parameter in whole.items()}
+        left = dict(self.form.narrow(copied, self.site, choice, self.kept(choice)).named_parameters())
+        if all(id(parameter) in names for parameter in left.values()):
+            return {name: (names[id(parameter)], None) for name, parameter in left.items()}
         own = dict(self._template[0].named_parameters())
         starts = list(accumulate((p.numel() for p in own.values()), initial=0))
         numbered: Any = copy.deepcopy(self._template[0]).double().to_empty(device="cpu")
         for start, parameter in zip(starts, numbered.parameters(), strict=False):
             parameter.data.copy_(torch.arange(start, start + parameter.numel()).view(parameter.shape))
         narrowed = self.form.narrow(numbered, self.site, choice, self.kept(choice))
-        sources = {}
+        sources: dict[str, Source] = {}
         for name, parameter in narrowed.named_parameters():
             numbers = parameter.detach().long()
             at = bisect_right(starts, int(numbers.flatten()[0])) - 1

@@ -28,7 +28,7 @@ class Told:
     data: PreparedData
     prompts: Prompts
     extractor: Path
-    clip: Path | None
+    clip: str | None
     device: torch.device
 
 
@@ -50,7 +50,7 @@ def clip_scorer(told: Told) -> Scorer | None:
         del sys.modules["transformers"]
     from stagecraft.evaluation.clip import ClipModel
 
-    model = ClipModel(told.clip, told.device)
+    model = ClipModel(Path(told.clip), told.device)
     texts = told.prompts.texts
     rows = told.prompts.rows.numpy()
     return lambda images, drawn: model.score(images, [texts[row] for row in rows[drawn]])

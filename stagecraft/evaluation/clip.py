@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,18 +9,27 @@ import torch.nn.functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from stagecraft.networks.text_encoder import load
+from stagecraft.networks.text_parts import CLIP_REMEDY
 
 BATCH = 64
 
 
 class ClipModel:
-    """A CLIPModel with its tokenizer and image processor; ValueError when one of them cannot be loaded."""
+    """A CLIPModel with its tokenizer and image processor; ValueError when they cannot be loaded, or do not work together."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.device = device
-        self.model = load(CLIPModel, folder).to(device).eval()
-        self.tokenizer = load(CLIPTokenizer, folder)
-        self.processor: Any = CLIPImageProcessor.from_pretrained(str(folder), local_files_only=True)
+        self.model = load(CLIPModel, folder, CLIP_REMEDY).to(device).eval()
+        self.tokenizer = load(CLIPTokenizer, folder, CLIP_REMEDY)
+        self.processor = load(CLIPImageProcessor, folder, CLIP_REMEDY)
+        if len(self.tokenizer) > self.model.config.text_config.vocab_size:
+            raise ValueError(f"{folder}: its tokenizer knows more words than its model; {CLIP_REMEDY}")
+        try:
+            self.score(np.zeros((1, 8, 8, 3), np.uint8), ["a test"])
+        except Exception as error:
+            raise ValueError(
+                f"{folder}: cannot score an image ({' '.join(str(error).split())[:200]}); {CLIP_REMEDY}"
+            ) from error
 
     def score(self, images: np.ndarray, texts: Sequence[str]) -> float:
         """The mean of max(100 cos, 0) over images uint8 (N, H, W, 1 or 3) and their texts, N of them; those too long are cut."""

@@ -63,6 +63,7 @@ class Evaluation:
         predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
         prompts: those of all images, of text-conditional models.
         scorers: what tells how far images show what their prompts say, by the names of the figures.
+        clip: hash of the CLIP model among them.
     """
 
     params: Evaluate
@@ -78,6 +79,7 @@ class Evaluation:
     predicted_time: float | None = None
     prompts: Prompts | None = None
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    clip: str | None = None
 
     @property
     def process(self) -> Process:
@@ -270,8 +272,8 @@ class Evaluation:
         }
         if self.prompts is not None:
             protocol["guidance"] = settings.guidance
-        if settings.clip is not None:
-            protocol["clip"] = settings.clip
+        if self.clip is not None:
+            protocol["clip"] = self.clip
         return protocol
 
 

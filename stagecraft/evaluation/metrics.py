@@ -115,7 +115,7 @@ class Reference(TypedDict):
 
 
 class Protocol(TypedDict):
-    """What the figures depend on beside the models; with prompts also `guidance`, its scale, and the folder `clip`."""
+    """What the figures depend on beside the models; with prompts also `guidance`, its scale, and the hash of a CLIP model."""
 
     samples: int
     sampler: str

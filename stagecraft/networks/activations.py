@@ -44,7 +44,17 @@ def bounded_activations(
 
 
 def activation_bytes(unet: Module, shape: Sequence[int], run: Run = predict, checkpointing: bool = False) -> int:
-    """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated.
+    """Bytes that autograd keeps of one image for the backward pass, weights left out; nothing is computed or allocated."""
+    with torch.device("meta"):
+        empty = type(unet).from_config(unet.config).eval()
+        x = torch.zeros(1, *shape, requires_grad=True)
+        return count_kept_bytes(
+            empty, lambda: run(empty, x, torch.zeros(1), example_condition(empty, 1)), checkpointing
+        )
+
+
+def count_kept_bytes(model: Module, call: Callable[[], Any], checkpointing: bool) -> int:
+    """Bytes that autograd keeps of a call of a diffusers model on the meta device.
 
     With checkpointing those between the layers, and within the layer that has most of them while it is computed again.
     """
@@ -54,13 +64,9 @@ def activation_bytes(unet: Module, shape: Sequence[int], run: Run = predict, che
         layers.append(count_saved_bytes(layer, lambda: layer(*tensors)))
         return checkpoint(layer, *tensors, use_reentrant=False)
 
-    with torch.device("meta"):
-        empty = type(unet).from_config(unet.config).eval()
-        if checkpointing:
-            empty.enable_gradient_checkpointing(count_again)
-        x = torch.zeros(1, *shape, requires_grad=True)
-        between = count_saved_bytes(empty, lambda: run(empty, x, torch.zeros(1), example_condition(empty, 1)))
-    return between + max(layers)
+    if checkpointing:
+        model.enable_gradient_checkpointing(count_again)
+    return count_saved_bytes(model, call) + max(layers)
 
 
 def count_saved_bytes(module: nn.Module, call: Callable[[], Any]) -> int:

@@ -182,8 +182,10 @@ class NativeForm(Protocol):
         groups: in how many groups GroupNorms take them.
         shared: a number for each level, as in `ResidualStream`.
         levels: the level of each tensor between blocks, by name.
+        narrows: whether channels are chosen.
     """
 
+    narrows: bool
     widths: tuple[int, ...]
     groups: int
     shared: Sequence[int]

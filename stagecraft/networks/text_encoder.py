@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, models, pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
 from stagecraft.data.condition import POOLED, PROMPT, SIZES, Condition
-from stagecraft.networks.text_parts import FIRST, HEAD_WIDTH, SECOND, TOKENS, has_second
+from stagecraft.networks.text_parts import FIRST, HEAD_WIDTH, REMEDY, SECOND, TOKENS, has_second
 from stagecraft.runtime.progress import Progress
 
 KINDS = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
@@ -150,13 +150,11 @@ def kind_of(folder: Path) -> Any:
     return KINDS[json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]]
 
 
-def load(kind: Any, folder: Path) -> Any:
-    """A tokenizer or encoder of a folder, from the disk alone; ValueError when it cannot be loaded."""
-    how = {} if kind is CLIPTokenizer else {"use_safetensors": True}
+def load(kind: Any, folder: Path, remedy: str = REMEDY) -> Any:
+    """A tokenizer or model of a folder, from the disk alone; ValueError when it cannot be loaded."""
+    how = {"use_safetensors": True} if issubclass(kind, PreTrainedModel) else {}
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **how)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{folder}: cannot be loaded as {kind.__name__} ({text}); give another text encoder"
-        ) from error
+        raise ValueError(f"{folder}: cannot be loaded as {kind.__name__} ({text}); {remedy}") from error

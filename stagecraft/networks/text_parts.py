@@ -8,6 +8,7 @@ FIRST = ("tokenizer", "text_encoder")
 SECOND = ("tokenizer_2", "text_encoder_2")  # of an SDXL
 CLASSES = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
 CLASSES |= {"tokenizer_2": "CLIPTokenizer", "text_encoder_2": "CLIPTextModelWithProjection"}
+WHOLE = "tokenizer.json"
 NEEDED = ("vocab.json", "merges.txt")
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json")
 # The files of an encoder that is made here.
@@ -22,6 +23,7 @@ TOKENS = 77  # that CLIP's text encoders, which Stable Diffusion has, give of an
 HEAD_WIDTH = 8  # of an encoder that is made here
 WEIGHTS = "model.safetensors"
 REMEDY = "give another text encoder"
+CLIP_REMEDY = "give the folder of a CLIP model, as openai/clip-vit-large-patch14 has it, or null"
 
 
 def has_second(folder: Path) -> bool:
@@ -40,8 +42,7 @@ def encoder_files(folder: Path) -> list[Path]:
     for part in parts_of(folder):
         inside = folder / part
         if part.startswith("tokenizer"):
-            files += [inside / name for name in NEEDED]
-            files += [inside / name for name in OPTIONAL if (inside / name).is_file()]
+            files += tokenizer_files(inside)
         else:
             files += [inside / "config.json", *weights_of(inside)]
     missing = [file for file in files if not file.is_file()]
@@ -50,12 +51,23 @@ def encoder_files(folder: Path) -> list[Path]:
     return files
 
 
-def weights_of(folder: Path) -> list[Path]:
-    """The files of an encoder's weights, as transformers names them."""
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer: its words in one file or, where that is not there, in two."""
+    whole = folder / WHOLE
+    needed = [whole] if whole.is_file() else [folder / name for name in NEEDED]
+    optional = [folder / name for name in (*NEEDED, *OPTIONAL) if (folder / name).is_file()]
+    return list(dict.fromkeys([*needed, *optional]))
+
+
+def weights_of(folder: Path, remedy: str = REMEDY) -> list[Path]:
+    """The files of a model's weights, as transformers names them; ValueError when their index is none."""
     index = folder / f"{WEIGHTS}.index.json"
     if not index.is_file():
         return [folder / WEIGHTS]
-    return [index, *(folder / name for name in sorted({*read_json(index, REMEDY)["weight_map"].values()}))]
+    places = read_json(index, remedy).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"{index}: weight_map does not say in which files the weights are; {remedy}")
+    return [index, *(folder / name for name in sorted({*places.values()}))]
 
 
 def width_of(folder: Path) -> int:

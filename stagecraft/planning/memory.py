@@ -6,13 +6,14 @@ import torch
 
 from stagecraft.clustering.denoiser import BATCH, MOST_CENTRED
 from stagecraft.config.sections import Averaged
-from stagecraft.networks.activations import BOUND, activation_bytes, count_saved_bytes
+from stagecraft.networks.activations import BOUND, activation_bytes, count_kept_bytes, count_saved_bytes
 from stagecraft.networks.costs import count_parameters
 from stagecraft.networks.families import family_of, sites_of
 from stagecraft.networks.family import Site
 from stagecraft.planning.setup import META, Setup
 from stagecraft.planning.student import Search
 from stagecraft.runtime.device import frozen_in
+from stagecraft.search.importance import chooses_channels
 from stagecraft.search.supernet import OutputScore
 
 FLOAT = 4  # bytes of a float32
@@ -34,7 +35,9 @@ def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[s
         "train_teacher": images + 2 * weights,
         "cluster_timesteps": clustering_bytes(setup),
         "cache_features": images + weights + features_bytes(setup, passing),
-        "rank_channels": images + weights + max(each, BOUND) if ranks_channels(search) else images,
+        "rank_channels": images + weights + max(each, BOUND)
+        if chooses_channels(params, lambda: setup.teacher)
+        else images,
         "search_block": max((block_bytes(setup, site) for site in sites_of(setup.teacher)), default=0) + weights,
         "retrain": images + trained(student) + frozen_bytes(setup) + batch_bytes(setup, params.retrain),
         "evaluate": images + weights + student + params.evaluate.batch_size * passing,
@@ -47,11 +50,6 @@ def estimate_memory(setup: Setup, student_params: int, search: Search) -> dict[s
 def in_single(setup: Setup) -> dict[str, int]:
     """Bytes of each tensor of one triple in single precision, in which jobs work with it."""
     return {name: FLOAT * tensor.numel() for name, tensor in setup.features.trace_one().items()}
-
-
-def ranks_channels(search: Search) -> bool:
-    """Whether some channels of the residual stream are, or may be, left out."""
-    return search.native or (search.setup.params.architecture == "searched" and search.stream is not None)
 
 
 def trained(weights: int, average: int = 1) -> int:
@@ -90,7 +88,7 @@ def autoencoder_bytes(setup: Setup) -> int:
     if settings.source != "train":
         return weights
     x = torch.zeros(1, setup.channels, setup.side, setup.side, device=META, requires_grad=True)
-    each = count_saved_bytes(vae, lambda: vae(x, sample_posterior=False))
+    each = count_kept_bytes(vae, lambda: vae(x, sample_posterior=False), settings.gradient_checkpointing)
     return trained(weights) + settings.batch_size * each
 
 

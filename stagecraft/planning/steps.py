@@ -13,7 +13,7 @@ from stagecraft.networks.costs import count_network_macs
 from stagecraft.planning.setup import META, Setup
 from stagecraft.planning.student import Search
 from stagecraft.preflight.jobs import block_names
-from stagecraft.search.importance import BATCH, BATCHES
+from stagecraft.search.importance import BATCH, BATCHES, chooses_channels
 from stagecraft.training.schedule import passes_per_step
 
 BACKWARD = 2  # forward passes that a backward one counts as
@@ -134,9 +134,7 @@ def features_work(setup: Setup) -> Work:
 
 def ranking_work(setup: Setup) -> Work:
     """The gradients that the importance of channels comes from, where some are, or may be, left out."""
-    shares = setup.params.search_block.channels
-    all_stay = all(share == 1 for share in (shares if isinstance(shares, list) else [shares]))
-    ranked = setup.params.architecture == "searched" and (setup.params.assemble.native or not all_stay)
+    ranked = chooses_channels(setup.params, lambda: setup.teacher)
     return Work(training=float((1 + BACKWARD) * BATCHES * BATCH * ranked * count_network_macs(setup.teacher)))
 
 

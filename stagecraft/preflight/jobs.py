@@ -20,8 +20,6 @@ from stagecraft.networks.jobs import Job
 from stagecraft.networks.weights import find_weights
 from stagecraft.runtime.files import pipeline_file, read_json
 
-CLIP_REMEDY = "give the folder of a CLIP model, as openai/clip-vit-large-patch14 has it, or null"
-
 
 def search_jobs(params: Everything) -> list[Job]:
     """The block searches in network order, those of the decoder once per range of intervals; none for a given architecture.
@@ -210,14 +208,11 @@ def clip_files(settings: Evaluate) -> list[str]:
         return []
     folder = Path(settings.clip)
     config = folder / "config.json"
-    if not config.is_file() or read_json(config, CLIP_REMEDY).get("architectures") != ["CLIPModel"]:
-        raise ValueError(f"evaluate.clip: {config} is not that of a CLIPModel; {CLIP_REMEDY}")
-    files = [
-        config,
-        *(folder / name for name in (*text_parts.NEEDED, "preprocessor_config.json")),
-        *text_parts.weights_of(folder),
-    ]
+    if not config.is_file() or read_json(config, text_parts.CLIP_REMEDY).get("architectures") != ["CLIPModel"]:
+        raise ValueError(f"evaluate.clip: {config} is not that of a CLIPModel; {text_parts.CLIP_REMEDY}")
+    weights = text_parts.weights_of(folder, text_parts.CLIP_REMEDY)
+    files = [config, folder / "preprocessor_config.json", *text_parts.tokenizer_files(folder), *weights]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise ValueError(f"evaluate.clip: {missing[0]} not found; {CLIP_REMEDY}")
-    return [*map(str, files), *(str(folder / name) for name in text_parts.OPTIONAL if (folder / name).is_file())]
+        raise ValueError(f"evaluate.clip: {missing[0]} not found; {text_parts.CLIP_REMEDY}")
+    return [*map(str, files)]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from stagecraft.config.sections import Everything
+from stagecraft.config.stages import RankChannels
 from stagecraft.data.condition import Condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import Batch, NoisyBatches
@@ -78,8 +80,22 @@ def order_channels(residual: ResidualStream, importance: Sequence[Sequence[float
     return orders
 
 
-def native_order(teacher: Module, importance: Sequence[Sequence[float]]) -> Order:
-    """The same by level, as native choices take them."""
+def chooses_channels(params: RankChannels | Everything, read_teacher: Callable[[], Module]) -> bool:
+    """Whether a student of these params may have some channels of the residual stream only."""
+    if params.architecture == "given":
+        return False
+    if params.assemble.native:
+        teacher = read_teacher()
+        narrows: bool = family_of(teacher).native(teacher).narrows
+        return narrows
+    shares = params.search_block.channels
+    return any(share != 1 for share in (shares if isinstance(shares, list) else [shares]))
+
+
+def native_order(teacher: Module, importance: Sequence[Sequence[float]] | None) -> Order:
+    """The same by level, as native choices take them; as they stand where they were not ranked."""
+    if importance is None:
+        return {str(level): [*range(width)] for level, width in enumerate(family_of(teacher).native(teacher).widths)}
     orders = order_channels(family_of(teacher).residual_stream(teacher), importance)
     return {str(level): order for level, order in enumerate(orders)}
 

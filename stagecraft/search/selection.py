@@ -474,17 +474,26 @@ class _Programme:
                 rows.append(np.repeat(here, [len(options) for options in self.options]))
         return np.array(rows)
 
-    def agreements(self) -> Iterator[np.ndarray]:
-        """Rows whose sum is 0 where the options chosen agree: of two blocks that say a value, both choose it or neither."""
+    def agreements(self) -> Iterator[tuple[np.ndarray, float, float]]:
+        """Rows, and from what to what their sums are where the options chosen agree.
+
+        Of two blocks that say a value both choose it, or one chooses an option that says nothing.
+        """
         owners = np.repeat(np.arange(len(self.options)), [len(options) for options in self.options])
         said = [candidate.get("agrees", {}) for options in self.options for candidate in options]
         for key in sorted({key for one in said for key in one}):
             values = np.array([one.get(key, -1) for one in said])
             speakers = np.unique(owners[values >= 0])
-            for first, second in itertools.pairwise(speakers):
+            silent = [owner for owner in speakers if (values[owners == owner] < 0).any()]
+            loud = [owner for owner in speakers if owner not in silent]
+            for first, second in itertools.pairwise(loud):
                 for value in np.unique(values[values >= 0]):
                     sides = 1.0 * (owners == first) - 1.0 * (owners == second)
-                    yield sides * (values == value)
+                    yield sides * (values == value), 0, 0
+            for first, second in [*itertools.product(silent, loud[:1]), *itertools.combinations(silent, 2)]:
+                for value in np.unique(values[values >= 0]):
+                    other = (owners == second) & (values >= 0) & (values != value)
+                    yield 1.0 * ((owners == first) & (values == value)) + other, 0, 1
 
     def solve(self, values: Sequence[Sequence[float]]) -> dict[str, Candidate] | None:
         """The choice with the least sum of values, which are given per block and option, by block; None when there is none."""
@@ -495,7 +504,7 @@ class _Programme:
         if len(scaled) < len(self.rows):
             return None
         limits = [LinearConstraint(row, ub=limit) for row, limit in scaled]
-        limits += [LinearConstraint(row, 0, 0) for row in self.agreements()]
+        limits += [LinearConstraint(row, least, most) for row, least, most in self.agreements()]
         sizes = [len(options) for options in self.options]
         choice = milp(
             np.concatenate([np.asarray(column, dtype=float) for column in values]),

@@ -61,6 +61,7 @@ class JointLoss:
         total = len(batch.t)
         own = batch.rows(rows)
         share = end_to_end_share(step, self.settings.steps, self.settings)
+        # Losses go backward while this generator waits within the context, so that casts of all weights would stay that long.
         with autocast(own.x_t.device, self.precision, cached=not self.settings.gradient_checkpointing):
             seen = self.teach(own, share)
             if share < 1:

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from diffusers.models.embeddings import GaussianFourierProjection
 from safetensors.torch import load_file
+from torch import nn
 
 from stagecraft.config.sections import Retrain, SearchSpace
 from stagecraft.data.training import TrainingSet
@@ -17,6 +19,7 @@ from stagecraft.networks.families import condition_names, family_of, site_named
 from stagecraft.networks.family import Architecture, Module
 from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.stream import narrowed_teacher
+from stagecraft.runtime.device import frozen_in
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.plan import Plan
 
@@ -163,6 +166,18 @@ def interval_probabilities(setting: str | list[float], intervals: Sequence[Seque
             f"retrain.interval_probabilities: {setting} for {len(intervals)} intervals; give one number for each"
         )
     return [float(value) / sum(map(float, setting)) for value in setting]
+
+
+def frozen(teacher: Module, device: torch.device, precision: str) -> Module:
+    """The teacher on a device, in place, its weights in the number format of the arithmetic.
+
+    The frequencies of the time embedding stay in single precision: cos and sin of their products with t would be others.
+    """
+    nn.Module.to(teacher, device, frozen_in(precision))  # not diffusers' own, which would warn
+    for module in teacher.modules():
+        if isinstance(module, GaussianFourierProjection):
+            module.float()
+    return teacher
 
 
 def finished(student: Module, teacher: Module) -> Module:

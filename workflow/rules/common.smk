@@ -174,9 +174,14 @@ def find_latency_table():
     return check(graph.latency_files, PARAMS.measure_latency)
 
 
-def find_scorers():
-    """The files of a TorchScript extractor and of a CLIP model that are given in the params."""
-    return [*check(graph.extractor_files, PARAMS.evaluate), *check(graph.clip_files, PARAMS.evaluate)]
+def find_extractor():
+    """The TorchScript file given in the params; none for the other extractors."""
+    return check(graph.extractor_files, PARAMS.evaluate)
+
+
+def find_clip():
+    """The files of the CLIP model given in the params, if any."""
+    return check(graph.clip_files, PARAMS.evaluate)
 
 
 def select_params(stage):

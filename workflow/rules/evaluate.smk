@@ -6,7 +6,7 @@ rule evaluate:
         architecture=rules.assemble.output.architecture,
         extractor=rules.train_extractor.output.weights,
         autoencoder=rules.encode_latents.input.autoencoder,
-        given=find_scorers(),
+        given=[find_extractor(), find_clip()],
         counted=check_comparison,
         code=find_code("evaluate"),
     output:

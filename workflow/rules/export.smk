@@ -9,7 +9,7 @@ rule export:
         architecture=rules.assemble.output.architecture,
         extractor=rules.train_extractor.output.weights,
         autoencoder=rules.encode_latents.input.autoencoder,
-        given=find_scorers(),
+        given=find_extractor(),
         counted=check_comparison,
         packages=check_export,
         code=find_code("export"),

@@ -1,4 +1,8 @@
-"""Which students a stock UNet of diffusers expresses, as far as all kinds of UNets have it in common."""
+"""Which students a stock UNet of diffusers expresses, as far as all kinds of UNets have it in common.
+
+Fewer ResNet layers in a block are those that a UNet of fewer has: of a down block the first; of an up block the first, which
+reads the hidden state and its level's last skip tensor, and the last, which read the skip tensors of the layers that are left.
+"""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -50,11 +54,13 @@ class UNetNative(ABC):
 
     Args:
         teacher_class: that class.
+        narrows: whether channels are chosen.
         plain: the types of blocks without attention, of the encoder and of the decoder.
         levels: the level of each tensor between blocks, by name.
     """
 
     teacher_class: ClassVar[Any]
+    narrows: ClassVar[bool]
     plain: ClassVar[Mapping[str, str]]
 
     def __init__(self, unet: Module, sites: Sequence[Site], levels: Mapping[str, int]) -> None:

@@ -4,9 +4,6 @@ A choice is of a whole block, {"widths": {"0": 16, "1": 48}, "layers": 1, "atten
 block reads or writes, which are also the inner ones of its layers, in as many GroupNorm groups as the teacher's and in heads of
 the teacher's size; its ResNet layers, none for a mid block that is dropped; and whether it attends. The choices of a network's
 blocks have to agree, as `agreement` says.
-
-Fewer layers are those that a UNet2DModel of fewer has: of a down block the first; of an up block the first, which reads the
-hidden state and the last skip tensor of its level, and the last, which read the skip tensors of the layers that are left.
 """
 
 import copy
@@ -38,6 +35,7 @@ class UNet2DNative(UNetNative):
     """The students of a UNet2DModel that are such a model themselves."""
 
     teacher_class = UNet2DModel
+    narrows = True
     plain: ClassVar = {kind: types[0] for kind, types in WITHOUT_ATTENTION.items()}
 
     def __init__(self, unet: Module, sites: Sequence[Site], levels: Mapping[str, int]) -> None:

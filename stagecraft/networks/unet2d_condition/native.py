@@ -4,7 +4,7 @@ Blocks may have transformers or not; channels stay.
 
 A choice is of a whole block, {"widths": {"0": 320}, "layers": 1, "attention": true, "depth": 1}: its channels, which are the
 teacher's, its ResNet layers, whether it has transformers, and how many layers each of these has, 0 without. Of a transformer the
-first layers are kept; of the ResNet layers those that stand for so many in `unet.native`.
+first layers are kept; of the ResNet layers those that `networks/unet/native.py` says.
 """
 
 import copy
@@ -24,6 +24,7 @@ from stagecraft.networks.unet2d_condition.multi_decoder_unet_condition import Dr
 
 WITHOUT_ATTENTION = {DOWN: "DownBlock2D", UP: "UpBlock2D"}
 DEPTHS = "transformer_layers_per_block"
+REVERSE = f"reverse_{DEPTHS}"  # of the decoder, where it is another than the encoder's
 ENDS = ("conv_in", "conv_norm_out", "conv_out", "time_embedding", "class_embedding", "add_embedding")
 
 
@@ -31,6 +32,7 @@ class UNet2DConditionNative(UNetNative):
     """The students of a UNet2DConditionModel that are such a model themselves."""
 
     teacher_class = UNet2DConditionModel
+    narrows = False
     plain = WITHOUT_ATTENTION
 
     def __init__(self, unet: Module, sites: Sequence[Site], levels: Mapping[str, int]) -> None:
@@ -44,27 +46,33 @@ class UNet2DConditionNative(UNetNative):
         place = self.places[site.name]
         own = {str(level): self.widths[level] for level in place.levels}
         most = self.depths[site.name]
-        least = 1 if drop_layers and self.follows_levels() else most
+        least = 1 if drop_layers and self.by_level else most
         depths = [*range(most, least - 1, -1), *[0] * (drop_attention and place.kind != MID)] if most else [0]
         choices: list[NativeChoice] = []
-        for layers, depth in itertools.product(self.layers_of(place, drop_layers), depths):
+        counts = self.layers_of(place, drop_layers and (place.kind == MID or not self.nested))
+        for layers, depth in itertools.product(counts, depths):
             kept = depth if layers else 0
             choice: NativeChoice = {"widths": own, "layers": layers, "attention": kept > 0, "depth": kept}
             if choice not in choices:
                 choices.append(choice)
         return choices
 
-    def follows_levels(self) -> bool:
-        """Whether the decoder's transformers are as deep as the encoder's, which a list of their own would deny."""
-        return self.config.get("reverse_" + DEPTHS) is None and not any(
-            isinstance(depth, list | tuple) for depth in as_list(self.config[DEPTHS])
-        )
+    @property
+    def nested(self) -> bool:
+        """Whether the config gives the transformers of one block several depths."""
+        given = as_list(self.config[DEPTHS]) + as_list(self.config[REVERSE])
+        return any(isinstance(depth, list | tuple) for depth in given)
+
+    @property
+    def by_level(self) -> bool:
+        """Whether transformers are as deep in the decoder as in the encoder, so that a level has one depth to choose."""
+        return self.config[REVERSE] is None and not self.nested
 
     def agreement(self, site: Site, choice: NativeChoice) -> dict[str, int]:
-        """What the blocks of a level have in common: ResNet layers, and the depth of transformers where they have some."""
+        """What the blocks of a level have in common: ResNet layers, and the depth of transformers, where they have some."""
         place = self.places[site.name]
         common = {} if place.kind == MID else {f"layers {place.level}": choice["layers"] - (place.kind == UP)}
-        return common | ({f"depth {place.level}": choice["depth"]} if choice["attention"] else {})
+        return common | ({f"depth {place.level}": choice["depth"]} if choice["attention"] and self.by_level else {})
 
     def narrow(self, block: Module, site: Site, choice: NativeChoice, kept: Mapping[int, torch.Tensor]) -> Module:
         """A block of the teacher, changed in place as a choice says; see `UNetNative`."""
@@ -87,7 +95,7 @@ class UNet2DConditionNative(UNetNative):
         levels = range(len(self.widths))
         depths = dict(enumerate(as_list(self.config[DEPTHS], len(self.widths))))
         for site, choice in choices.items():
-            if choice["attention"] and self.follows_levels():
+            if choice["attention"] and self.by_level:
                 depths[self.places[site].level] = choice["depth"]
         middle = choices.get(MID)
         return {
