@@ -103,7 +103,7 @@ class Dropping:
         from dataclasses import asdict
         from functools import partial
 
-        from depth import Effects, Site
+        from depth import Effects, Layer
         from filelock import FileLock
 
         path = self.run.shared.folder / f"depth-{self.run.options.budget_of}.json"
@@ -112,7 +112,7 @@ class Dropping:
                 error_of = partial(self.run.output_error, name=DEPTH, batches=1)
                 write(path, asdict(Effects.measure(self.run.teacher, error_of, self.run.meter)))
         found = json.loads(path.read_text())
-        return Effects(**found | {"sites": [Site(*site) for site in found["sites"]]})
+        return Effects(**found | {"layers": [Layer(*layer) for layer in found["layers"]]})
 
 
 class Choosing:

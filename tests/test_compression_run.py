@@ -1,6 +1,7 @@
 """Single runs of the comparison, without their training and scoring."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from helpers import ROOT, spec_at, tiny_unet
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compression_run
-from compression_makers import Made
+from compression_makers import Dropping, Made
 from compression_methods import Method, Options
 from compression_run import Run
 from matching import Counter
@@ -152,6 +153,19 @@ def test_a_setting_is_found_once_for_all_runs_with_the_same_nets(run_of):
     count = len(maker.sketched)
     assert run_of("depth-plain", 0.5).matched(maker) == first and len(maker.sketched) == count
     assert run_of("depth", 0.6).matched(maker) != first and len(maker.sketched) > count
+
+
+def test_effects_of_dropped_layers_are_measured_once_for_all_runs(run_of, tmp_path, monkeypatch):
+    run = run_of("depth", 0.6)
+    run.shared = SimpleNamespace(folder=tmp_path)
+    run.options = Options(budget_of="macs")
+    monkeypatch.setattr(Run, "output_error", lambda self, net, **how: 2.0 - run.counter.shares([(net, 0)])[0])
+    maker = Dropping(run)
+    made = maker.make(0.6)
+    assert run.counter.shares([(made.net, 0)])[0] == pytest.approx(0.6, rel=0.03)
+    monkeypatch.delattr(Run, "output_error")
+    again = Dropping(run).make(0.6)
+    assert all(torch.equal(value, again.net.state_dict()[name]) for name, value in made.net.state_dict().items())
 
 
 def test_a_net_is_measured_once_whatever_the_setting(run_of, monkeypatch):
