@@ -111,7 +111,10 @@ def test_a_lack_of_memory_says_what_to_lower(allocate):
     with pytest.raises((MemoryError, RuntimeError)) as caught:
         allocate()
     line = explain("retrain", caught.value)
-    assert line.startswith("out of memory; lower retrain.batch_size (") and "\n" not in line
+    assert (
+        line.startswith("out of memory; lower retrain.batch_size, or set its gradient_checkpointing: true (")
+        and "\n" not in line
+    )
     assert explain("report", caught.value).startswith("out of memory; give the job more (mem_mb)")
 
 
