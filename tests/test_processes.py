@@ -175,7 +175,8 @@ def test_a_killed_process_ends_the_stage_in_one_line_and_a_killed_stage_its_proc
     process = started(folder, checkpoint)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
-    line = "error: train_teacher: process 1 was ended by SIGKILL; if memory ran out, lower train_teacher.batch_size, or set its gradient_checkpointing: true"
+    line = "error: train_teacher: process 1 was ended by SIGKILL; if memory ran out, lower train_teacher.batch_size, "
+    line += "or set its gradient_checkpointing: true"
     assert process.returncode == 1 and errors.splitlines()[-1] == line and errors.count("error") == 1
     process = started(folder, checkpoint)
     workers = children(process.pid)
