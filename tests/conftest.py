@@ -7,11 +7,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # and their jobs may have two threads, of which none should spin
 
-# Each worker and the jobs of its tests stay on a core: two runs of two threads each would wait for one another half of the time.
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
-
 import numpy as np
 import pytest
 from filelock import FileLock
