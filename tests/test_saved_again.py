@@ -45,7 +45,7 @@ for name, (load, save, half) in ways.items():
 PLAIN = ({}, {}, False)
 WAYS = {
     "plain": [PLAIN, PLAIN],
-    "moved": [({}, {}, True), ({"torch_dtype": "auto"}, {}, False)],
+    "moved": [({}, {}, True), PLAIN],
     "variant": [({}, {"variant": "fp16"}, True), ({"variant": "fp16"}, {}, False)],
     "sharded": [({}, {"max_shard_size": "20KB"}, False), PLAIN],
     "sharded_variant": [
