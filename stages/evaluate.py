@@ -6,7 +6,7 @@ from pathlib import Path
 from stagecraft.config.stages import Evaluate
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import load_prompts
-from stagecraft.evaluation.agreement import Told, make_scorers
+from stagecraft.evaluation.agreement import ScorerInputs, make_scorers
 from stagecraft.evaluation.comparison import Evaluation, check_architecture
 from stagecraft.evaluation.fidelity import Extractor, open_extractor
 from stagecraft.evaluation.samples import save_samples
@@ -56,10 +56,7 @@ def evaluate(
         stated=read_stated(teacher),
         prompts=load_prompts(prompts, prepared.meta["sha256"]),
     )
-    if evaluation.prompts:
-        told = Told(prepared, evaluation.prompts, extractor, params.evaluate.clip, evaluation.device)
-        evaluation = replace(evaluation, scorers=make_scorers(told) if is_main() else {}, clip=clip)
-    result = evaluation.compare(large, small)
+    result = with_scorers(evaluation, extractor, clip).compare(large, small)
     if result is None or pieces is None:
         return
     metrics, images = result
@@ -76,6 +73,15 @@ def planned_evaluation(
     device = pick_device(params.device, threads)
     time = plan["expected"].get("time_ratio")
     return Evaluation(params, data, extractor, plan["boundaries"], shares, device, plan["snapped"], predicted_time=time)
+
+
+def with_scorers(evaluation: Evaluation, extractor: Path, clip: str | None) -> Evaluation:
+    """An evaluation that also tells how far images show what their prompts say; `clip` is the hash of a model for that."""
+    if evaluation.prompts is None or not is_main():
+        return evaluation
+    folder = evaluation.params.evaluate.clip
+    given = ScorerInputs(evaluation.data, evaluation.prompts, extractor, folder, evaluation.device)
+    return replace(evaluation, scorers=make_scorers(given), clip=clip)
 
 
 def training_shares(student: Path, plan: Plan) -> list[float]:

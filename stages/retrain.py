@@ -55,12 +55,15 @@ def retrain(
         return
     assert result.ema is not None
     student.load_state_dict(result.ema)
-    # The pipelines of prompts draw right by any sampler, so that theirs is the one of the evaluation.
-    scheduler = process.scheduler(params.sampling.scheduler if images.encoder else None)
-    parts = finished(student.cpu(), unet), scheduler, params.as_given(), vae
+    parts = finished(student.cpu(), unet), process.scheduler(sampler_of(params, images)), params.as_given(), vae
     save_pipeline(output, *parts, given=stated is not None, prompts=images.encoder)
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
+
+
+def sampler_of(params: Retrain, images: TrainingSet) -> str | None:
+    """The sampler of the student's folder: of prompts, whose pipelines draw right by any, that of the evaluation."""
+    return params.sampling.scheduler if images.encoder else None
 
 
 def hash_inputs(architecture: Path, teacher: Path) -> dict[str, str]:

@@ -176,6 +176,14 @@ def ddpm_params() -> dict[str, Any]:
     return params
 
 
+def text_params(**above: Any) -> dict[str, Any]:
+    """The preset `text` with little training."""
+    from stagecraft.config.overlay import lay_over, merge_files
+
+    files = [ROOT / "params.yaml", ROOT / "presets" / "text.yaml", ROOT / "presets" / "smoke.yaml"]
+    return lay_over(merge_files(files), {"device": "cpu", **above})
+
+
 def smoke_text(params: dict[str, Any] | None = None) -> str:
     """A params.yaml of the preset smoke, or of other params, without comments behind values, which tests exchange."""
     from stagecraft.config.__main__ import with_values

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from helpers import ROOT, run_stages, search_space, tiny_prompted_unet
+from helpers import run_stages, search_space, text_params, tiny_prompted_unet
 
-from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.sections import Assemble
 from stagecraft.diffusion.losses import predict
 from stagecraft.elastic.native import NativeBlock, native_architecture
@@ -194,10 +193,8 @@ def results_of(searched: Searched, specs: dict[str, Any], table: LatencyTable) -
 
 
 def test_a_run_ends_in_a_pipeline_that_loads_without_custom_code(tmp_path: Path) -> None:
-    files = [ROOT / "params.yaml", ROOT / "presets" / "text.yaml", ROOT / "presets" / "smoke.yaml"]
-    above = {"device": "cpu", "cluster_timesteps": {"intervals": 1}, "search_block": {"channels": 1.0}}
-    above["assemble"] = {"native": True}
-    run_stages(tmp_path, lay_over(merge_files(files), above))
+    params = text_params(cluster_timesteps={"intervals": 1}, search_block={"channels": 1.0}, assemble={"native": True})
+    run_stages(tmp_path, params)
     folder = tmp_path / "results" / "model"
     pipeline = DiffusionPipeline.from_pretrained(str(folder))
     assert type(pipeline) is StableDiffusionPipeline and type(pipeline.unet) is UNet2DConditionModel

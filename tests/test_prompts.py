@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from helpers import ROOT, run, run_stages, save_clip
+from helpers import ROOT, run, run_stages, save_clip, text_params
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.config.sections import ImageFiles
 from stagecraft.config.stages import EncodePrompts, stage_model
 from stagecraft.data.condition import PROMPT, Condition
@@ -40,12 +39,6 @@ SENTENCES = ["", "a handwritten seven", "a handwritten two", "a very long line o
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 PARAMS = {"resolution": None, "resize": "crop", "channels": None, "held_out": 0.2}
-
-
-def text_params(**above: Any) -> dict[str, Any]:
-    """The preset `text` with little training."""
-    files = [ROOT / "params.yaml", ROOT / "presets" / "text.yaml", ROOT / "presets" / "smoke.yaml"]
-    return lay_over(merge_files(files), {"device": "cpu", **above})
 
 
 def pictures(folder: Path, lines: list[dict[str, Any]], count: int = 12) -> ImageFiles:
@@ -314,8 +307,8 @@ def test_a_stage_finds_transformers_where_a_clip_model_is_given(clip: Path) -> N
         "import sys, stages.evaluate, torch; from stagecraft.data.prompts import Prompts; from pathlib import Path;"
         "from stagecraft.data.condition import Condition; from stagecraft.evaluation.agreement import *;"
         "assert sys.modules['transformers'] is None;"
-        f"told = Told(None, Prompts(Condition({{}}), torch.zeros(1)), Path(), Path({str(clip)!r}), torch.device('cpu'));"
-        "assert clip_scorer(told) is not None"
+        f"given = ScorerInputs(None, Prompts(Condition({{}}), torch.zeros(1)), Path(), Path({str(clip)!r}), torch.device('cpu'));"
+        "assert clip_scorer(given) is not None"
     )
     hidden = "from stagecraft.runtime.threads import leave_out; leave_out('transformers');"
     result = run(ROOT, sys.executable, "-c", hidden + program)

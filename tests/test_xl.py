@@ -16,10 +16,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from helpers import ROOT, run_stages
+from helpers import run_stages, text_params
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from stagecraft.config.overlay import lay_over, merge_files
 from stagecraft.data.condition import POOLED, PROMPT, SIZES
 from stagecraft.networks.text_encoder import TextEncoder, make_encoder
 from stagecraft.preflight.params import validate_params
@@ -79,16 +78,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def xl_params(folder: Path, **above: Any) -> dict[str, Any]:
     """The params of a run of that folder, with little training."""
-    files = [ROOT / "params.yaml", ROOT / "presets" / "text.yaml", ROOT / "presets" / "smoke.yaml"]
     noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
     changes = {
-        "device": "cpu",
         "diffusion": {"process": "vp", "num_train_timesteps": 1000, **noise},
         "encode_prompts": {"source": "path", "path": str(folder)},
         "train_autoencoder": {"source": "path", "path": str(folder / "vae")},
         "train_teacher": {"source": "path", "path": str(folder)},
     }
-    return lay_over(lay_over(merge_files(files), changes), above)
+    return text_params(**changes | above)
 
 
 def test_prompts_are_encoded_as_the_pipeline_encodes_them(given: Path) -> None:

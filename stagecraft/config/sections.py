@@ -221,7 +221,7 @@ class Averaged(Warmed):
     gradient_checkpointing: bool = Field(
         default=False,
         description="Whether the backward pass computes the activations within layers again, which takes less memory, a third "
-        "more time, and gives the same bytes, in bf16 but for rounding; may be left out, for false.",
+        "more MACs, and gives the same bytes, in bf16 but for rounding; may be left out, for false.",
     )
 
 

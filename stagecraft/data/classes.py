@@ -95,8 +95,8 @@ def check_told(with_texts: bool, classes: Classes | None, names: Sequence[str] |
         return classes or {}
     if classes is None:
         raise ValueError(
-            "encode_prompts: the images have neither texts nor classes; give a metadata.jsonl or class sub-folders, or set "
-            "source: none"
+            "encode_prompts: the images have neither texts nor classes; give a metadata.jsonl, a metadata.csv or class "
+            "sub-folders, or set source: none"
         )
     if names is not None and len(names) != len(classes):
         raise ValueError(f"encode_prompts.names: {len(names)} for {len(classes)} classes; give one for each")

@@ -15,7 +15,7 @@ from pathlib import Path
 METADATA = ("metadata.jsonl", "metadata.csv")
 EXAMPLES = {
     ".jsonl": 'a JSON object, {"file_name": "1.png", "text": "..."}',
-    ".csv": 'columns, "file_name,text" in line 1',
+    ".csv": 'columns, "file_name,text" in line 1, and quote texts with commas',
 }
 
 

@@ -32,7 +32,7 @@ from stagecraft.evaluation.fidelity import (
     least_held_out,
 )
 from stagecraft.evaluation.margins import measure_margins
-from stagecraft.evaluation.metrics import Agreement, Fidelity, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Speed
+from stagecraft.evaluation.metrics import Agreement, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Scores, Speed
 from stagecraft.evaluation.path import draw_path
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
@@ -124,7 +124,6 @@ class Evaluation:
         scores: dict[str, ModelMetrics] = {
             name: {
                 **self.score(name, images[name]),
-                **self.agreement(images[name], self.drawn(range(len(images[name])))),
                 **margins[name],
                 **model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers()),
                 **speed[name],
@@ -135,9 +134,7 @@ class Evaluation:
         metrics: Metrics = {
             "teacher": scores["teacher"],
             "student": scores["student"],
-            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out)
-            | margins.get("held_out", {})
-            | self.agreement(self.data.held_out_images, self.data.held_out_index),
+            "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out) | margins.get("held_out", {}),
             "ratio": ratio | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(steps),
@@ -176,18 +173,20 @@ class Evaluation:
         )
         return kept_record(self.pieces, "speed.json", measure)
 
-    def score(self, name: str, images: np.ndarray) -> Fidelity:
-        """FID, KID, precision and recall of a model's images."""
-        reference = self.data.train_images
-        return kept_record(
-            self.pieces, f"{name}.json", lambda: fidelity(images, reference, self.extractor, **self.scoring)
-        )
+    def score(self, name: str, images: np.ndarray) -> Scores:
+        """FID, KID, precision and recall of a model's images, and how far they show what their prompts say."""
+
+        def measure() -> Scores:
+            found = fidelity(images, self.data.train_images, self.extractor, **self.scoring)
+            return {**found, **self.agreement(images, self.drawn(range(len(images))))}
+
+        return kept_record(self.pieces, f"{name}.json", measure)
 
     def score_held_out(self) -> HeldOut:
         """The same of the held-out real images."""
         held_out = self.data.held_out_images
-        reference = self.data.train_images
-        return held_out_fidelity(held_out, reference, self.extractor, **self.scoring)
+        found = held_out_fidelity(held_out, self.data.train_images, self.extractor, **self.scoring)
+        return {**found, **self.agreement(held_out, self.data.held_out_index)}
 
     @property
     def equal_count(self) -> int | None:

@@ -35,6 +35,10 @@ class Agreement(TypedDict, total=False):
     clip_score: float
 
 
+class Scores(Fidelity, Agreement):
+    """How good the images of a model are."""
+
+
 class HeldOut(Margins, Agreement, total=False):
     """The same of the held-out real images; None with a reason where they are too few."""
 

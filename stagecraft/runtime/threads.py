@@ -22,6 +22,12 @@ def leave_out(package: str) -> None:
     sys.modules.setdefault(package, None)  # type: ignore[arg-type]
 
 
+def bring_back(package: str) -> None:
+    """Let a package that was left out be imported again."""
+    if package in sys.modules and sys.modules[package] is None:
+        del sys.modules[package]
+
+
 def threads_of_process(threads: int) -> int:
     """The threads of one of the processes that share a stage's."""
     return max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -484,13 +484,13 @@ class _Programme:
         for key in sorted({key for one in said for key in one}):
             values = np.array([one.get(key, -1) for one in said])
             speakers = np.unique(owners[values >= 0])
-            silent = [owner for owner in speakers if (values[owners == owner] < 0).any()]
-            loud = [owner for owner in speakers if owner not in silent]
-            for first, second in itertools.pairwise(loud):
+            sometimes = [owner for owner in speakers if (values[owners == owner] < 0).any()]
+            always = [owner for owner in speakers if owner not in sometimes]
+            for first, second in itertools.pairwise(always):
                 for value in np.unique(values[values >= 0]):
                     sides = 1.0 * (owners == first) - 1.0 * (owners == second)
                     yield sides * (values == value), 0, 0
-            for first, second in [*itertools.product(silent, loud[:1]), *itertools.combinations(silent, 2)]:
+            for first, second in [*itertools.product(sometimes, always[:1]), *itertools.combinations(sometimes, 2)]:
                 for value in np.unique(values[values >= 0]):
                     other = (owners == second) & (values >= 0) & (values != value)
                     yield 1.0 * ((owners == first) & (values == value)) + other, 0, 1
