@@ -8,4 +8,6 @@ from stagecraft.runtime.threads import leave_out, prepare_process
 if sys.argv[0] == "-m":
     prepare_process(sys.argv)
     if "stages.encode_prompts" not in sys.orig_argv:
-        leave_out("transformers")  # which diffusers imports wherever it is installed, for a second
+        # What diffusers imports wherever it is installed, for a second; peft in turn needs transformers.
+        leave_out("transformers")
+        leave_out("peft")

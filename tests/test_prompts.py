@@ -13,6 +13,8 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from helpers import ROOT, run, run_stages, save_clip, text_params
 from huggingface_hub import ModelCard
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -27,7 +29,7 @@ from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.losses import predict, predict_guided
 from stagecraft.evaluation.clip import ClipModel
 from stagecraft.networks.configs import check_prompts
-from stagecraft.networks.pipelines import load_student
+from stagecraft.networks.pipelines import load_student, load_teacher
 from stagecraft.networks.text_encoder import TextEncoder, make_encoder
 from stagecraft.networks.text_parts import encoder_files
 from stagecraft.preflight.params import validate_params
@@ -310,7 +312,7 @@ def test_a_stage_finds_transformers_where_a_clip_model_is_given(clip: Path) -> N
         f"given = ScorerInputs(None, Prompts(Condition({{}}), torch.zeros(1)), Path(), Path({str(clip)!r}), torch.device('cpu'));"
         "assert clip_scorer(given) is not None"
     )
-    hidden = "from stagecraft.runtime.threads import leave_out; leave_out('transformers');"
+    hidden = "import sys; sys.argv[0] = '-m'; import stages;"  # as Python does for python -m stages.evaluate
     result = run(ROOT, sys.executable, "-c", hidden + program)
     assert result.returncode == 0, result.stderr
 
@@ -356,6 +358,28 @@ def test_diffusers_draws_by_prompts(done: Path) -> None:
     other = draw(prompts, [0, 1], guidance_scale=5.0, negative_prompt=["a handwritten one"] * 2)
     assert both.shape == (2, 16, 16, 1) or both.shape == (2, 16, 16, 3)
     assert np.abs(plain - other).max() > 1e-4
+
+
+def test_a_pipeline_of_the_student_takes_a_lora_of_the_teacher(done: Path, tmp_path: Path) -> None:
+    trained = load_teacher(done / "results" / "teacher")
+    trained.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v", "ff.net.2"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(trained))
+    pipeline = DiffusionPipeline.from_pretrained(str(done / "results" / "student"), trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> np.ndarray:
+        how: dict[str, Any] = {"num_inference_steps": 3, "output_type": "np", "guidance_scale": 2.0}
+        drawn: np.ndarray = pipeline(["a handwritten two"], generator=torch.Generator().manual_seed(0), **how).images
+        return drawn
+
+    plain = draw()
+    pipeline.load_lora_weights(tmp_path)
+    with_lora = draw()
+    pipeline.set_adapters(pipeline.get_active_adapters(), 0.5)
+    weaker = draw()
+    pipeline.unload_lora_weights()
+    assert np.abs(with_lora - plain).max() > 1e-3 and np.abs(weaker - with_lora).max() > 1e-3
+    np.testing.assert_allclose(draw(), plain, atol=1e-5)
 
 
 @torch.no_grad()

@@ -44,6 +44,9 @@ class ElasticBlock(nn.Module):
             for name, weight in layer.own_weights(settings).items():
                 self.stored[name] = stored_name(name)
                 self.other_kernels[self.stored[name]] = nn.Parameter(weight)
+        for name, layer in self.layers.items():
+            for key, count in layer.moved().items():
+                self.register_buffer(stored_name(f"{name}.{key}"), torch.arange(count))
 
     def skeleton(self, spec: Spec) -> nn.Module:
         """The block that `spec` describes, its parameters on the meta device."""
@@ -96,9 +99,26 @@ class ElasticBlock(nn.Module):
         for name, layer in self.layers.items():
             own = {key: self._weight(key) for key in self.stored if layer_of(key) == name}
             order = layer.sort(self.block.get_submodule(name), own, seen)
+            for key, parts in self._moved(name).items():
+                parts.copy_(parts[order.pop(key)])
             if order:
                 orders[name] = order
         return orders
+
+    @torch.no_grad()
+    def restore(self, spec: Spec) -> None:
+        """Give layers of which the sub-block `spec` has all heads or units the teacher's order of them, in place.
+
+        That of what is trained for the teacher, such as a LoRA.
+        """
+        for name, layer in self.layers.items():
+            choice = spec[name]
+            if choice is not None:
+                layer.restore(self.block.get_submodule(name), choice, self._moved(name))
+
+    def _moved(self, name: str) -> dict[str, torch.Tensor]:
+        """The present order of what `sort` moves in a layer, as numbers in the teacher."""
+        return {key: self.get_buffer(stored_name(f"{name}.{key}")) for key in self.layers[name].moved()}
 
     def _inputs_and_outputs(self, tensors: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Input and output of each convolution and linear layer, by name."""
@@ -153,8 +173,12 @@ def natural_orders(block: Module) -> dict[str, Order]:
 def student_state(
     state: Mapping[str, torch.Tensor], block: Module, family: Family, site: Site, spec: Spec
 ) -> dict[str, torch.Tensor]:
-    """Weights of the sub-block `spec` out of the stored state of an ElasticBlock; `block` is the teacher's block."""
+    """Weights of the sub-block `spec` out of the stored state of an ElasticBlock; `block` is the teacher's block.
+
+    Where a layer has all heads or units, they stand in the teacher's order.
+    """
     sizes = {int(name.rsplit("-", 1)[1]) for name in state if name.startswith("other_kernels.")}
     elastic = ElasticBlock(block, family, site, Settings.model_construct(kernels=sorted(sizes)))
     elastic.load_state_dict(state)
+    elastic.restore(spec)
     return {name: value.detach().clone() for name, value in elastic.weights(spec).items()}

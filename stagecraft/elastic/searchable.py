@@ -88,8 +88,19 @@ class Searchable(ABC, Generic[C]):
         return {}
 
     def sort(self, layer: Module, own: Mapping[str, torch.Tensor], seen: Seen) -> Order:
-        """Order a layer's parts by importance; moves weights of `layer` and `own` where a choice takes the first of them."""
+        """Order a layer's parts by importance; moves weights of `layer` and `own` where a choice takes the first of them.
+
+        Returns:
+            What a choice takes parts of, and the parts by `moved`, each the most important first.
+        """
         return {}
+
+    def moved(self) -> dict[str, int]:
+        """What `sort` moves and `restore` can put back: how many parts there are of each kind, by its key in an order."""
+        return {}
+
+    def restore(self, layer: Module, choice: C, order: Mapping[str, torch.Tensor]) -> None:
+        """Put back the parts of `layer` that `sort` moved where a choice has all of them, given the order they are in."""
 
     def source(self, name: str, shape: torch.Size) -> str:
         """The weight of the supernet that a parameter of this name and shape is sliced from."""

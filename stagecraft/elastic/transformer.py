@@ -19,6 +19,7 @@ from stagecraft.networks.unet2d_condition.multi_decoder_unet_condition import Tr
 ATTENTIONS = ("attn1", "attn2")  # of a layer: over the pixels, and of the pixels over a prompt
 GATED = "ff.net.0.proj"  # what makes a feed-forward part's units, and the gates of all of them after all units
 LAST = "ff.net.2"  # what reads them
+UNITS = "ff"  # their key in an order, after the number of the layer
 
 
 class TransformerChoices(GridChoices[TransformerChoice]):
@@ -102,9 +103,10 @@ class SearchableTransformer(Searchable[TransformerChoice]):
         The importance of a head or unit is the mean square of what it alone adds; that of a layer, of all that it adds.
 
         Returns:
-            `layers`: the most important first.
+            `layers`, and of each the heads of both attentions and the units: the most important first.
         """
         importance = []
+        order = {}
         for index, part in enumerate(layer.transformer_blocks):
             place = f"{self.name}.transformer_blocks.{index}"
             added = [seen[f"{place}.{name}"][1] for name in (*(f"{name}.to_out.0" for name in ATTENTIONS), LAST)]
@@ -112,11 +114,32 @@ class SearchableTransformer(Searchable[TransformerChoice]):
             for name in ATTENTIONS:
                 attention = getattr(part, name)
                 inputs, _ = seen[f"{place}.{name}.to_out.0"]
-                permute_heads(attention, descending(added_by_head(attention, inputs)))
+                order[f"{index}.{name}"] = descending(added_by_head(attention, inputs))
+                permute_heads(attention, order[f"{index}.{name}"])
             inputs, _ = seen[f"{place}.{LAST}"]
             squares = part.ff.net[2].weight.square().sum(0) * inputs.square().mean((0, 1))
-            permute_units(part.ff, descending(squares))
-        return {"layers": descending(torch.stack(importance))}
+            order[f"{index}.{UNITS}"] = descending(squares)
+            permute_units(part.ff, order[f"{index}.{UNITS}"])
+        return order | {"layers": descending(torch.stack(importance))}
+
+    def moved(self) -> dict[str, int]:
+        """Heads and units of each layer."""
+        parts: dict[str, int] = {}
+        for index, part in enumerate(self.layer.transformer_blocks):
+            parts |= {f"{index}.{name}": getattr(part, name).heads for name in ATTENTIONS}
+            parts[f"{index}.{UNITS}"] = part.ff.net[2].in_features
+        return parts
+
+    def restore(self, layer: Module, choice: TransformerChoice, order: Mapping[str, torch.Tensor]) -> None:
+        """Put back the heads where all are kept, and the units where all are."""
+        identity = self.identity()
+        for index in choice["layers"]:
+            part = layer.transformer_blocks[index]
+            if choice["heads"] == identity["heads"]:
+                for name in ATTENTIONS:
+                    permute_heads(getattr(part, name), order[f"{index}.{name}"].argsort().tolist())
+            if choice["feed_forward"] == identity["feed_forward"]:
+                permute_units(part.ff, order[f"{index}.{UNITS}"].argsort().tolist())
 
     def graded(
         self, count: int, order: Order, candidates: Sequence[TransformerChoice | None]

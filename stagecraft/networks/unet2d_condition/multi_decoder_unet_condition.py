@@ -7,6 +7,7 @@ In a spec, {"attentions.0": {"layers": [0, 2], "heads": 4, "feed_forward": 640}}
 heads in each of their attentions and that inner width of their feed-forward parts; null drops the transformer.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
@@ -14,7 +15,9 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from diffusers.utils import convert_unet_state_dict_to_peft
 from torch import nn
 
 from stagecraft.networks.unet.student import (
@@ -118,7 +121,28 @@ BUILDERS: dict[str, Callable[[Module, Any], Module]] = {
 REBUILDER = Rebuilder(BLOCK_TYPES, BUILDERS, narrow_transformer)
 
 
-class MultiDecoderUNet2DConditionModel(MultiDecoderModel):
+def lora_module(key: str) -> str:
+    """The module that a tensor of a LoRA, or an alpha, belongs to."""
+    return key.split(".lora_")[0].removesuffix(".alpha")
+
+
+def without_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values whose names start with a prefix, by the rest of the name."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in values.items() if key.startswith(f"{prefix}.")}
+
+
+def with_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values by their names after a prefix."""
+    return {f"{prefix}.{key}": value for key, value in values.items()}
+
+
+def placed(values: Mapping[str, Any], places: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What belongs to modules of the teacher, for each of the student's modules that stand for them."""
+    named = [(key, lora_module(key)) for key in values]
+    return {own + key[len(name) :]: values[key] for key, name in named for own in places.get(name, ())}
+
+
+class MultiDecoderUNet2DConditionModel(MultiDecoderModel, PeftAdapterMixin):
     """A UNet2DConditionModel rebuilt: shared encoder and mid block, one decoder per interval.
 
     With the identity spec and a UNet2DConditionModel's weights it returns that model's output bit for bit.
@@ -145,6 +169,7 @@ class MultiDecoderUNet2DConditionModel(MultiDecoderModel):
         "addition_embed_type",
         "addition_time_embed_dim",
         "projection_class_embeddings_input_dim",
+        "layers_per_block",
     )
 
     @register_to_config
@@ -162,12 +187,69 @@ class MultiDecoderUNet2DConditionModel(MultiDecoderModel):
         addition_embed_type: str | None = None,
         addition_time_embed_dim: int | None = None,
         projection_class_embeddings_input_dim: int | None = None,
+        layers_per_block: int | list[int] = 2,
     ) -> None:
         super().__init__()
         base = self.build(unet, architecture, boundaries)
         self.add_embedding = getattr(base, "add_embedding", None)
         if self.add_embedding is not None:
             self.add_time_proj = base.add_time_proj
+
+    def load_lora_adapter(
+        self,
+        state_dict: Mapping[str, torch.Tensor],
+        prefix: str = "unet",
+        hotswap: bool = False,
+        *,
+        network_alphas: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add a LoRA of the teacher, as a pipeline's `load_lora_weights` does; a warning names what could not be added to.
+
+        That is all but transformers, attentions, samplers and embeddings that are as in the teacher: elsewhere channels are
+        others than the LoRA was trained for. What stands in a block of several decoders is added to each of them.
+
+        Args:
+            state_dict, network_alphas, metadata: as the pipeline read them from a file, in any form that diffusers knows.
+
+        Raises:
+            ValueError: none of it could be added to, or it was not read by a pipeline.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"{state_dict}: load a LoRA with the pipeline's load_lora_weights")
+        tensors = convert_unet_state_dict_to_peft(without_prefix(state_dict, prefix))
+        places = {name: self.lora_places(name, tensors) for name in dict.fromkeys(map(lora_module, tensors))}
+        left = [name for name, own in places.items() if not own]
+        if left and len(left) == len(places):
+            raise ValueError(f"LoRA: none of its {len(left)} modules is in this model as it is in the teacher")
+        if left:
+            logging.getLogger(__name__).warning("LoRA: left out, as the student's differ: %s", ", ".join(left))
+        if network_alphas:
+            alphas = placed(convert_unet_state_dict_to_peft(without_prefix(network_alphas, prefix)), places)
+            kwargs["network_alphas"] = with_prefix(alphas, prefix)
+        if metadata:
+            stated = without_prefix(metadata, prefix)
+            stated |= {key: placed(stated.get(key) or {}, places) for key in ("rank_pattern", "alpha_pattern")}
+            stated["target_modules"] = [module for modules in places.values() for module in modules]
+            kwargs["metadata"] = with_prefix(stated, prefix)
+        super().load_lora_adapter(
+            with_prefix(placed(tensors, places), prefix), prefix=prefix, hotswap=hotswap, **kwargs
+        )
+
+    def lora_places(self, name: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+        """The modules that stand for one of the teacher's, where a LoRA of it fits: as in the teacher, in each decoder."""
+        if ".resnets." in name or name.startswith("conv_"):
+            return []
+        copies = [f"decoders.{k}.{name}" for k in range(self.num_intervals)] if name.startswith("up_blocks") else [name]
+        modules = dict(self.named_modules())
+        read = tensors.get(f"{name}.lora_A.weight")
+        written = tensors.get(f"{name}.lora_B.weight")
+        if read is None or written is None:
+            return []
+        shape = (written.shape[0], *read.shape[1:])
+        weights = {copy: getattr(modules.get(copy), "weight", None) for copy in copies}
+        return [copy for copy, weight in weights.items() if weight is not None and (*weight.shape,) == shape]
 
     def embed_all(
         self,
