@@ -12,6 +12,7 @@ from pathlib import Path
 COMMANDS = "stages"
 PACKAGES = (COMMANDS, "stagecraft")
 ROOT = Path(__file__).parents[2]
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")  # where statements hold others
 
 
 def code_files(stage: str) -> list[str]:
@@ -26,7 +27,7 @@ def code_files(stage: str) -> list[str]:
     if not (ROOT / COMMANDS / f"{stage}.py").is_file():
         raise ValueError(f"{COMMANDS}/{stage}.py: not found; every stage needs its command")
     found: set[Path] = set()
-    waiting = module_files(f"{COMMANDS}.{stage}")
+    waiting = [*module_files(f"{COMMANDS}.{stage}")]
     while waiting:
         file = waiting.pop()
         if file not in found:
@@ -41,8 +42,16 @@ def imported_files(file: Path) -> tuple[Path, ...]:
     """The files of this project that `file` imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     return tuple(
-        found for node in ast.walk(tree) for name in imported_names(node, file) for found in module_files(name)
+        found for node in statements(tree) for name in imported_names(node, file) for found in module_files(name)
     )
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements of a tree, those within others too; expressions, most of a tree, hold no imports."""
+    for part in BODIES:
+        for child in getattr(node, part, ()):
+            yield child
+            yield from statements(child)
 
 
 def imported_names(node: ast.AST, file: Path) -> Iterator[str]:
@@ -55,15 +64,15 @@ def imported_names(node: ast.AST, file: Path) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def module_files(name: str) -> list[Path]:
+@cache
+def module_files(name: str) -> tuple[Path, ...]:
     """The files that importing a dotted name runs: each package's __init__, the module; none outside this project."""
     parts = name.split(".")
     if parts[0] not in PACKAGES:
-        return []
+        return ()
     prefixes = [ROOT.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
-    return [
-        file for prefix in prefixes for file in (prefix / "__init__.py", prefix.with_suffix(".py")) if file.is_file()
-    ]
+    files = (file for prefix in prefixes for file in (prefix / "__init__.py", prefix.with_suffix(".py")))
+    return tuple(file for file in files if file.is_file())
 
 
 def with_code_files(text: str) -> str:
