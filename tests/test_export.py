@@ -75,6 +75,9 @@ def test_the_record_says_how_near_how_good_and_how_fast_the_graphs_are(exporter,
     difference = record["difference"]
     assert max(difference[name]["worst"] for name in ("interval", "routed")) <= TOLERANCE < difference["int8"]["mean"]
     assert {*record["fidelity"]} == {"interval", "int8"}
+    assert all(0 < score["fid_margin"] < score["fid"] for score in record["fidelity"].values())
+    fids = [record["fidelity"][name]["fid"] for name in ("interval", "int8")]
+    assert record["fid_difference"] == fids[1] - fids[0] and 0 < record["fid_difference_margin"] < fids[0]
     for batch in ("batch_1", "batch_4"):
         assert {*record["milliseconds"][batch]} == {"pytorch", "interval", "routed", "int8"}
 

@@ -195,11 +195,13 @@ class Evaluation:
         enough = held_out >= least_held_out(self.extractor, self.params.evaluate.neighbours)
         return min(self.params.evaluate.samples, held_out) if enough else None
 
-    def measure_margins(self, images: dict[str, np.ndarray]) -> tuple[dict[str, Margins], float]:
-        """Margins of the FIDs of both models and of the held-out images, and that of the models' difference."""
+    def measure_margins(
+        self, images: dict[str, np.ndarray], pair: tuple[str, str] = ("teacher", "student")
+    ) -> tuple[dict[str, Margins], float]:
+        """Margins of the FIDs of models and of the held-out images, and that of the difference of two models."""
         compared = images if self.equal_count is None else images | {"held_out": self.data.held_out_images}
         sets = {name: self.features(pictures) for name, pictures in compared.items()}
-        return measure_margins(sets, self.features(self.data.train_images), self.equal_count, self.params.seed)
+        return measure_margins(sets, self.features(self.data.train_images), self.equal_count, self.params.seed, pair)
 
     def features(self, images: np.ndarray) -> torch.Tensor:
         """The features of images that FID is computed of."""

@@ -70,12 +70,16 @@ def equal_margins(features: Tensor, reference: FrechetReference, count: int, see
 
 
 def measure_margins(
-    sets: dict[str, Tensor], reference_features: Tensor, equal_count: int | None, seed: int
+    sets: dict[str, Tensor],
+    reference_features: Tensor,
+    equal_count: int | None,
+    seed: int,
+    pair: tuple[str, str] = ("teacher", "student"),
 ) -> tuple[dict[str, Margins], float]:
-    """Margins of the FIDs of several sets of images, and that of the student's FID minus the teacher's.
+    """Margins of the FIDs of several sets of images, and that of the second FID of a pair minus the first.
 
     Args:
-        sets: features (N, F) by name; `teacher` and `student` belong together row by row, as their samples do by seed.
+        sets: features (N, F) by name; those of the pair belong together row by row, as samples do by seed.
         reference_features: those of the reference.
         equal_count: the number of images at which all sets are compared; None where they are not.
     """
@@ -85,4 +89,5 @@ def measure_margins(
     if equal_count is not None:
         for name, features in sets.items():
             margins[name] |= equal_margins(features, reference, equal_count, seed)
-    return margins, margin_of(resampled["student"] - resampled["teacher"])
+    first, second = pair
+    return margins, margin_of(resampled[second] - resampled[first])

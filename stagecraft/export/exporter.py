@@ -11,7 +11,6 @@ import torch
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.batches import NoisyBatches
 from stagecraft.evaluation.comparison import Evaluation
-from stagecraft.evaluation.metrics import Fidelity
 from stagecraft.export.check import check_differences, compare_outputs, measure_milliseconds, random_inputs
 from stagecraft.export.graphs import IntervalUNet, RoutedUNet, write_graph
 from stagecraft.export.packages import PACKAGES
@@ -109,11 +108,10 @@ class Exporter:
         """Differences, fidelity and times."""
         quantized = self.int8_model()
         models = self.float_models()
-        scored = {"interval": models["interval"], "int8": quantized}
         return {
             "difference": differences | self.compare({"int8": quantized}),
             "milliseconds": self.measure_speed({"pytorch": self.student, **models, "int8": quantized}),
-            "fidelity": {name: self.score(name, model) for name, model in scored.items()},
+            **self.score({"interval": models["interval"], "int8": quantized}),
         }
 
     @property
@@ -122,9 +120,16 @@ class Exporter:
         config = self.student.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    def score(self, name: str, model: OnnxUNet) -> Fidelity:
-        """FID, KID, precision and recall, from the seeds of all evaluation."""
-        return self.evaluation.score(name, self.evaluation.draw(name, model, self.shape))
+    def score(self, models: dict[str, OnnxUNet]) -> Record:
+        """FID with its margin, KID, precision and recall, from the seeds of all evaluation; and 8 bits' FID minus the other."""
+        images = {name: self.evaluation.draw(name, model, self.shape) for name, model in models.items()}
+        margins, difference_margin = self.evaluation.measure_margins(images, ("interval", "int8"))
+        scores = {name: self.evaluation.score(name, drawn) for name, drawn in images.items()}
+        return {
+            "fidelity": {name: {**score, **margins[name]} for name, score in scores.items()},
+            "fid_difference": scores["int8"]["fid"] - scores["interval"]["fid"],
+            "fid_difference_margin": difference_margin,
+        }
 
     def measure_speed(self, models: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Milliseconds an image of one evaluation, of single images and of batches."""
