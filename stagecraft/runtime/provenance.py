@@ -64,7 +64,6 @@ def imported_names(node: ast.AST, file: Path) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-@cache
 def module_files(name: str) -> tuple[Path, ...]:
     """The files that importing a dotted name runs: each package's __init__, the module; none outside this project."""
     parts = name.split(".")
