@@ -14,6 +14,7 @@ from helpers import ROOT, preset_params, tiny_unet, with_ranges
 from stagecraft.config.stages import stage_model
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.training import TrainingSet
+from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.stepper import Stepper
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.evaluation.comparison import Evaluation
@@ -80,6 +81,36 @@ def test_the_record_says_how_near_how_good_and_how_fast_the_graphs_are(exporter,
     assert record["fid_difference"] == fids[1] - fids[0] and 0 < record["fid_difference_margin"] < fids[0]
     for batch in ("batch_1", "batch_4"):
         assert {*record["milliseconds"][batch]} == {"pytorch", "interval", "routed", "int8"}
+
+
+# Of the first ResNet layer of each block.
+KINDS = {
+    "down_blocks.0": {"width": 4, "kernels": [1, 3]},
+    "down_blocks.1": {"width": 8, "kernels": [3, 3], "reads": [0, 2]},
+    "mid_block": {"width": 8, "kernels": [3, 3], "writes": [1, 3]},
+    "up_blocks.0": {"width": 8, "kernels": [3, 1], "reads": [1], "writes": [0, 1, 2]},
+    "up_blocks.1": None,
+}
+
+
+@needs_packages
+@torch.no_grad()
+def test_layers_of_every_kind_are_exported_as_they_are(tmp_path):
+    from stagecraft.export.graphs import IntervalUNet, write_graph
+    from stagecraft.export.session import OnnxUNet
+
+    unet = tiny_unet()
+    architecture = identity_architecture(unet, 1)
+    for name, choice in KINDS.items():
+        (entry,) = architecture["blocks"][name]
+        entry["spec"] = {**entry["spec"], "resnets.0": choice}
+    student = build_student(unet, architecture, [], seed=0).eval()
+    for parameter in student.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    write_graph(tmp_path / "graph.onnx", IntervalUNet(student, 0))
+    graph = OnnxUNet([tmp_path / "graph.onnx"], [], student.config, 1)
+    x, t = torch.randn(5, 1, 8, 8), torch.arange(5) * 200
+    torch.testing.assert_close(predict(graph, x, t), predict(student, x, t), atol=TOLERANCE, rtol=0)
 
 
 @needs_packages

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from helpers import supernet_of, tiny_prompted_unet
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stagecraft.data.condition import Condition
 from stagecraft.diffusion.losses import predict
@@ -116,6 +116,12 @@ def student_of(teacher: Any, **specs: Any) -> Any:
     return student.eval()
 
 
+def left_out(caplog: Any) -> list[str]:
+    """The modules that a warning names."""
+    (line,) = [record.getMessage() for record in caplog.records if "LoRA" in record.getMessage()]
+    return sorted(line.partition(": left out, as the search dropped, narrowed or reordered these: ")[2].split(", "))
+
+
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_a_student_draws_with_the_teachers_lora(teacher, tensors, deltas, form, tmp_path, caplog):
     student = student_of(teacher)
@@ -128,7 +134,9 @@ def test_a_student_draws_with_the_teachers_lora(teacher, tensors, deltas, form, 
     torch.testing.assert_close(output(student), wanted, atol=1e-5, rtol=1e-4)
     (line,) = [record.getMessage() for record in caplog.records if "LoRA" in record.getMessage()]
     left = [name for name in deltas if ".resnets." in name]
-    assert left and sorted(line.partition(": left out, as the student's differ: ")[2].split(", ")) == sorted(left)
+    assert left and sorted(
+        line.partition(": left out, as the search dropped, narrowed or reordered these: ")[2].split(", ")
+    ) == sorted(left)
     student.disable_adapters()
     torch.testing.assert_close(output(student), plain)
     student.enable_adapters()
@@ -152,9 +160,7 @@ def test_only_layers_that_are_as_in_the_teacher_get_it(teacher, tensors, deltas,
     other.append("up_blocks.1.attentions.1.transformer_blocks.0.ff")
     names = [name for name in changed(deltas) if not name.startswith(tuple(other))]
     assert 0 < len(names) < len(changed(deltas))
-    (line,) = [record.getMessage() for record in caplog.records if "LoRA" in record.getMessage()]
-    said = line.partition(": left out, as the student's differ: ")[2].split(", ")
-    assert sorted(said) == sorted(name for name in deltas if name not in names)
+    assert left_out(caplog) == sorted(name for name in deltas if name not in names)
     plain = student_of(
         teacher,
         down_blocks_0={"attentions.0": None},
@@ -166,10 +172,50 @@ def test_only_layers_that_are_as_in_the_teacher_get_it(teacher, tensors, deltas,
 
 def test_a_lora_of_which_nothing_fits_is_refused(teacher, tensors, tmp_path):
     write(tmp_path, "diffusers", {name: value for name, value in tensors.items() if ".resnets." in name})
-    with pytest.raises(ValueError, match=r"LoRA: none of its .* modules is in this model as it is in the teacher"):
+    with pytest.raises(ValueError, match=r"LoRA: none of its \d+ modules is in this model as it is in the teacher"):
         load(tmp_path, student_of(teacher))
     with pytest.raises(ValueError, match="load_lora_weights"):
         student_of(teacher).load_lora_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "another", [{"cross_attention_dim": 7}, {"block_out_channels": (16, 16)}, {"transformer_layers_per_block": 2}]
+)
+def test_a_lora_of_another_model_is_refused(teacher, another, tmp_path):
+    other = tiny_prompted_unet(**TEACHER | another)
+    other.add_adapter(LoraConfig(r=RANK, target_modules=["to_k"]))
+    write(tmp_path, "diffusers", get_peft_model_state_dict(other))
+    with pytest.raises(ValueError, match=r"LoRA: .*to_k is no module of this shape in the teacher"):
+        load(tmp_path, student_of(teacher))
+
+
+def test_ranks_and_alphas_by_pattern_are_kept(teacher, tmp_path):
+    settings = {"r": 2, "lora_alpha": 4, "rank_pattern": {"attn2.to_q": 3}, "alpha_pattern": {".*to_v": 20}}
+    trained = copy.deepcopy(teacher)
+    trained.add_adapter(LoraConfig(**settings, target_modules=["to_q", "to_v"]))
+    torch.manual_seed(1)
+    tensors = {name: 0.1 * torch.randn_like(value) for name, value in get_peft_model_state_dict(trained).items()}
+    metadata = settings | {"target_modules": ["to_q", "to_v"]}
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=tensors, unet_lora_adapter_metadata=metadata)
+    student = student_of(teacher)
+    load(tmp_path, student)
+    load(tmp_path, teacher)
+    torch.testing.assert_close(output(student), output(teacher), atol=1e-5, rtol=1e-4)
+
+
+def test_decoders_get_tensors_of_their_own(teacher, tensors, tmp_path):
+    write(tmp_path, "diffusers", tensors)
+    student = student_of(teacher)
+    state, _, metadata = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
+    StableDiffusionPipeline.load_lora_into_unet(state, None, student, metadata=metadata, low_cpu_mem_usage=True)
+    own = [value.data_ptr() for name, value in student.named_parameters() if ".lora_" in name]
+    assert len(own) == len({*own})
+    (adapter,) = student.active_adapters()
+    student.save_lora_adapter(tmp_path / "own", adapter_name=adapter)
+    (file,) = (tmp_path / "own").iterdir()
+    again = student_of(teacher)
+    again.load_lora_adapter(load_file(file), prefix=None)
+    assert len(own) == sum(".lora_" in name for name, _ in again.named_parameters())
 
 
 def test_a_student_keeps_the_teachers_order_where_it_keeps_all(teacher):

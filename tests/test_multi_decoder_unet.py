@@ -243,7 +243,7 @@ def test_a_mixed_batch_through_shared_blocks_is_that_of_single_samples(unet):
     student, x = sharing(unet), torch.randn(6, 1, 8, 8)
     t = torch.tensor([900, 10, 500, 299, 300, 700])
     singly = torch.cat([student(x[i : i + 1], t[i]).sample for i in range(len(t))])
-    assert torch.allclose(student(x, t).sample, singly, atol=1e-6)
+    assert torch.allclose(student(x, t).sample, singly, atol=1e-5)
 
 
 def test_a_student_that_shares_blocks_is_copied_saved_and_loaded(unet, tmp_path):

@@ -109,7 +109,7 @@ class ElasticBlock(nn.Module):
     def restore(self, spec: Spec) -> None:
         """Give layers of which the sub-block `spec` has all heads or units the teacher's order of them, in place.
 
-        That of what is trained for the teacher, such as a LoRA.
+        LoRA weights of the teacher rely on that order.
         """
         for name, layer in self.layers.items():
             choice = spec[name]

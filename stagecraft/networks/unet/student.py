@@ -127,6 +127,8 @@ class PartialLayer(nn.Module):
         # Buffers that are no part of the state: the spec says all that they hold.
         self.register_buffer("read", torch.tensor(read), persistent=False)
         self.register_buffer("written", torch.tensor(write), persistent=False)
+        self.reads_all = len(read) == inner.in_channels
+        self.writes_all = len(write) == outer.out_channels
         self.norm1 = nn.GroupNorm(len(reads), len(read), eps=resnet.norm1.eps, **factory)
         self.conv1 = convolution(len(read), inner.out_channels, inner.kernel_size[0], **factory)
         self.conv2 = convolution(outer.in_channels, len(write), outer.kernel_size[0], **factory)
@@ -139,7 +141,8 @@ class PartialLayer(nn.Module):
         self.scale_shift = resnet.time_embedding_norm == "scale_shift"
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        hidden = self.conv1(self.nonlinearity(self.norm1(input_tensor.index_select(1, self.read))))
+        read = input_tensor if self.reads_all else input_tensor.index_select(1, self.read)
+        hidden = self.conv1(self.nonlinearity(self.norm1(read)))
         if self.time_emb_proj is None:
             hidden = self.norm2(hidden)
         else:
@@ -151,7 +154,9 @@ class PartialLayer(nn.Module):
                 hidden = self.norm2(hidden + shift)
         hidden = self.conv2(self.dropout(self.nonlinearity(hidden)))
         shortcut = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
-        return divided(shortcut.index_add(1, self.written, hidden.to(shortcut.dtype)), self.output_scale_factor)
+        hidden = hidden.to(shortcut.dtype)
+        whole = shortcut + hidden if self.writes_all else shortcut.index_add(1, self.written, hidden)
+        return divided(whole, self.output_scale_factor)
 
 
 def is_plain(attention: Module) -> bool:

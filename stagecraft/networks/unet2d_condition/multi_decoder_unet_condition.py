@@ -7,8 +7,10 @@ In a spec, {"attentions.0": {"layers": [0, 2], "heads": 4, "feed_forward": 640}}
 heads in each of their attentions and that inner width of their feed-forward parts; null drops the transformer.
 """
 
+import copy
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -26,6 +28,7 @@ from stagecraft.networks.unet.student import (
     Module,
     MultiDecoderModel,
     Rebuilder,
+    arguments_of,
     build_resnet,
     channels_of,
     narrow_norm,
@@ -126,9 +129,23 @@ def lora_module(key: str) -> str:
     return key.split(".lora_")[0].removesuffix(".alpha")
 
 
-def without_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The values whose names start with a prefix, by the rest of the name."""
-    return {key.removeprefix(f"{prefix}."): value for key, value in values.items() if key.startswith(f"{prefix}.")}
+def lora_shape(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[int, ...] | None:
+    """The shape of the weight that a LoRA's tensors for a module are added to; None where one of them is missing."""
+    read = tensors.get(f"{name}.lora_A.weight")
+    written = tensors.get(f"{name}.lora_B.weight")
+    return None if read is None or written is None else (written.shape[0], *read.shape[1:])
+
+
+def weight_shapes(network: Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each module's weight."""
+    weights = {name: getattr(module, "weight", None) for name, module in network.named_modules()}
+    return {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None}
+
+
+def without_prefix(values: Mapping[str, Any], prefix: str | None) -> dict[str, Any]:
+    """The values whose names start with a prefix, by the rest of the name; all where it is None."""
+    start = "" if prefix is None else f"{prefix}."
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
 def with_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -137,9 +154,34 @@ def with_prefix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def placed(values: Mapping[str, Any], places: Mapping[str, list[str]]) -> dict[str, Any]:
-    """What belongs to modules of the teacher, for each of the student's modules that stand for them."""
+    """What belongs to modules of the teacher, for each of the student's modules that stand for them; tensors as copies."""
     named = [(key, lora_module(key)) for key in values]
-    return {own + key[len(name) :]: values[key] for key, name in named for own in places.get(name, ())}
+    return {own + key[len(name) :]: copy.deepcopy(values[key]) for key, name in named for own in places.get(name, ())}
+
+
+def placed_patterns(patterns: Mapping[str, int], places: Mapping[str, list[str]]) -> dict[str, int]:
+    """The ranks or alphas that patterns of peft give to modules of the teacher, by the student's modules."""
+    result: dict[str, int] = {}
+    for name, modules in places.items():
+        value = next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), None)
+        if value is not None:
+            result |= {f"^{module}": value for module in modules}
+    return result
+
+
+def placed_settings(metadata: Mapping[str, Any], places: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The settings that peft kept of a LoRA of the teacher, for the student's modules that stand for those of the teacher."""
+    patterns = {key: placed_patterns(metadata.get(key) or {}, places) for key in ("rank_pattern", "alpha_pattern")}
+    return {**metadata, **patterns, "target_modules": [module for modules in places.values() for module in modules]}
+
+
+def report_left(left: Sequence[str], count: int) -> None:
+    """Warn of the modules of a LoRA that are left out; ValueError when these are all of it."""
+    if left and len(left) == count:
+        raise ValueError(f"LoRA: none of its {count} modules is in this model as it is in the teacher")
+    if left:
+        said = "LoRA: left out, as the search dropped, narrowed or reordered these: %s"
+        logging.getLogger(__name__).warning(said, ", ".join(left))
 
 
 class MultiDecoderUNet2DConditionModel(MultiDecoderModel, PeftAdapterMixin):
@@ -197,59 +239,71 @@ class MultiDecoderUNet2DConditionModel(MultiDecoderModel, PeftAdapterMixin):
 
     def load_lora_adapter(
         self,
-        state_dict: Mapping[str, torch.Tensor],
-        prefix: str = "unet",
+        pretrained_model_name_or_path_or_dict: Mapping[str, torch.Tensor],
+        prefix: str | None = "unet",
         hotswap: bool = False,
         *,
         network_alphas: Mapping[str, float] | None = None,
         metadata: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add a LoRA of the teacher, as a pipeline's `load_lora_weights` does; a warning names what could not be added to.
+        """Add a LoRA that was trained for the teacher, as a pipeline's `load_lora_weights` does.
 
-        That is all but transformers, attentions, samplers and embeddings that are as in the teacher: elsewhere channels are
-        others than the LoRA was trained for. What stands in a block of several decoders is added to each of them.
+        It is added where `lora_places` says; a warning names the modules that are left out. One that was trained for this student
+        itself, as its names of decoders show, is added as it is.
 
         Args:
-            state_dict, network_alphas, metadata: as the pipeline read them from a file, in any form that diffusers knows.
+            pretrained_model_name_or_path_or_dict, network_alphas, metadata: as the pipeline has read them.
 
         Raises:
-            ValueError: none of it could be added to, or it was not read by a pipeline.
+            ValueError: it was trained for another model, or nothing of it fits, or it was not read by a pipeline.
         """
-        if not isinstance(state_dict, Mapping):
-            raise ValueError(f"{state_dict}: load a LoRA with the pipeline's load_lora_weights")
-        tensors = convert_unet_state_dict_to_peft(without_prefix(state_dict, prefix))
-        places = {name: self.lora_places(name, tensors) for name in dict.fromkeys(map(lora_module, tensors))}
-        left = [name for name, own in places.items() if not own]
-        if left and len(left) == len(places):
-            raise ValueError(f"LoRA: none of its {len(left)} modules is in this model as it is in the teacher")
-        if left:
-            logging.getLogger(__name__).warning("LoRA: left out, as the student's differ: %s", ", ".join(left))
+        state = pretrained_model_name_or_path_or_dict
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{state}: load a LoRA with the pipeline's load_lora_weights")
+        tensors = convert_unet_state_dict_to_peft(without_prefix(state, prefix))
+        if any(key.startswith("decoders.") for key in tensors):
+            own = {"network_alphas": network_alphas, "metadata": metadata}
+            super().load_lora_adapter(state, prefix=prefix, hotswap=hotswap, **own, **kwargs)
+            return
+        places = self.lora_places(tensors)
+        report_left([name for name, modules in places.items() if not modules], len(places))
         if network_alphas:
-            alphas = placed(convert_unet_state_dict_to_peft(without_prefix(network_alphas, prefix)), places)
-            kwargs["network_alphas"] = with_prefix(alphas, prefix)
+            alphas = convert_unet_state_dict_to_peft(without_prefix(network_alphas, prefix))
+            kwargs["network_alphas"] = with_prefix(placed(alphas, places), "unet")
         if metadata:
             stated = without_prefix(metadata, prefix)
-            stated |= {key: placed(stated.get(key) or {}, places) for key in ("rank_pattern", "alpha_pattern")}
+            patterns = ("rank_pattern", "alpha_pattern")
+            stated |= {key: placed_patterns(stated.get(key) or {}, places) for key in patterns}
             stated["target_modules"] = [module for modules in places.values() for module in modules]
-            kwargs["metadata"] = with_prefix(stated, prefix)
+            kwargs["metadata"] = with_prefix(stated, "unet")
         super().load_lora_adapter(
-            with_prefix(placed(tensors, places), prefix), prefix=prefix, hotswap=hotswap, **kwargs
+            with_prefix(placed(tensors, places), "unet"), prefix="unet", hotswap=hotswap, **kwargs
         )
 
-    def lora_places(self, name: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-        """The modules that stand for one of the teacher's, where a LoRA of it fits: as in the teacher, in each decoder."""
-        if ".resnets." in name or name.startswith("conv_"):
-            return []
-        copies = [f"decoders.{k}.{name}" for k in range(self.num_intervals)] if name.startswith("up_blocks") else [name]
-        modules = dict(self.named_modules())
-        read = tensors.get(f"{name}.lora_A.weight")
-        written = tensors.get(f"{name}.lora_B.weight")
-        if read is None or written is None:
-            return []
-        shape = (written.shape[0], *read.shape[1:])
-        weights = {copy: getattr(modules.get(copy), "weight", None) for copy in copies}
-        return [copy for copy, weight in weights.items() if weight is not None and (*weight.shape,) == shape]
+    def lora_places(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+        """For each module of the teacher that a LoRA is for, the student's modules that it is added to, in every decoder.
+
+        None where the student's has another shape, or ResNet layers, whose channels a search reorders. None of the output head
+        either: decoders run it from a tuple, past what a LoRA puts in its place.
+
+        Raises:
+            ValueError: the teacher has no such module.
+        """
+        with torch.device("meta"):
+            teacher = self.teacher_class(**arguments_of(self.teacher_class, self.config.unet))
+        known = weight_shapes(teacher)
+        own = weight_shapes(self)
+        places: dict[str, list[str]] = {}
+        for name in dict.fromkeys(map(lora_module, tensors)):
+            shape = lora_shape(name, tensors)
+            if shape is None or known.get(name) != shape:
+                raise ValueError(f"LoRA: {name} is no module of this shape in the teacher; take a LoRA of the teacher")
+            in_decoder = name.startswith("up_blocks")
+            copies = [f"decoders.{k}.{name}" for k in range(self.num_intervals)] if in_decoder else [name]
+            moved = ".resnets." in name or name.startswith("conv_")
+            places[name] = [] if moved else [module for module in copies if own.get(module) == shape]
+        return places
 
     def embed_all(
         self,
