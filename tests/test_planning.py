@@ -22,9 +22,9 @@ from stagecraft.planning.setup import META, read_setup
 from stagecraft.planning.steps import Work, count_jobs
 from stagecraft.preflight.params import validate_params
 
-# What the default run took on two quiet cores (results/metrics.json is of it): seconds from the start of a rule's first
+# What the default run took on two quiet cores with AVX-512: seconds from the start of a rule's first
 # job to the end of its last, and of all; bytes of the shards; MACs, as its files hold them. `machine` are its speeds:
-# forward with two threads as metrics.json has it; `start`, the job of train_autoencoder, which did nothing else;
+# forward with two threads as its metrics.json had it; `start`, the job of train_autoencoder, which did nothing else;
 # `single`, timed later by measure_rate on one core; training with two threads is scaled by the ratio of the two with
 # one, not measured.
 RECORD: dict[str, Any] = json.loads((ROOT / "tests" / "default_run.json").read_text())
