@@ -141,7 +141,7 @@ def test_figures_changed_by_hand_are_made_again(recorded):
 def test_a_run_with_overridden_params_is_not_recorded(recorded):
     lock = (recorded / "dvc.lock").read_bytes()
     printed = ok(recorded, "snakemake", "--config", "report={images: 9}")
-    assert "not committed, as this run had report.images 9, not 16 as in params.yaml" in printed
+    assert "not committed to dvc.lock, as this run had report.images 9, not 16 as in params.yaml" in printed
     assert (recorded / "dvc.lock").read_bytes() == lock
     assert snakemake(recorded) == {"report", "record"}
     check_pairing(recorded)
@@ -157,7 +157,7 @@ def test_params_edited_while_a_run_is_going_are_not_recorded_with_it(recorded):
             edit(recorded, "images: 9", "images: 4")
             break
     printed = process.communicate()[0]
-    assert process.returncode == 0 and "not committed, as this run had report.images 9, not 4" in printed
+    assert process.returncode == 0 and "not committed to dvc.lock, as this run had report.images 9, not 4" in printed
     assert (recorded / "dvc.lock").read_bytes() == lock
 
 

@@ -200,6 +200,9 @@ def both(*setups: Setup) -> Setup:
     return lambda scene: [setup(scene) for setup in setups]
 
 
+DIGITS = "data/latency/digits.json"
+
+
 def param(**changes: Any) -> Setup:
     """Params changed, `__` in place of the point."""
     return lambda scene: scene.put({key.replace("__", "."): value for key, value in changes.items()})
@@ -447,7 +450,12 @@ START: dict[str, list[Setup]] = {
         clip(architectures=["CLIPModel"]),
         both(clip(architectures=["CLIPModel"]), lambda scene: scene.write("clip/model.safetensors.index.json", "{}")),
     ],
-    "latency-file": [param(measure_latency__source="path", measure_latency__path="no/such.json")],
+    "latency-file": [
+        param(measure_latency__source="path", measure_latency__path="no/such.json"),
+        param(measure_latency__source="path", measure_latency__path=DIGITS, prepare_data__resolution=16),
+        both(source(), param(measure_latency__source="path", measure_latency__path=DIGITS, prepare_data__channels=3)),
+        param(measure_latency__source="path", measure_latency__path=DIGITS, train_autoencoder__source="train"),
+    ],
 }
 
 

@@ -6,12 +6,20 @@ same input checks it again.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from stagecraft.config.sections import Everything
 from stagecraft.data.classes import check_told
-from stagecraft.data.survey import explained, survey
+from stagecraft.data.survey import Survey, explained, survey
 from stagecraft.evaluation.counts import CLASSIFIER, INCEPTION, check_count, check_extractor, list_needs
 from stagecraft.preflight.clashes import INCEPTION_FEATURES
-from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher
+from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space
+from stagecraft.preflight.jobs import latency_files
+from stagecraft.runtime.files import read_json
+
+# How the key of a network's first layer begins in a table of latencies, with the channels and the side of a sample.
+FIRST_LAYER = re.compile(r"Entrance of (\d+)x(\d+)x\d+,")
 
 
 def check_inputs(params: Everything) -> None:
@@ -22,6 +30,27 @@ def check_inputs(params: Everything) -> None:
         check_told(images.with_texts, images.classes, prompts.names, prompts.template)
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)
+    check_latencies(params, images)
+
+
+def check_latencies(params: Everything, images: Survey) -> None:
+    """Raise ValueError where a kept table of latencies is of networks for other samples, as the digits' is for own images."""
+    settings = params.measure_latency
+    if settings.source != "path" or params.architecture == "given":
+        return
+    layers = read_json(Path(latency_files(settings)[0])).get("layers")
+    first = map(FIRST_LAYER.match, layers) if isinstance(layers, dict) else ()
+    known = [(int(found[1]), int(found[2])) for found in first if found]
+    space = network_space(params, images)
+    if known and not any(space.channels in (None, c) and space.side in (None, side) for c, side in known):
+        channels, side = known[0]
+        own = (
+            f"{space.side} pixels" if space.channels is None else f"{space.side} pixels and {space.channels} channel(s)"
+        )
+        raise ValueError(
+            f"measure_latency.path: {settings.path} is of networks for samples of {side} pixels and {channels} channel(s), and "
+            f"these have {own}; set measure_latency.source: measure, and path: null"
+        )
 
 
 def check_counts(params: Everything) -> None:

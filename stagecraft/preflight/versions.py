@@ -110,7 +110,7 @@ def reason_not_to_commit(params: Mapping[str, object]) -> str | None:
     if not under_dvc():
         return "no DVC repository here, so nothing is committed"
     others = differences(params, load_params("params.yaml"))
-    return f"not committed, as this run had {others[0]} as in params.yaml" if others else None
+    return f"not committed to dvc.lock, as this run had {others[0]} as in params.yaml" if others else None
 
 
 def commit() -> None:

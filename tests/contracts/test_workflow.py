@@ -459,7 +459,7 @@ def test_a_process_without_its_sampler_is_refused(copied: Path) -> None:
     result = run(copied, "--dry-run", "--config", "diffusion=" + json.dumps(edm["diffusion"]))
     last = result.stderr.splitlines()[-1]
     assert last.startswith(
-        "error: params.yaml: sampling.scheduler: dpm_solver is no sampler of process edm, use one of edm_euler"
+        "error: params.yaml + --config: sampling.scheduler: dpm_solver is no sampler of process edm, use one of edm_euler"
     )
 
 
@@ -494,7 +494,7 @@ def test_processes_follow_the_gpus_of_a_job_and_rerun_nothing(copied: Path) -> N
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("retrain={setps: 3}", "error: params.yaml: retrain.setps: unknown key, did you mean steps?"),
+        ("retrain={setps: 3}", "error: params.yaml + --config: retrain.setps: unknown key, did you mean steps?"),
         (
             "prepare_data={path: nowhere}",
             "error: prepare_data.path: nowhere: there is no such folder; correct the path",

@@ -94,7 +94,8 @@ def check_params(config):
     GPU.update(asdict(check(Gpu.take_from, given)) if PLANNING else {})
     config.clear()
     config.update(lay_over(merged, given))
-    return check(validate_params, config, " + ".join(map(os.path.relpath, workflow.configfiles)))
+    origins = [*map(os.path.relpath, workflow.configfiles), *(["--config"] if given else [])]
+    return check(validate_params, config, " + ".join(origins))
 
 
 def check_inputs():
