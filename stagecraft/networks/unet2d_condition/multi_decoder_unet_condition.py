@@ -249,8 +249,7 @@ class MultiDecoderUNet2DConditionModel(MultiDecoderModel, PeftAdapterMixin):
     ) -> None:
         """Add a LoRA that was trained for the teacher, as a pipeline's `load_lora_weights` does.
 
-        It is added where `lora_places` says; a warning names the modules that are left out. One that was trained for this student
-        itself, as its names of decoders show, is added as it is.
+        It is added where `lora_places` says; a warning names the modules that are left out.
 
         Args:
             pretrained_model_name_or_path_or_dict, network_alphas, metadata: as the pipeline has read them.
@@ -262,21 +261,13 @@ class MultiDecoderUNet2DConditionModel(MultiDecoderModel, PeftAdapterMixin):
         if not isinstance(state, Mapping):
             raise ValueError(f"{state}: load a LoRA with the pipeline's load_lora_weights")
         tensors = convert_unet_state_dict_to_peft(without_prefix(state, prefix))
-        if any(key.startswith("decoders.") for key in tensors):
-            own = {"network_alphas": network_alphas, "metadata": metadata}
-            super().load_lora_adapter(state, prefix=prefix, hotswap=hotswap, **own, **kwargs)
-            return
         places = self.lora_places(tensors)
         report_left([name for name, modules in places.items() if not modules], len(places))
         if network_alphas:
             alphas = convert_unet_state_dict_to_peft(without_prefix(network_alphas, prefix))
             kwargs["network_alphas"] = with_prefix(placed(alphas, places), "unet")
         if metadata:
-            stated = without_prefix(metadata, prefix)
-            patterns = ("rank_pattern", "alpha_pattern")
-            stated |= {key: placed_patterns(stated.get(key) or {}, places) for key in patterns}
-            stated["target_modules"] = [module for modules in places.values() for module in modules]
-            kwargs["metadata"] = with_prefix(stated, "unet")
+            kwargs["metadata"] = with_prefix(placed_settings(without_prefix(metadata, prefix), places), "unet")
         super().load_lora_adapter(
             with_prefix(placed(tensors, places), "unet"), prefix="unet", hotswap=hotswap, **kwargs
         )
@@ -285,17 +276,21 @@ class MultiDecoderUNet2DConditionModel(MultiDecoderModel, PeftAdapterMixin):
         """For each module of the teacher that a LoRA is for, the student's modules that it is added to, in every decoder.
 
         None where the student's has another shape, or ResNet layers, whose channels a search reorders. None of the output head
-        either: decoders run it from a tuple, past what a LoRA puts in its place.
+        either: decoders run it from a tuple, past what a LoRA puts in its place. One that was trained for this student itself, as
+        its names of decoders show, is added as it is.
 
         Raises:
             ValueError: the teacher has no such module.
         """
+        names = dict.fromkeys(map(lora_module, tensors))
+        if any(name.startswith("decoders.") for name in names):
+            return {name: [name] for name in names}
         with torch.device("meta"):
             teacher = self.teacher_class(**arguments_of(self.teacher_class, self.config.unet))
         known = weight_shapes(teacher)
         own = weight_shapes(self)
         places: dict[str, list[str]] = {}
-        for name in dict.fromkeys(map(lora_module, tensors)):
+        for name in names:
             shape = lora_shape(name, tensors)
             if shape is None or known.get(name) != shape:
                 raise ValueError(f"LoRA: {name} is no module of this shape in the teacher; take a LoRA of the teacher")
