@@ -128,7 +128,7 @@ def test_samples_with_reused_features_do_not_depend_on_the_batch_or_on_runs_befo
     net = FeatureReuse(student, 2, 1)
     expected = sampler.draw_undecoded(net, range(4))
     parts = [sampler.draw_undecoded(net, rows) for rows in ([2, 3], [0], [1])]
-    torch.testing.assert_close(torch.cat([parts[1], parts[2], parts[0]]), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([parts[1], parts[2], parts[0]]), expected, atol=1e-4, rtol=1e-4)
     assert not torch.equal(expected, sampler.draw_undecoded(student, range(4)))
 
 
