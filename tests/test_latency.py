@@ -10,6 +10,7 @@ from helpers import space_of, tiny_unet
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.families import sites_of
 from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream
+from stagecraft.preflight.run import FIRST_LAYER
 from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, pairs_to_measure
 
 SPACE = {
@@ -87,6 +88,11 @@ def test_layers_of_one_shape_have_one_key_and_others_another():
     assert len({key[0] for key in keys}) == 3 and len({key[1] for key in keys}) == 1
     first, second = ([layer.key for layer in layers_of(tiny_unet()).own()] for _ in range(2))
     assert first == second
+
+
+def test_a_table_says_for_which_samples_it_is():
+    found = [FIRST_LAYER.match(layer.key) for layer in layers_of(tiny_unet()).own()]
+    assert [match.groups() for match in found if match] == [("1", "8")]
 
 
 def test_a_dropped_attention_takes_no_time_and_a_dropped_layer_that_of_its_shortcut():
