@@ -1,6 +1,6 @@
 # make        set up .venv and run the pipeline on params.yaml
 # make test   set up .venv, check style and types, run the tests
-# make quick  the fast tests, under 30 seconds on one core
+# make quick  the fast tests, half a minute on one core, a minute on an older one
 # make docs   build the site of docs/ into build/site; a dead link or anchor ends it
 # make lock   write requirements.lock anew from the newest versions that pyproject.toml allows
 #
@@ -18,7 +18,7 @@ INSTALL_SELF := $(BIN)/python -m pip install --quiet --no-deps --no-build-isolat
 .PHONY: run test quick docs lock
 
 # Tests of single functions and of the pages, which start no run.
-QUICK := dependencies links params overlay house batches cost depth diffusion features joint_loss matching multi_decoder_unet \
+QUICK := dependencies links params overlay batches cost depth diffusion features matching multi_decoder_unet \
 	pieces selection training_loop
 
 run: $(STAMP)
