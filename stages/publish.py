@@ -6,7 +6,7 @@ from pathlib import Path
 from stagecraft.config.stages import Publish
 from stagecraft.evaluation.metrics import read_metrics
 from stagecraft.evaluation.samples import check_metrics, load_samples
-from stagecraft.networks.pipelines import HASHES, check_hashes, write_hashes
+from stagecraft.networks.pipelines import HASHES, check_hashes, count_classes, write_hashes
 from stagecraft.report.card import Student, model_card, read_license, sample_sheet
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import atomic_folder, read_checked_json, read_json, write_json
@@ -36,7 +36,9 @@ def publish(
     license = read_license(params.publish.license, teacher_card)
     code = sorted(file.relative_to(student).as_posix() for file in student.rglob("*.py"))
     known = read_checked_json(prompts / "index.json", "encode_prompts").get("prompts", [])
-    card = model_card(Student(measured, plan, config, made_with, code, known), params.publish, license)
+    card = model_card(
+        Student(measured, plan, config, made_with, code, known, count_classes(student)), params.publish, license
+    )
     with atomic_folder(output) as aside:
         # Without their modes: DVC may have made its files read-only.
         without = shutil.ignore_patterns(HASHES)

@@ -1,4 +1,4 @@
-"""Folders as four models of the hub have them, with their configs alone: what a plan needs, and no weights."""
+"""Folders as models of the hub have them, with their configs alone: what a plan needs, and no weights."""
 
 import json
 from pathlib import Path
@@ -82,16 +82,29 @@ STABLE = {
     "vae": KL,
     "text_encoder": {"architectures": ["CLIPTextModel"], "hidden_size": 768},
 }
+# The LDM of 256 x 256 pixels on ImageNet, as its authors' config says, in diffusers' words.
+IMAGENET: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "attention_head_dim": [6, 12, 18, 30],
+    "block_out_channels": [192, 384, 576, 960],
+    "cross_attention_dim": 512,
+    "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 3],
+    "in_channels": 3,
+    "out_channels": 3,
+    "sample_size": 64,
+    "up_block_types": [*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"],
+}
 FOLDERS: dict[str, dict[str, dict[str, Any]]] = {
     "ddpm-cifar10-32": {".": CIFAR},
     "ddpm-celebahq-256": {".": CELEBAHQ},
     "ldm-celebahq-256": {"unet": LDM, "vqvae": VQVAE},
+    "ldm-imagenet-256": {"unet": IMAGENET, "vqvae": VQVAE},
     "stable-diffusion-v1-5": STABLE,
 }
 
 
 def save_configs(folder: Path) -> Path:
-    """Write the four models' folders, and return their parent."""
+    """Write the models' folders, and return their parent."""
     for name, parts in FOLDERS.items():
         for part, config in parts.items():
             path = folder / name / part / "config.json"

@@ -200,7 +200,7 @@ def test_an_index_of_weights_that_is_none_is_named(encoder: Path, tmp_path: Path
     ("changes", "width", "words"),
     [
         ({}, None, "draws by prompts; set encode_prompts"),
-        ({}, 5, "cross_attention_dim is 6 but the text encoder's hidden states are 5 wide"),
+        ({}, 5, "cross_attention_dim is 6 but the hidden states of the prompts are 5 wide"),
         ({"addition_embed_type": "text_time"}, 6, "takes the two text encoders of an SDXL"),
         ({"_class_name": "UNet2DModel"}, 6, "draws by no prompts; set encode_prompts.source: none"),
     ],

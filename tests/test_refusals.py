@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import EDM, FLOW, PROMPTED, ROOT
 from refusals import ROWS, Scene, at_start, check_words, message_of, names, says
+from safetensors.numpy import save
 
 from stagecraft.preflight import run as preflight
 from stagecraft.preflight.params import load_params, validate_params
@@ -32,6 +33,7 @@ GIVEN = {
 }
 NATIVE = {"assemble.native": True, "cluster_timesteps.intervals": 1, "search_block.channels": 1.0}
 PROMPTS = {"source": "random", "path": None, "template": "{}", "names": None, "empty": 0.1, "width": 8}
+CLASSES = {"source": "classes", "path": "none.safetensors", "last_is_empty": False, "empty": 0.0}
 BY_HAND = {"cluster_timesteps.method": "given"}
 
 PARAMS: dict[str, list[dict[str, Any]]] = {
@@ -70,6 +72,11 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         LATENT | {"encode_prompts": PROMPTS, "train_teacher.class_conditional": True},
         LATENT | {"encode_prompts": PROMPTS | {"empty": 0.0}, "evaluate.guidance": 2.0},
         LATENT | {"encode_prompts": PROMPTS | {"width": 12}},
+    ],
+    "classes-need": [
+        {"encode_prompts": CLASSES, "evaluate.guidance": 2.0},
+        {"encode_prompts": CLASSES | {"empty": 0.1}},
+        {"encode_prompts": CLASSES, "evaluate.clip": "clip"},
     ],
     "side-params": [LATENT | {"prepare_data.resolution": 9}, {"prepare_data.resolution": 9}],
     "intervals-count": [
@@ -180,6 +187,18 @@ def encoder(parts: int = 1, **config: Any) -> Setup:
             scene.write(f"encoder/text_encoder{part}/model.safetensors")
         given = {key: value for key, value in PROMPTS.items() if key != "width"}
         scene.put({"encode_prompts": given | {"source": "path", "path": str(scene.folder / "encoder")}})
+
+    return setup
+
+
+def classes(rows: int = 2, spoil: bool = False, **tensors: np.ndarray) -> Setup:
+    """A class embedding of so many rows for images of the classes a and b, its file spoilt or with more tensors."""
+
+    def setup(scene: Scene) -> None:
+        source("a", "b")(scene)
+        content = save({"weight": np.zeros((rows, 8), np.float32), **tensors})
+        path = scene.write("classes.safetensors", content[: 9 if spoil else None])
+        scene.put({"encode_prompts": CLASSES | {"path": str(path)}})
 
     return setup
 
@@ -337,6 +356,12 @@ START: dict[str, list[Setup]] = {
     "encoder-files": [
         both(source("a", "b"), autoencoder(), encoder()),
         both(source("a", "b"), autoencoder(), teacher(), encoder(architectures=["BertModel"], hidden_size=8)),
+    ],
+    "encoder-classes": [
+        both(source("a", "b"), param(encode_prompts=CLASSES)),
+        classes(spoil=True),
+        classes(bias=np.zeros(1, np.float32)),
+        classes(rows=3),
     ],
     "model-groups": [teacher(norm_num_groups=5), autoencoder(norm_num_groups=3)],
     "teacher-folder": [
@@ -520,8 +545,11 @@ def test_every_row_of_the_page_is_provoked_at_its_moment():
 
 # Functions that return words of a refusal, beside those called `why_...`.
 TELLERS = {"no_middle_interval", "infeasible", "without_images", "what_there_is", "describe"}
-# Modules whose ValueErrors tell of the program's own mistakes: what they check has been made, and hashed, by a stage.
+# Modules whose ValueErrors tell of the program's own mistakes, as what they check has been made, and hashed, by a stage; or those
+# that travel with a student, and tell its callers.
 INVARIANTS = {
+    "stagecraft/networks/class_embedding.py",
+    "stagecraft/networks/multi_stage_pipeline.py",
     "stagecraft/networks/unet/student.py",
     "stagecraft/networks/unet2d_condition/multi_decoder_unet_condition.py",
     "stagecraft/networks/families.py",

@@ -33,6 +33,7 @@ from stagecraft.export import packages
 from stagecraft.export.check import check_differences
 from stagecraft.networks.autoencoder import load_given_autoencoder
 from stagecraft.networks.pipelines import load_given_teacher
+from stagecraft.networks.prompting import load_class_embedding
 from stagecraft.networks.text_encoder import make_encoder
 from stagecraft.preflight import versions
 from stagecraft.report.card import read_license
@@ -169,6 +170,13 @@ def full_disk(scene: Scene) -> None:
 def out_of_memory(scene: Scene) -> None:
     """What the command of a stage says of a lack of memory."""
     raise ValueError(explain("retrain", MemoryError()))
+
+
+def unknown_class(scene: Scene) -> None:
+    """A class embedding with a value that is not finite."""
+    path = scene.folder / "classes.safetensors"
+    save_file({"weight": torch.tensor([[0.0, float("nan")]])}, path)
+    load_class_embedding(path, last_is_empty=False)
 
 
 def checkpoint(content: bytes) -> Provocation:
@@ -333,6 +341,7 @@ STAGES: dict[str, list[Provocation]] = {
         bad_image(image_of((1, 8))),
         bad_image(image_of((9, 9))),
     ],
+    "classes-weights": [plain(unknown_class)],
     "autoencoder-weights": weights_of("autoencoder"),
     "teacher-weights": weights_of("teacher"),
     "extractor-module": [torchscript(torch.nn.Conv2d(5, 1, 1)), torchscript(Whole())],

@@ -197,7 +197,16 @@ class GivenEncoder(Prompted):
     path: FilePath = doc("Folder with tokenizer and text_encoder, of SDXL also tokenizer_2 and text_encoder_2.")
 
 
-EncodePrompts = Annotated[NoPrompts | RandomEncoder | GivenEncoder, Field(discriminator="source")]
+class ClassEncoder(Section):
+    """Classes in place of prompts, as those of a latent diffusion model on ImageNet."""
+
+    source: Literal["classes"] = doc("Take a class embedding, of which each class number has a row.")
+    path: FilePath = doc("Safetensors file with one tensor, of the shape (classes, width).")
+    last_is_empty: bool = doc("Whether the last row stands for no class, which guidance needs.")
+    empty: Decay = doc("Share of the images that are trained on with no class, for guidance.")
+
+
+EncodePrompts = Annotated[NoPrompts | RandomEncoder | GivenEncoder | ClassEncoder, Field(discriminator="source")]
 
 
 class Optimised(Section):

@@ -107,9 +107,13 @@ def check_told(with_texts: bool, classes: Classes | None, names: Sequence[str] |
     return classes
 
 
-def check_known(classes: Classes | None, known: int, config: str) -> None:
-    """Raise ValueError unless the images' classes are those of a teacher with `known` of them; its `config` opens messages."""
-    says = f"{config}: num_class_embeds is {known} but"
+def check_known(classes: Classes | None, known: int, where: str) -> None:
+    """Raise ValueError unless the images' classes are those of a teacher with `known` of them.
+
+    Args:
+        where: what says how many, as `config.json: num_class_embeds is`; it opens messages.
+    """
+    says = f"{where} {known} but"
     if classes is None:
         raise ValueError(f"{says} the images have no labels; give class sub-folders or another teacher")
     if are_named(classes):

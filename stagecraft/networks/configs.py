@@ -127,7 +127,8 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
         return
     if width is None:
         raise ValueError(
-            f"{path}: draws by prompts; set encode_prompts.source: path, with its text encoder, or {TEACHER}"
+            f"{path}: draws by prompts; set encode_prompts.source: path, with its text encoder, or classes, with its class "
+            f"embedding, or {TEACHER}"
         )
     takes_two = config.get("addition_embed_type") is not None
     if takes_two and not two:
@@ -138,8 +139,8 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
         raise ValueError(f"{path}: takes one text encoder; give the teacher's own in encode_prompts.path")
     if config.get("cross_attention_dim") != width:
         raise ValueError(
-            f"{path}: cross_attention_dim is {config.get('cross_attention_dim')} but the text encoder's hidden states are "
-            f"{width} wide; give the teacher's own in encode_prompts.path"
+            f"{path}: cross_attention_dim is {config.get('cross_attention_dim')} but the hidden states of the prompts "
+            f"are {width} wide; give the teacher's own text encoder or class embedding in encode_prompts.path"
         )
 
 

@@ -32,7 +32,7 @@ def open_given_teacher(
     check_prompts(config, file, states[PROMPT].shape[-1] if states else None, POOLED in states)
     check_teacher_fits(config, file, space, diffusion["process"])
     if config.get("num_class_embeds") is not None:
-        check_known(images.class_numbers, config["num_class_embeds"], str(file))
+        check_known(images.class_numbers, config["num_class_embeds"], f"{file}: num_class_embeds is")
     stated = read_scheduler_config(Path(path))
     check_stated(stated, pipeline_file(path, "scheduler", "scheduler_config.json"), diffusion)
     teacher = load_given_teacher(Path(path))

@@ -45,16 +45,17 @@ class MultiStagePipeline(DiffusionPipeline):
         unet: UNet2DModel or a model with the same call.
         scheduler: a scheduler of the noise process that the UNet was trained on.
         vae: AutoencoderKL or VQModel whose scaled latents the UNet was trained on; None for pixels.
+        class_embedding: what a UNet2DConditionModel is told of classes; None for other UNets.
     """
 
-    _optional_components = ["vae"]  # noqa: RUF012, as in diffusers
+    _optional_components = ["vae", "class_embedding"]  # noqa: RUF012, as in diffusers
     code: ClassVar[bytes] = Path(
         __file__
     ).read_bytes()  # as imported; diffusers overwrites its copy with the next pipeline's
 
-    def __init__(self, unet: Any, scheduler: Any, vae: Any = None) -> None:
+    def __init__(self, unet: Any, scheduler: Any, vae: Any = None, class_embedding: Any = None) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, class_embedding=class_embedding)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write this file and model_index.json, which names it; `save_pretrained` calls it."""
@@ -85,11 +86,17 @@ class MultiStagePipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         output_type: str = "pil",
         return_dict: bool = True,
+        guidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw `batch_size` images, or one per class label; `output_type` is pil, np or pt."""
+        """Draw `batch_size` images, or one per class label; `output_type` is pil, np or pt.
+
+        Args:
+            guidance_scale: of classifier-free guidance, for a class embedding with a row for no class; 1 for none.
+        """
         config = self.unet.config
         device = self._execution_device
         labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
+        self.check_labels(labels, guidance_scale)
         count = batch_size if labels is None else len(labels)
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -99,7 +106,7 @@ class MultiStagePipeline(DiffusionPipeline):
         scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
         drawing = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         for t in self.progress_bar(self.scheduler.timesteps):
-            output = self.unet(scale(x, t), t, class_labels=labels).sample
+            output = self.predict(scale(x, t), t, labels, guidance_scale)
             x = self.scheduler.step(output, t, x, **drawing).prev_sample
         if self.vae is not None:
             shift, scale = latent_scale(self.vae, x)
@@ -110,3 +117,24 @@ class MultiStagePipeline(DiffusionPipeline):
         if output_type == "pil":
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_labels(self, labels: torch.Tensor | None, guidance: float) -> None:
+        """Raise ValueError where a class embedding is given no classes, or guidance finds no row for no class."""
+        if self.class_embedding is not None and labels is None:
+            last = self.class_embedding.classes - 1
+            raise ValueError(f"class_labels: none, but the model draws classes 0 to {last}; give one for each image")
+        if guidance != 1 and not getattr(getattr(self.class_embedding, "config", None), "last_is_empty", False):
+            raise ValueError(
+                f"guidance_scale: {guidance}, but the model knows no empty class to guide by; leave it at 1"
+            )
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance: float) -> torch.Tensor:
+        """The UNet's output for x (N,C,H,W), with classifier-free guidance where the scale is not 1."""
+        if self.class_embedding is None:
+            return self.unet(x, t, class_labels=labels).sample
+        states = self.class_embedding(labels)
+        if guidance == 1:
+            return self.unet(x, t, encoder_hidden_states=states).sample
+        states = torch.cat([self.class_embedding.empty(len(x)), states])
+        without, given = self.unet(torch.cat([x, x]), t, encoder_hidden_states=states).sample.chunk(2)
+        return without + guidance * (given - without)

@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 
 from stagecraft.diffusion.stepper import unclipped
-from stagecraft.networks import multi_stage_pipeline
+from stagecraft.networks import class_parts, multi_stage_pipeline
 from stagecraft.networks.configs import check_teacher_folder
 from stagecraft.networks.families import student_class, teacher_class
 from stagecraft.networks.family import Module
@@ -45,7 +45,9 @@ def load_student(folder: Path) -> Module:
 
 
 def told_tokens(unet: Module, folder: Path) -> Module:
-    """The UNet of a pipeline folder, told how many tokens its prompts have, where it has a tokenizer that says so."""
+    """The UNet of a pipeline folder, told how many tokens its prompts have: one for a class, else what a tokenizer says."""
+    if find_class_embedding(folder) is not None:
+        unet.prompt_tokens = 1
     tokenizer = folder / FIRST[0] / "tokenizer_config.json"
     length = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
     if length is not None:
@@ -99,7 +101,7 @@ def save_pipeline(
 
     Args:
         given: whether the teacher is from elsewhere; see `save_scheduler`.
-        prompts: folder of the text encoder, of models that draw by prompts.
+        prompts: folder of the text encoder or class embedding, of models that draw by prompts.
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
@@ -126,7 +128,7 @@ def write_pipeline(
 ) -> None:
     """Write what makes a folder with a UNet a pipeline.
 
-    StableDiffusionPipeline, or that of XL, for prompts. DDPMPipeline where it draws right; it knows no latents, no classes, no
+    StableDiffusionPipeline, or that of XL, for texts. DDPMPipeline where it draws right; it knows no latents, no classes, no
     scheduler that scales its input, and, of those that a student may be given, none that takes no generator.
 
     Args:
@@ -145,13 +147,17 @@ def write_pipeline(
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
         forget_origin(folder / "vae" / "config.json")
-    if prompts is not None:
+    embedding = None if prompts is None else find_class_embedding(prompts)
+    if prompts is not None and embedding is None:
         index |= text_pipeline(folder, prompts, vae)
-    elif origin != "diffusers" or needs_own_pipeline(unet, scheduler, vae):
+    elif origin != "diffusers" or embedding is not None or needs_own_pipeline(unet, scheduler, vae):
         source = Path(inspect.getfile(multi_stage_pipeline))
         shutil.copyfile(source, folder / source.name)
         index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
         index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
+        if embedding is not None:
+            shutil.copytree(embedding, folder / embedding.name)
+            index[embedding.name] = [embedding.name, class_name(embedding)]
         index |= multi_stage_pipeline.auto_map_of(index["unet"])
     write_json(folder / "model_index.json", index)
 
@@ -171,6 +177,21 @@ def text_pipeline(folder: Path, prompts: Path, vae: Any) -> dict[str, Any]:
         return {**index, "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
     checker = {"safety_checker": [None, None], "requires_safety_checker": False}
     return {**index, "_class_name": "StableDiffusionPipeline", **checker}
+
+
+def find_class_embedding(folder: Path) -> Path | None:
+    """The class embedding in a folder; None where there is none."""
+    embedding = folder / class_parts.FOLDER
+    return embedding if embedding.is_dir() else None
+
+
+def count_classes(folder: Path) -> int | None:
+    """How many classes the model of a pipeline folder draws; None where it draws by none."""
+    embedding = find_class_embedding(folder)
+    if embedding is None:
+        return read_json(folder / "unet" / "config.json").get("num_class_embeds")
+    config = read_json(embedding / "config.json")
+    return config["rows"] - config["last_is_empty"]
 
 
 def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:

@@ -144,13 +144,13 @@ def read_teacher(params: Everything, images: Survey, space: Space) -> Module:
 
 
 def prompt_sizes(params: Everything, images: Survey) -> tuple[int, int] | None:
-    """Tokens and width of the prompts; None without. Of an encoder that is made here a token a word and two more are expected."""
+    """Tokens and width of prompts or classes; None without. Of an encoder made here a token a word and two more are expected."""
     width = prompt_width(params)
     settings = params.encode_prompts
-    if width is None:
+    if width is None or settings.source == "none":
         return None
     if settings.source != "random":
-        return TOKENS, width
+        return TOKENS if settings.source == "path" else 1, width
     prompts = [settings.template.replace("{}", name) for name in settings.names or images.classes or [""]]
     return 2 + max(len(prompt.split()) for prompt in prompts), width
 

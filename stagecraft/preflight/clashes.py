@@ -70,6 +70,34 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
                 f"{show(params.evaluate.clip)}, but there are no prompts to compare with; set null, or {key}",
             )
         return
+    yield from class_problems(params) if settings.source == "classes" else text_problems(params)
+    if params.train_teacher.source == "train":
+        if params.train_teacher.class_conditional:
+            yield "train_teacher.class_conditional", "true, but the teacher is told prompts; set it to false"
+        if guidance != 1 and settings.empty == 0:
+            yield "encode_prompts.empty", "0, but guidance needs a teacher that knows the empty prompt; raise it"
+
+
+def class_problems(params: Everything) -> Iterator[Problem]:
+    """What a class embedding is asked for and has not."""
+    settings = params.encode_prompts
+    if params.evaluate.clip is not None:
+        clash = f"{show(params.evaluate.clip)}, but classes are no texts to compare with; set null"
+        yield "evaluate.clip", clash
+    if settings.source != "classes" or settings.last_is_empty:
+        return
+    for key, value, usual in (
+        ("evaluate.guidance", params.evaluate.guidance, 1),
+        ("encode_prompts.empty", settings.empty, 0),
+    ):
+        if value != usual:
+            yield key, f"{value:g}, but no row of the class embedding stands for no class; set {usual}"
+
+
+def text_problems(params: Everything) -> Iterator[Problem]:
+    """What diffusers' pipelines of texts do not know, and an encoder that is made here."""
+    settings = params.encode_prompts
+    key = "encode_prompts.source"
     if params.train_autoencoder.source == "none":
         clash = f"{settings.source}, but pipelines with prompts draw latents; set train_autoencoder.source too, or none"
         yield key, clash
@@ -80,11 +108,6 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
         yield key, clash
     if settings.source == "random" and settings.width % HEAD_WIDTH:
         yield "encode_prompts.width", f"{settings.width} is no multiple of {HEAD_WIDTH}, the width of a head; change it"
-    if params.train_teacher.source == "train":
-        if params.train_teacher.class_conditional:
-            yield "train_teacher.class_conditional", "true, but the teacher is told prompts; set it to false"
-        if guidance != 1 and settings.empty == 0:
-            yield "encode_prompts.empty", "0, but guidance needs a teacher that knows the empty prompt; raise it"
 
 
 def architecture_problems(params: Everything) -> Iterator[Problem]:

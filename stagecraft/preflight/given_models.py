@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from stagecraft.config.sections import Everything, TrainTeacher
 from stagecraft.data.classes import check_known
 from stagecraft.diffusion.stated import check_stated, check_steps, kept_settings
+from stagecraft.networks.class_parts import read_sizes
 from stagecraft.networks.configs import check_config, check_prompts, check_teacher_fits, check_teacher_folder, reader_of
 from stagecraft.networks.given import (
     Sides,
@@ -77,7 +78,7 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
     check_search(params, reader_of(config).widths(config))
     check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:
-        check_known(survey.classes, config["num_class_embeds"], str(path))
+        check_known(survey.classes, config["num_class_embeds"], f"{path}: num_class_embeds is")
     stated = read_scheduler_config(folder)
     diffusion = params.diffusion.as_dict()
     check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), diffusion)
@@ -92,6 +93,8 @@ def prompt_width(params: Everything) -> int | None:
             return settings.width
         case "path":
             return width_of(Path(settings.path))
+        case "classes":
+            return read_sizes(Path(settings.path))[1]
     return None
 
 

@@ -13,7 +13,7 @@ from stagecraft.config.sections import (
     TrainAutoencoder,
     TrainTeacher,
 )
-from stagecraft.networks import text_parts
+from stagecraft.networks import class_parts, text_parts
 from stagecraft.networks.configs import CONFIGS, class_trained, reader_of
 from stagecraft.networks.given import SiteNames
 from stagecraft.networks.jobs import Job
@@ -125,16 +125,21 @@ def draws_by_prompts(params: Everything) -> bool:
 
 
 def encoder_files(settings: EncodePrompts) -> list[str]:
-    """Files of a text encoder's folder that a run reads, none but for source `path`; ValueError when one is missing."""
-    return [str(file) for file in text_parts.encoder_files(Path(settings.path))] if settings.source == "path" else []
+    """Files of a given text encoder or class embedding that a run reads, if any; ValueError when one is missing."""
+    match settings.source:
+        case "path":
+            return [str(file) for file in text_parts.encoder_files(Path(settings.path))]
+        case "classes":
+            return [str(class_parts.find_embedding(Path(settings.path)))]
+    return []
 
 
 def encoder_names(params: Everything) -> list[str]:
-    """Names of the text encoder's files in pipeline folders; none without prompts."""
+    """Names of the text encoder's or class embedding's files in pipeline folders; none without prompts."""
     settings = params.encode_prompts
     if settings.source == "path":
         return [str(Path(file).relative_to(settings.path)) for file in encoder_files(settings)]
-    return list(text_parts.MADE) if settings.source == "random" else []
+    return list({"random": text_parts.MADE, "classes": class_parts.MADE}.get(settings.source, ()))
 
 
 def student_file(params: Everything) -> str:
@@ -159,7 +164,7 @@ def needs_own_pipeline(params: Everything) -> bool:
     if settings.source == "path":
         conditional = read_teacher_config(settings).get("num_class_embeds") is not None
     if draws_by_prompts(params):
-        return False
+        return bool(params.encode_prompts.source == "classes")
     return runs_in_latents(params) or params.diffusion.process == "edm" or bool(conditional)
 
 

@@ -13,6 +13,7 @@ from stagecraft.config.sections import Everything
 from stagecraft.data.classes import check_told
 from stagecraft.data.survey import Survey, explained, survey
 from stagecraft.evaluation.counts import CLASSIFIER, INCEPTION, check_count, check_extractor, list_needs
+from stagecraft.networks.class_parts import check_classes
 from stagecraft.preflight.clashes import INCEPTION_FEATURES
 from stagecraft.preflight.given_models import check_given_autoencoder, check_given_teacher, network_space
 from stagecraft.preflight.jobs import latency_files
@@ -26,7 +27,9 @@ def check_inputs(params: Everything) -> None:
     """Raise ValueError, one line, for what would end a later job: checked params, folders of this machine."""
     images = survey(params.prepare_data)
     prompts = params.encode_prompts
-    if prompts.source != "none":
+    if prompts.source == "classes":
+        check_classes(prompts, images.classes)
+    elif prompts.source != "none":
         check_told(images.with_texts, images.classes, prompts.names, prompts.template)
     check_given_autoencoder(params, images)
     check_given_teacher(params, images)

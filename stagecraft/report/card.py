@@ -32,6 +32,7 @@ class Student:
         config: content of unet/config.json in its folder.
         code: the names of the files with code that its folder holds.
         prompts: some of the prompts that it was trained on; none of a student that draws by none.
+        classes: how many it draws; None of one that draws by prompts or nothing.
         params: the params that it was made and measured with.
     """
 
@@ -41,6 +42,7 @@ class Student:
     params: dict[str, Any]
     code: Sequence[str]
     prompts: Sequence[str]
+    classes: int | None
 
 
 def read_license(given: str | None, cards: Sequence[str]) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
     text = open_template("card.md.j2", keep_trailing_newline=True).render(
         name=name,
         config=student.config,
+        classes=student.classes,
         native=student.config["_class_name"] if "native" in student.architecture["unet"] else None,
         code=student.code,
         prompts=[prompt for prompt in student.prompts if prompt][:2],
@@ -93,7 +96,7 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
         settings=settings,
         license=license,
     )
-    data = card_data(name, metrics, settings, license)
+    data = card_data(name, TEXT_TASK if student.prompts else TASK, metrics, settings, license)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
@@ -103,37 +106,36 @@ def model_name(metrics: Metrics, settings: Publish) -> str:
     return f"{origin.rpartition('/')[2]}-student"
 
 
-def card_data(name: str, metrics: Metrics, settings: Publish, license: dict[str, Any]) -> ModelCardData:
-    """The metadata of the card; keys that nothing is known of are left out."""
+def card_data(name: str, task: str, metrics: Metrics, settings: Publish, license: dict[str, Any]) -> ModelCardData:
+    """The metadata of the card; keys that nothing is known of are left out.
+
+    Args:
+        task: what the student does, by the hub's name.
+    """
     derived: dict[str, Any] = {}
     if settings.base_model is not None:
         # The hub's word for any model that was trained further from another.
         derived = {"base_model": settings.base_model, "base_model_relation": "finetune"}
     return ModelCardData(
         library_name="diffusers",
-        pipeline_tag=task_of(metrics),
+        pipeline_tag=task,
         tags=["diffusion", "model-compression", "stagecraft"],
         datasets=None if settings.dataset is None else [settings.dataset],
         metrics=["fid", "kid"],
         model_name=name,
-        eval_results=[evaluation("fid", metrics, settings), evaluation("kid", metrics, settings)],
+        eval_results=[evaluation("fid", task, metrics, settings), evaluation("kid", task, metrics, settings)],
         **license,
         **derived,
     )
 
 
-def task_of(metrics: Metrics) -> str:
-    """What a student does, by the hub's name."""
-    return TEXT_TASK if "guidance" in metrics["protocol"] else TASK
-
-
-def evaluation(key: Literal["fid", "kid"], metrics: Metrics, settings: Publish) -> EvalResult:
+def evaluation(key: Literal["fid", "kid"], task: str, metrics: Metrics, settings: Publish) -> EvalResult:
     """One figure of the student with the protocol that it was measured by."""
     protocol = metrics["protocol"]
     reference = protocol["reference"]
     dataset = settings.dataset or reference["source"]
     return EvalResult(
-        task_type=task_of(metrics),
+        task_type=task,
         dataset_type=dataset,
         dataset_name=dataset,
         dataset_split=reference["split"],

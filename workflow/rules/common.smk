@@ -217,9 +217,9 @@ def name_pipeline(folder, student=False):
     names = ("model_index.json", "scheduler/scheduler_config.json", "params.json", "sha256.json")
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
-    if draws_by_prompts():
-        return files + name_encoder(folder)
-    return files + [f"{folder}/multi_stage_pipeline.py"] * (student or check(graph.needs_own_pipeline, PARAMS))
+    files += name_encoder(folder)
+    own = check(graph.needs_own_pipeline, PARAMS) or (student and not draws_by_prompts())
+    return files + [f"{folder}/multi_stage_pipeline.py"] * own
 
 
 def name_student(folder):
