@@ -10,7 +10,7 @@ import torch
 from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import Prompts
 from stagecraft.evaluation.extractor import classifier_of
-from stagecraft.runtime.threads import bring_back
+from stagecraft.runtime.imports import bring_back
 
 # Scores images uint8 (N, H, W, C), given the numbers (N,) of the prepared images whose prompts they are of.
 Scorer = Callable[[np.ndarray, np.ndarray], float]

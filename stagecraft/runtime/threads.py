@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import sys
 from collections.abc import Sequence
 
 
@@ -15,17 +14,6 @@ def prepare_process(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     with contextlib.suppress(ValueError, IndexError):
         set_threads(threads_of_process(int(arguments[arguments.index("--threads") + 1])))
-
-
-def leave_out(package: str) -> None:
-    """Let a package that is not imported yet count as not installed."""
-    sys.modules.setdefault(package, None)  # type: ignore[arg-type]
-
-
-def bring_back(package: str) -> None:
-    """Let a package that was left out be imported again."""
-    if package in sys.modules and sys.modules[package] is None:
-        del sys.modules[package]
 
 
 def threads_of_process(threads: int) -> int:
