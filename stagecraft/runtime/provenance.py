@@ -12,7 +12,10 @@ from pathlib import Path
 COMMANDS = "stages"
 PACKAGES = (COMMANDS, "stagecraft")
 ROOT = Path(__file__).parents[2]
-BODIES = ("body", "orelse", "finalbody", "handlers", "cases")  # where statements hold others
+# An import statement, over several lines where it has parentheses; absolute, as all of the project are.
+IMPORT = re.compile(
+    r"^ *((?:from [\w.]+ import (?:\([^)]*\)|\w[^\n(]*)|import [\w.]+(?: as \w+)?)) *(?:#.*)?$", re.MULTILINE
+)
 
 
 def code_files(stage: str) -> list[str]:
@@ -40,30 +43,24 @@ def code_files(stage: str) -> list[str]:
 @cache
 def imported_files(file: Path) -> tuple[Path, ...]:
     """The files of this project that `file` imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    return tuple(
-        found for node in statements(tree) for name in imported_names(node, file) for found in module_files(name)
-    )
+    names = imported_names(file.read_text(encoding="utf-8"))
+    return tuple(found for name in names for found in module_files(name))
 
 
-def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All statements of a tree, those within others too; expressions, most of a tree, hold no imports."""
-    for part in BODIES:
-        for child in getattr(node, part, ()):
-            yield child
-            yield from statements(child)
+def imported_names(code: str) -> Iterator[str]:
+    """Dotted names that the import statements of a file may load; `from a import b` gives a.b, which may be no module.
+
+    Statements are found as text, as to parse whole files takes a second at each start of Snakemake.
+    """
+    for statement in IMPORT.findall(code):
+        (node,) = ast.parse(statement).body
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def imported_names(node: ast.AST, file: Path) -> Iterator[str]:
-    """Dotted names that an import statement may load; `from a import b` gives a.b, which may be no module."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    if isinstance(node, ast.ImportFrom):
-        parents = file.relative_to(ROOT).parts[: -node.level] if node.level else ()
-        base = ".".join([*parents, *([node.module] if node.module else [])])
-        yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
+@cache
 def module_files(name: str) -> tuple[Path, ...]:
     """The files that importing a dotted name runs: each package's __init__, the module; none outside this project."""
     parts = name.split(".")

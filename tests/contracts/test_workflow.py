@@ -1,5 +1,6 @@
 """The job graph: what runs, what runs again, and how mistakes end. Stages are replaced by stubs that only write their outputs."""
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -608,24 +609,39 @@ def test_the_conda_environments_are_those_of_the_package(name: str, extras: list
 
 def test_code_files_follow_imports_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "stages/report.py": "import json\ndef report():\n    from stagecraft.inner.page import render",
+        "stages/report.py": "import json\ndef report():\n    from stagecraft.inner.page import render  # heavy",
         "stagecraft/__init__.py": "",
-        "stagecraft/inner/__init__.py": "from . import sibling",
-        "stagecraft/inner/page.py": "import stagecraft.far",
+        "stagecraft/inner/__init__.py": "from stagecraft.inner import (  # two\n    sibling as s,\n    other,\n)",
+        "stagecraft/inner/page.py": '"""Drawn\nfrom stagecraft.inner.unused by hand."""\nimport stagecraft.far as far',
         "stagecraft/inner/page.html.j2": "",
         "stagecraft/inner/page.py~": "",
         "stagecraft/inner/sibling.py": "",
+        "stagecraft/inner/other.py": "",
         "stagecraft/inner/unused.py": "",
-        "stagecraft/far.py": "from .inner.page import render",
+        "stagecraft/far.py": "from stagecraft.inner.page import render",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    provenance.module_files.cache_clear()
     used = sorted(name for name in files if "unused" not in name and not name.endswith("~"))
     assert provenance.code_files("report") == used
     with pytest.raises(ValueError, match=r"stages/retrain\.py: not found"):
         provenance.code_files("retrain")
+    provenance.module_files.cache_clear()
+
+
+def test_imports_are_found_as_python_finds_them() -> None:
+    for file in [file for package in provenance.PACKAGES for file in (ROOT / package).rglob("*.py")]:
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, file
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        assert {*provenance.imported_names(file.read_text())} == names, file
 
 
 def test_parsing_imports_nothing_heavy() -> None:
