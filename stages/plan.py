@@ -11,6 +11,7 @@ from stagecraft.planning.gpu import Gpu
 from stagecraft.planning.plan import format_plan, make_plan, plan_as_json
 from stagecraft.planning.rates import Machine, measure_rate
 from stagecraft.preflight.params import validate_params
+from stagecraft.preflight.run import check_training_images
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import write_json
@@ -28,6 +29,8 @@ def plan(params: dict[str, Any], *, threads: int, cores: int, gpu: str, figures:
     checked = validate_params(params, "params.yaml")
     card = Gpu.of(json.loads(gpu))
     planned, setup = make_plan(checked)
+    if setup.images.train:
+        check_training_images(checked, setup.images)
     device = pick_device(checked.device, threads)
     batch = checked.retrain.batch_size
     rate = measure_rate(setup.teacher, batch, device, checked.precision, threads)

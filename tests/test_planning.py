@@ -21,6 +21,7 @@ from stagecraft.planning.rates import LARGEST_IMAGE, Machine, Rate, measure_rate
 from stagecraft.planning.setup import META, read_setup
 from stagecraft.planning.steps import Work, count_jobs
 from stagecraft.preflight.params import validate_params
+from stages.plan import plan as make_a_plan
 
 # What the default run took on two quiet cores with AVX-512: seconds from the start of a rule's first
 # job to the end of its last, and of all; bytes of the shards; MACs, as its files hold them. `machine` are its speeds:
@@ -207,6 +208,15 @@ def test_every_row_of_the_page_about_plans_is_provoked(tmp_path: Path) -> None:
     given = {"train_teacher": {"source": "path", "path": str(tmp_path / "teacher")}}
     runs = [validate_params(lay_over(preset_params("smoke"), images | more), "smoke") for more in ({}, given)]
     check_words("plan-size", [message(make_plan, params) for params in runs])
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    for number in range(20):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+    images = {"source": "folder", "path": str(tmp_path), "resolution": 8, "channels": 1}
+    params = lay_over(preset_params("digits"), {"prepare_data": images, "measure_latency": {"source": "measure"}})
+    with pytest.raises(ValueError, match=r"prepare_data: 16 training images are too few for "):
+        make_a_plan(params, threads=1, cores=2, gpu="{}", figures=tmp_path / "plan.json")
 
 
 def test_a_teacher_for_other_images_is_refused(hub: Path) -> None:

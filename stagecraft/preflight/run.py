@@ -58,11 +58,15 @@ def check_latencies(params: Everything, images: Survey) -> None:
 
 def check_counts(params: Everything) -> None:
     """Raise ValueError for too few training images to compare samples with, or nothing to compare by; only `evaluate` does so."""
-    images = survey(params.prepare_data)
+    check_training_images(params, survey(params.prepare_data))
+    check_extractor(params.evaluate.extractor)
+
+
+def check_training_images(params: Everything, images: Survey) -> None:
+    """Raise ValueError for too few of them to compare samples with."""
     settings = params.evaluate
     features = {CLASSIFIER: params.train_extractor.features, INCEPTION: INCEPTION_FEATURES}
     extractor = settings.extractor
     needs = list_needs(extractor, features.get(extractor), settings.kid_subset_size, settings.neighbours)
     with explained(images.notes):
         check_count(images.train, "training images", "prepare_data", needs)
-    check_extractor(extractor)
