@@ -1,4 +1,4 @@
-"""Prompts of the images as hidden states of the text encoder: python -m stages.encode_prompts --params JSON --threads N ..."""
+"""Prompts or classes of the images as hidden states: python -m stages.encode_prompts --params JSON --threads N ..."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from stagecraft.runtime.files import atomic_folder, write_checked_json
 
 
 def encode_prompts(params: EncodePrompts, *, threads: int, data: Path, output: Path) -> None:
-    """Write the text encoder, what it makes of each prompt, and index.json; the index alone where there are no prompts."""
+    """Write the encoder, what it makes of each prompt or class, and index.json; the index alone where there are no prompts."""
     settings = params.encode_prompts
     prepared = PreparedData.load(data)
     index = {"source": settings.source, "data": prepared.meta["sha256"], "sha256": None, "params": params.as_given()}

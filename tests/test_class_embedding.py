@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
-from helpers import preset_params, run_stages, text_params
+from helpers import EDM, preset_params, run_stages, text_params
 from hub import save_configs
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -107,8 +108,12 @@ def imagenet_params(teacher: Path) -> dict[str, Any]:
         ({"a": torch.zeros(11, WIDTH), "b": torch.zeros(1)}, "holds 2 tensors (a [11, 12] of F32, b [1] of F32)"),
         ({"a": torch.zeros(11)}, "holds 1 tensors (a [11] of F32); give the teacher's class embedding"),
         ({"a": torch.zeros(11, WIDTH, dtype=torch.int64)}, "holds 1 tensors (a [11, 12] of I64)"),
+        ({"a": torch.zeros(1, WIDTH)}, "holds 1 tensors (a [1, 12] of F32)"),
         ({"a": torch.zeros(11, 7)}, "cross_attention_dim is 12 but the hidden states of the prompts are 7 wide"),
-        ({"a": torch.zeros(8, WIDTH)}, "the number of classes is 7 but the images have the class 9"),
+        (
+            {"a": torch.zeros(8, WIDTH)},
+            "the number of classes, with encode_prompts.last_is_empty: true, is 7 but the images have the class 9",
+        ),
     ],
 )
 def test_another_embedding_is_refused_before_the_first_job(
@@ -132,7 +137,7 @@ def test_a_file_that_is_none_or_no_safetensors_is_refused(tmp_path: Path) -> Non
 def test_images_need_classes(given: Path) -> None:
     path = str(given / "classes.safetensors")
     settings = ClassEncoder(source="classes", path=path, last_is_empty=True, empty=0.1)
-    with pytest.raises(ValueError, match="the number of classes is 10 but the images have no labels"):
+    with pytest.raises(ValueError, match="last_is_empty: true, is 10 but the images have no labels"):
         check_classes(settings, None)
     check_classes(settings, {str(number): number for number in range(CLASSES)})
     # Without a row for no class there is one class more.
@@ -165,6 +170,14 @@ def test_params_that_clash_with_classes_are_refused(given: Path, above: dict[str
         validate_params(params, "params.yaml")
 
 
+def test_a_teacher_that_is_told_classes_twice_is_refused(given: Path, tmp_path: Path) -> None:
+    teacher = Path(shutil.copytree(given, tmp_path / "given"))
+    config = json.loads((teacher / "unet" / "config.json").read_text())
+    (teacher / "unet" / "config.json").write_text(json.dumps(config | {"num_class_embeds": CLASSES}))
+    with pytest.raises(ValueError, match="num_class_embeds beside a class embedding is not supported"):
+        check_inputs(validate_params(class_params(teacher), "params.yaml"))
+
+
 # --- The embedding and its pipeline ---
 
 
@@ -173,11 +186,12 @@ def test_an_embedding_knows_its_classes_and_none() -> None:
     weight = embedding.embedding.weight
     assert embedding.classes == 3
     assert torch.equal(embedding(torch.tensor([2, 0]))[:, 0], weight[[2, 0]])
-    assert torch.equal(embedding.empty(2)[:, 0], weight[[3, 3]])
+    two = torch.tensor([0, 2])
+    assert torch.equal(embedding.empty(two)[:, 0], weight[[3, 3]])
     for wrong in (3, -1):
         with pytest.raises(ValueError, match=re.escape(f"class_labels: [{wrong}], but classes are 0 to 2")):
             embedding(torch.tensor([wrong]))
-    assert not ClassEmbedding(4, 3, last_is_empty=False).empty(2).any()
+    assert not ClassEmbedding(4, 3, last_is_empty=False).empty(two).any()
 
 
 def test_a_pipeline_asks_for_classes_and_for_a_row_to_guide_by(given: Path) -> None:
@@ -254,13 +268,13 @@ def test_the_pipeline_predicts_what_the_evaluation_does(done: Path) -> None:
     embedding = pipeline.class_embedding
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([3, 7])
-    given, empty = (Condition({PROMPT: states}) for states in (embedding(labels), embedding.empty(2)))
+    given, empty = (Condition({PROMPT: states}) for states in (embedding(labels), embedding.empty(labels)))
     with torch.no_grad():
         for t in (10, 900):
             plain = predict(pipeline.unet, x, t, given)
-            assert torch.equal(pipeline.predict(x, torch.tensor(t), labels, 1.0), plain)
+            assert torch.equal(pipeline.predict(x, torch.tensor(t), pipeline.arguments_of(labels, 1.0), 1.0), plain)
             guided = predict_guided(pipeline.unet, x, t, given, empty, 3.0)
-            assert torch.equal(pipeline.predict(x, torch.tensor(t), labels, 3.0), guided)
+            assert torch.equal(pipeline.predict(x, torch.tensor(t), pipeline.arguments_of(labels, 3.0), 3.0), guided)
 
 
 def test_the_card_says_how_many_classes_and_how_to_draw_them(done: Path) -> None:
@@ -270,3 +284,22 @@ def test_the_card_says_how_many_classes_and_how_to_draw_them(done: Path) -> None
     assert ModelCard(text).data.pipeline_tag == "unconditional-image-generation"
     metrics = json.loads((done / "results" / "metrics.json").read_text())
     assert 0 <= metrics["student"]["agreement"] <= 1 and "clip_score" not in metrics["student"]
+
+
+def test_a_teacher_may_be_trained_in_pixels_on_another_process(given: Path, tmp_path: Path) -> None:
+    (weight,) = load_file(given / "classes.safetensors").values()
+    save_file({"weight": weight[:CLASSES].half()}, tmp_path / "half.safetensors")
+    changes = {
+        "diffusion": EDM,
+        "sampling": {"scheduler": "edm_euler"},
+        "prepare_data": {"resolution": 8},
+        "encode_prompts": {"last_is_empty": False, "empty": 0.0},
+        "train_autoencoder": {"source": "none"},
+        "train_teacher": {"source": "train", "steps": 2, "warmup_steps": 0},
+        "evaluate": {"guidance": 1.0},
+    }
+    params = lay_over(class_params(given, tmp_path / "half.safetensors"), changes)
+    run_stages(tmp_path, params, last="train_teacher")
+    pipeline = DiffusionPipeline.from_pretrained(str(tmp_path / "results" / "teacher"), trust_remote_code=True)
+    images = pipeline(class_labels=[3, 7], num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 1) and np.isfinite(images).all()

@@ -57,17 +57,19 @@ def test_a_stage_imports_what_it_uses(program: str, loaded: str | None) -> None:
         ("import kept.inner; assert kept.inner.value == 3 and sys.modules['kept.inner'] is kept.inner", True),
         ("from kept.inner import value; assert value == 3", True),
         ("from kept import inner; assert inner.value == 3", True),
+        ("import kept.outer; assert kept.outer.__spec__.origin.endswith('outer.py')", True),
         ("from kept import absent", True),
         ("import kept.absent", True),
     ],
 )
 def test_a_module_is_imported_when_something_of_it_is_used(tmp_path: Path, program: str, loaded: bool) -> None:
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "__init__.py").write_text("print('loaded'); known = 1; other = 2\n")
+    (tmp_path / "kept" / "__init__.py").write_text("print('loaded'); known = 1; other = 2\nfrom kept import outer\n")
+    (tmp_path / "kept" / "outer.py").write_text("value = 4; print('outer')\n")
     (tmp_path / "kept" / "inner.py").write_text("value = 3; print('once')\n")
     start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from stagecraft.runtime.imports import import_later; "
     result = run(ROOT, sys.executable, "-c", start + "import_later('kept', {'known': 1}); " + program)
     assert (result.returncode == 0) == ("absent" not in program), result.stderr
-    assert result.stdout.split() == ["loaded"] * loaded + ["once"] * ("inner" in program)
+    assert result.stdout.split() == ["loaded", "outer"] * loaded + ["once"] * ("inner" in program)
     if "absent" in program:
         assert result.stderr.splitlines()[-1].startswith(("ImportError: ", "ModuleNotFoundError: No module named"))

@@ -441,7 +441,7 @@ def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
         ({"encode_prompts": {"empty": 0.0}}, "encode_prompts.empty: 0, but guidance needs a teacher that knows"),
         (
             {"train_teacher": {"class_conditional": True}},
-            "train_teacher.class_conditional: true, but the teacher is told",
+            "train_teacher.class_conditional: true, but encode_prompts tells the teacher; set it to false",
         ),
     ],
 )

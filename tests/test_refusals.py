@@ -362,6 +362,7 @@ START: dict[str, list[Setup]] = {
         classes(spoil=True),
         classes(bias=np.zeros(1, np.float32)),
         classes(rows=3),
+        both(autoencoder(), prompted(num_class_embeds=2, cross_attention_dim=8), classes()),
     ],
     "model-groups": [teacher(norm_num_groups=5), autoencoder(norm_num_groups=3)],
     "teacher-folder": [

@@ -480,7 +480,7 @@ class Everything(Seeded, Precise, OfArchitecture, Sampled):
 
     prepare_data: PrepareData = doc("The images a run starts from.")
     encode_prompts: EncodePrompts = doc(
-        "What a text encoder makes of the images' prompts, for teachers that draw by prompts."
+        "What a text encoder makes of the images' prompts, or an embedding of their classes, for teachers that attend to it."
     )
     train_autoencoder: TrainAutoencoder = doc("The autoencoder whose latents diffusion runs in, or none for pixels.")
     train_teacher: TrainTeacher = doc("The teacher, trained here or taken from a diffusers folder.")

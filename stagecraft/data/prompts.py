@@ -28,7 +28,7 @@ class Prompts:
         states: a row for each prompt, the first that of an empty one.
         rows: the row of each image's prompt, int64 (N,).
         empty: share of the images that are trained on with an empty prompt, for guidance.
-        encoder: folder of the text encoder, where there is one.
+        encoder: folder with the text encoder or class embedding, where there is one.
         sha256: hash of what they were read from.
         texts: the prompts themselves, where they are known.
     """

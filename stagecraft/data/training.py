@@ -83,7 +83,7 @@ class TrainingSet:
 
     @property
     def encoder(self) -> Path | None:
-        """The folder of their prompts' text encoder; None when they have no prompts."""
+        """The folder with their text encoder or class embedding; None when they have no prompts."""
         return None if self.prompts is None else self.prompts.encoder
 
     @property

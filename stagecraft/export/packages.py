@@ -13,5 +13,7 @@ def check_packages() -> None:
 
 
 def refuse_prompts() -> None:
-    """Raise ValueError, as a student that draws by prompts has no graph of its text encoder."""
-    raise ValueError("export: a student that draws by prompts is not exported; use results/student with diffusers")
+    """Raise ValueError, as a student that draws by prompts or a class embedding has no graph of its encoder."""
+    raise ValueError(
+        "export: a student that draws by prompts or a class embedding is not exported; use results/student with diffusers"
+    )

@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 
 
 class ClassEmbedding(ModelMixin, ConfigMixin):
-    """One hidden state for each class (Rombach et al. 2022, section 4.3.2 and appendix E.1).
+    """One hidden state for each class (as LDM-4 on ImageNet has it, Rombach et al. 2022).
 
     Args:
         rows: of the embedding.
@@ -54,8 +54,7 @@ class ClassEmbedding(ModelMixin, ConfigMixin):
             raise ValueError(f"class_labels: {labels.tolist()}, but classes are 0 to {self.classes - 1}")
         return self.embedding(labels)[:, None]
 
-    def empty(self, count: int) -> torch.Tensor:
-        """The hidden states (count, 1, width) of no class; zeros where no row stands for it."""
-        weight = self.embedding.weight
-        last = weight[-1] if self.config.last_is_empty else torch.zeros_like(weight[-1])
-        return last.expand(count, 1, -1)
+    def empty(self, labels: torch.Tensor) -> torch.Tensor:
+        """The hidden states (N, 1, width) of no class, for as many samples; zeros where no row stands for it."""
+        states = self.embedding(torch.full_like(labels, self.config.rows - 1))[:, None]
+        return states if self.config.last_is_empty else torch.zeros_like(states)

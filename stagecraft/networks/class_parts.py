@@ -10,7 +10,7 @@ FOLDER = "class_embedding"  # in pipeline folders
 # The files of a class embedding there.
 MADE = tuple(f"{FOLDER}/{name}" for name in (f"{FOLDER}.py", "config.json", WEIGHTS))
 FLOATS = ("F64", "F32", "F16", "BF16")
-REMEDY = "give the teacher's class embedding, one tensor of (classes, width)"
+REMEDY = "give the teacher's class embedding, one tensor of (classes, width) in single, half or double precision"
 
 
 def find_embedding(path: Path) -> Path:
@@ -28,7 +28,7 @@ def read_sizes(path: Path) -> tuple[int, int]:
     except ValueError as error:
         raise ValueError(f"{path}: cannot be loaded as safetensors ({error}); {REMEDY}") from error
     shapes = [tensor["shape"] for tensor in header.values() if tensor["dtype"] in FLOATS]
-    if len(header) != 1 or len(shapes) != 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
+    if len(header) != 1 or len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] < 2 or not shapes[0][1]:
         told = ", ".join(
             f"{name} {tensor['shape']} of {tensor['dtype']}" for name, tensor in sorted(header.items())[:3]
         )
@@ -40,4 +40,6 @@ def read_sizes(path: Path) -> tuple[int, int]:
 def check_classes(settings: ClassEncoder, classes: Classes | None) -> None:
     """Raise ValueError unless the images' classes are those of a class embedding."""
     rows, _ = read_sizes(Path(settings.path))
-    check_known(classes, rows - settings.last_is_empty, f"{settings.path}: the number of classes is")
+    last = "true" if settings.last_is_empty else "false"
+    where = f"{settings.path}: the number of classes, with encode_prompts.last_is_empty: {last}, is"
+    check_known(classes, rows - settings.last_is_empty, where)

@@ -95,8 +95,8 @@ class MultiStagePipeline(DiffusionPipeline):
         """
         config = self.unet.config
         device = self._execution_device
-        labels = None if class_labels is None else torch.as_tensor(class_labels, device=device)
-        self.check_labels(labels, guidance_scale)
+        labels = None if class_labels is None else torch.as_tensor(class_labels, dtype=torch.int64, device=device)
+        arguments = self.arguments_of(labels, guidance_scale)
         count = batch_size if labels is None else len(labels)
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -106,7 +106,7 @@ class MultiStagePipeline(DiffusionPipeline):
         scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
         drawing = {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
         for t in self.progress_bar(self.scheduler.timesteps):
-            output = self.predict(scale(x, t), t, labels, guidance_scale)
+            output = self.predict(scale(x, t), t, arguments, guidance_scale)
             x = self.scheduler.step(output, t, x, **drawing).prev_sample
         if self.vae is not None:
             shift, scale = latent_scale(self.vae, x)
@@ -118,23 +118,28 @@ class MultiStagePipeline(DiffusionPipeline):
             images = self.numpy_to_pil(images)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def check_labels(self, labels: torch.Tensor | None, guidance: float) -> None:
-        """Raise ValueError where a class embedding is given no classes, or guidance finds no row for no class."""
-        if self.class_embedding is not None and labels is None:
-            last = self.class_embedding.classes - 1
-            raise ValueError(f"class_labels: none, but the model draws classes 0 to {last}; give one for each image")
+    def arguments_of(self, labels: torch.Tensor | None, guidance: float) -> dict[str, torch.Tensor | None]:
+        """What the UNet is given beside x and t; with guidance, no class before the classes.
+
+        Raises:
+            ValueError: a class embedding is given no classes, or guidance finds no row for no class.
+        """
         if guidance != 1 and not getattr(getattr(self.class_embedding, "config", None), "last_is_empty", False):
             raise ValueError(
                 f"guidance_scale: {guidance}, but the model knows no empty class to guide by; leave it at 1"
             )
-
-    def predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance: float) -> torch.Tensor:
-        """The UNet's output for x (N,C,H,W), with classifier-free guidance where the scale is not 1."""
         if self.class_embedding is None:
-            return self.unet(x, t, class_labels=labels).sample
+            return {"class_labels": labels}
+        if labels is None:
+            last = self.class_embedding.classes - 1
+            raise ValueError(f"class_labels: none, but the model draws classes 0 to {last}; give one for each image")
         states = self.class_embedding(labels)
+        empty = [] if guidance == 1 else [self.class_embedding.empty(labels)]
+        return {"encoder_hidden_states": torch.cat([*empty, states])}
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, arguments: dict[str, Any], guidance: float) -> torch.Tensor:
+        """The UNet's output for x (N,C,H,W), with classifier-free guidance where the scale is not 1."""
         if guidance == 1:
-            return self.unet(x, t, encoder_hidden_states=states).sample
-        states = torch.cat([self.class_embedding.empty(len(x)), states])
-        without, given = self.unet(torch.cat([x, x]), t, encoder_hidden_states=states).sample.chunk(2)
+            return self.unet(x, t, **arguments).sample
+        without, given = self.unet(torch.cat([x, x]), t, **arguments).sample.chunk(2)
         return without + guidance * (given - without)

@@ -56,7 +56,8 @@ def write_classes(folder: Path, data: PreparedData, settings: ClassEncoder, inde
     embedding = load_class_embedding(Path(settings.path), settings.last_is_empty)
     embedding.save_pretrained(folder / FOLDER, safe_serialization=True)
     with torch.no_grad():
-        states = torch.cat([embedding.empty(1), embedding(torch.arange(embedding.classes))])
+        classes = torch.arange(embedding.classes)
+        states = torch.cat([embedding.empty(classes[:1]), embedding(classes)])
     # Row 0 is that of no class.
     rows = torch.as_tensor(data.labels, dtype=torch.int64) + 1
     save_prompts(folder, Prompts(Condition({PROMPT: states}), rows), {**index, "empty": settings.empty, "prompts": []})

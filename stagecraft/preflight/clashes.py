@@ -73,9 +73,12 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
     yield from class_problems(params) if settings.source == "classes" else text_problems(params)
     if params.train_teacher.source == "train":
         if params.train_teacher.class_conditional:
-            yield "train_teacher.class_conditional", "true, but the teacher is told prompts; set it to false"
+            yield "train_teacher.class_conditional", "true, but encode_prompts tells the teacher; set it to false"
         if guidance != 1 and settings.empty == 0:
-            yield "encode_prompts.empty", "0, but guidance needs a teacher that knows the empty prompt; raise it"
+            yield (
+                "encode_prompts.empty",
+                "0, but guidance needs a teacher that knows the empty prompt, or no class; raise it",
+            )
 
 
 def class_problems(params: Everything) -> Iterator[Problem]:

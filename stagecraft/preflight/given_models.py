@@ -12,6 +12,7 @@ from stagecraft.diffusion.stated import check_stated, check_steps, kept_settings
 from stagecraft.networks.class_parts import read_sizes
 from stagecraft.networks.configs import check_config, check_prompts, check_teacher_fits, check_teacher_folder, reader_of
 from stagecraft.networks.given import (
+    TEACHER,
     Sides,
     Space,
     check_autoencoder_fits,
@@ -75,6 +76,8 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
     prompts = params.encode_prompts
     two = prompts.source == "path" and has_second(Path(prompts.path))
     check_prompts(config, path, prompt_width(params), two)
+    if prompts.source == "classes" and config.get("num_class_embeds") is not None:
+        raise ValueError(f"{path}: num_class_embeds beside a class embedding is not supported; {TEACHER}")
     check_search(params, reader_of(config).widths(config))
     check_teacher_fits(config, path, space, params.diffusion.process)
     if config.get("num_class_embeds") is not None:

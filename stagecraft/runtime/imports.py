@@ -52,12 +52,13 @@ def import_later(name: str, known: Mapping[str, Any] | None = None) -> None:
 
 
 class LaterModule(ModuleType):
-    """Stands for a module until something is asked of it."""
+    """Stands for a module until something is asked of it; what is assigned to it before is lost."""
 
     __path__: list[str] = []  # noqa: RUF012, of a package, whose modules LaterFinder finds
 
     def __init__(self, name: str, known: Mapping[str, Any]) -> None:
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
         self.__dict__.update(known)
 
     def __getattr__(self, attribute: str) -> Any:
@@ -73,7 +74,7 @@ class LaterModule(ModuleType):
         return import_module(self.__name__)
 
 
-class LaterFinder(MetaPathFinder, Loader):
+class LaterFinder(MetaPathFinder):
     """Finds the modules in a package that a LaterModule stands for, by importing the package first."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -82,19 +83,30 @@ class LaterFinder(MetaPathFinder, Loader):
         if not isinstance(package, LaterModule):
             return None
         package.load()
-        return ModuleSpec(name, self)
+        module = import_module(name)
+        del sys.modules[name]  # or Python would execute it again
+        return ModuleSpec(name, ImportedLoader(module))
+
+
+class ImportedLoader(Loader):
+    """Gives a module that was imported already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.spec = module.__spec__
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module, which its package has imported, or does now."""
-        return import_module(spec.name)
+        """The module."""
+        return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to do."""
+        """Give it back the specification that Python has just replaced."""
+        module.__spec__ = self.spec
 
 
-def unchanged(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+def unchanged(fn: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
     """Mark a function for torch's compiler, which never sees it; a decorator, with arguments or without."""
-    return unchanged if function is None else function
+    return unchanged if fn is None else fn
 
 
 # Modules that libraries import on their way, and what they use of torch's compiler where nothing is compiled.
@@ -107,6 +119,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "disable": unchanged,
         "eval_frame": SimpleNamespace(OptimizedModule=type("OptimizedModule", (), {})),
         "graph_break": lambda msg="": None,
+        "trace_rules": SimpleNamespace(clear_lru_cache=lambda: None),
     },
     "torch._inductor": {"config": INDUCTOR_CONFIG},
 }

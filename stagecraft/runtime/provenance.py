@@ -12,10 +12,11 @@ from pathlib import Path
 COMMANDS = "stages"
 PACKAGES = (COMMANDS, "stagecraft")
 ROOT = Path(__file__).parents[2]
-# An import statement, over several lines where it has parentheses; absolute, as all of the project are.
-IMPORT = re.compile(
-    r"^ *((?:from [\w.]+ import (?:\([^)]*\)|\w[^\n(]*)|import [\w.]+(?: as \w+)?)) *(?:#.*)?$", re.MULTILINE
-)
+NAMES = r"\w+(?: as \w+)?(?:,\s+\w+(?: as \w+)?)*"
+# An import statement as most are, absolute and alone on its lines; and what may be part of any.
+PLAIN = rf"^ *((?:from [a-z_][\w.]* import (?:{NAMES}|\(\s*{NAMES},?\s*\))|import [a-z][\w.]*(?: as \w+)?)) *(?:#.*)?$"
+PLAIN_IMPORT = re.compile(PLAIN, re.MULTILINE)
+ANY_IMPORT = re.compile(r"(?:^|[;:])\s*(?:from|import)\b", re.MULTILINE)
 
 
 def code_files(stage: str) -> list[str]:
@@ -50,10 +51,11 @@ def imported_files(file: Path) -> tuple[Path, ...]:
 def imported_names(code: str) -> Iterator[str]:
     """Dotted names that the import statements of a file may load; `from a import b` gives a.b, which may be no module.
 
-    Statements are found as text, as to parse whole files takes a second at each start of Snakemake.
+    Plain statements are found as text, as to parse whole files takes a second at each start of Snakemake; a file that has others,
+    or words that look like them, is parsed.
     """
-    for statement in IMPORT.findall(code):
-        (node,) = ast.parse(statement).body
+    plain = PLAIN_IMPORT.findall(code)
+    for node in ast.walk(ast.parse("\n".join(plain) if len(plain) == len(ANY_IMPORT.findall(code)) else code)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

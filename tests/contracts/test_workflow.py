@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -624,12 +625,35 @@ def test_code_files_follow_imports_of_all_kinds(tmp_path: Path, monkeypatch: pyt
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    provenance.module_files.cache_clear()
+    monkeypatch.setattr(provenance, "module_files", functools.cache(provenance.module_files.__wrapped__))
     used = sorted(name for name in files if "unused" not in name and not name.endswith("~"))
     assert provenance.code_files("report") == used
     with pytest.raises(ValueError, match=r"stages/retrain\.py: not found"):
         provenance.code_files("retrain")
-    provenance.module_files.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from a.b import c, d as e",
+        "import a, b as c",
+        "if x: import a",
+        "from a import b; import c",
+        "from a import \\\n    b",
+        "from a import (\n    b,  # (x)\n    c,\n)",
+        "from a import *",
+        '"""Lines\nfrom a import the module.\nimport of b"""\nimport c.d',
+        "def f():\n\tfrom a import b",
+    ],
+)
+def test_imports_of_any_form_are_found(code: str) -> None:
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert {*provenance.imported_names(code)} == names
 
 
 def test_imports_are_found_as_python_finds_them() -> None:
