@@ -8,7 +8,7 @@ from helpers import ROOT, run
 
 # As Python does for python -m stages.search_block.
 START = "import sys; sys.argv[0] = '-m'; import stages; "
-HEAVY = ("sympy", "torch._dynamo.utils", "scipy.stats._stats_py", "torchvision", "transformers")
+HEAVY = ("sympy", "torch._dynamo.exc", "scipy.stats._stats_py", "torchvision", "transformers")
 LOADED = f"print([name for name in {HEAVY} if sys.modules.get(name)])"
 
 TRAINING = """
@@ -22,14 +22,18 @@ net(torch.ones(1, 2)).backward()
 optimizer.step()
 optimizer.zero_grad()
 """
+EVALUATION = """
+from stages import evaluate
+"""
 COMPILED = """
 import torch
 from diffusers import UNet2DModel
-assert "torch._dynamo.utils" not in sys.modules
+assert "torch._dynamo.exc" not in sys.modules
 import torch._dynamo.utils
 import torch._inductor.config
 assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"] and torch._dynamo.config.cache_size_limit > 0
 assert torch._inductor.config.max_autotune is False
+assert torch._dynamo.exc.counters is torch._dynamo.utils.counters
 compiled = torch.compile(torch.nn.Linear(2, 1), backend="eager")
 assert type(compiled) is torch._dynamo.eval_frame.OptimizedModule and compiled(torch.ones(1, 2)).shape == (1, 1)
 """
@@ -41,9 +45,12 @@ assert "scipy.stats._stats_py" in sys.modules
 """
 
 
-@pytest.mark.parametrize(("program", "loaded"), [(TRAINING, "[]"), (COMPILED, None), (BETAS, None)])
+@pytest.mark.parametrize(
+    ("program", "loaded"), [(TRAINING, "[]"), (EVALUATION, "['torchvision']"), (COMPILED, None), (BETAS, None)]
+)
 def test_a_stage_imports_what_it_uses(program: str, loaded: str | None) -> None:
-    result = run(ROOT, sys.executable, "-c", START + program + LOADED)
+    stage = "stages.evaluate" if program == EVALUATION else "stages.retrain"
+    result = run(ROOT, sys.executable, "-c", START + program + LOADED, stage)
     assert result.returncode == 0, result.stderr
     assert loaded is None or result.stdout.strip() == loaded
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 # Packages, and the stages that use them from the start.
 PACKAGES = {
@@ -68,9 +68,10 @@ class LaterModule(ModuleType):
         return getattr(self.load(), attribute)
 
     def load(self) -> ModuleType:
-        """Import the module in place of this one."""
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        """Import the module in place of this one and of those within it."""
+        for name, module in [*sys.modules.items()]:
+            if isinstance(module, LaterModule) and f"{name}.".startswith(f"{self.__name__}."):
+                del sys.modules[name]
         return import_module(self.__name__)
 
 
@@ -85,23 +86,9 @@ class LaterFinder(MetaPathFinder):
         package.load()
         module = import_module(name)
         del sys.modules[name]  # or Python would execute it again
-        return ModuleSpec(name, ImportedLoader(module))
-
-
-class ImportedLoader(Loader):
-    """Gives a module that was imported already."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self.module = module
-        self.spec = module.__spec__
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module."""
-        return self.module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Give it back the specification that Python has just replaced."""
-        module.__spec__ = self.spec
+        own = {"__spec__": module.__spec__}  # which Python replaces before it asks to execute
+        given = {"create_module": lambda _: module, "exec_module": lambda _: module.__dict__.update(own)}
+        return ModuleSpec(name, cast(Loader, SimpleNamespace(**given)))
 
 
 def unchanged(fn: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
@@ -121,5 +108,6 @@ MODULES: dict[str, dict[str, Any]] = {
         "graph_break": lambda msg="": None,
         "trace_rules": SimpleNamespace(clear_lru_cache=lambda: None),
     },
+    "torch._dynamo.utils": {"is_compile_supported": lambda device_type: False},
     "torch._inductor": {"config": INDUCTOR_CONFIG},
 }
