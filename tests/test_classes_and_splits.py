@@ -191,7 +191,7 @@ NUMBERED, NAMED = {"1": 1, "3": 3, "7": 7}, {"cat": 0, "dog": 1, "fish": 2}
     ],
 )
 def test_classes_that_a_teacher_knows(classes, known):
-    check_known(classes, known, "config.json")
+    check_known(classes, known, "config.json: num_class_embeds is")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_classes_that_a_teacher_knows(classes, known):
 )
 def test_classes_that_a_teacher_does_not_know_are_refused(classes, known, message):
     assert f"t/config.json: num_class_embeds is {known} but {message}" in refusal(
-        check_known, classes, known, "t/config.json"
+        check_known, classes, known, "t/config.json: num_class_embeds is"
     )
 
 
