@@ -18,10 +18,13 @@ def encode_prompts(params: EncodePrompts, *, threads: int, data: Path, output: P
             write_checked_json(aside / "index.json", index)
             return
         # Heavy, and of no use to most runs.
-        from stagecraft.networks.prompting import write_prompts
+        from stagecraft.networks.prompting import write_classes, write_prompts
         from stagecraft.runtime.device import pick_device
 
-        write_prompts(aside, prepared, settings, params.seed, pick_device(params.device, threads), index)
+        if settings.source == "classes":
+            write_classes(aside, prepared, settings, index)
+        else:
+            write_prompts(aside, prepared, settings, params.seed, pick_device(params.device, threads), index)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,18 @@ LITTLE_SEARCH |= {"candidates": 9, "ranges": "own", "local_triples": 4, "output_
 LITTLE_SEARCH |= {"checkpoint_every": 100}
 
 
+# An AutoencoderKL or VQModel of grey images that halves their sides once.
+VAE = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (8, 16),
+    "latent_channels": 2,
+    "norm_num_groups": 4,
+}
+
+
 def tiny_unet(**changes):
     """A UNet2DModel of two levels with attention in the second, random weights that are not at their initial zeros."""
     from diffusers import UNet2DModel

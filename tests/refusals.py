@@ -10,23 +10,13 @@ from typing import Any
 
 import numpy as np
 from diffusers import AutoencoderKL, DDPMScheduler
-from helpers import ROOT, ddpm_params, tiny_unet
+from helpers import ROOT, VAE, ddpm_params, tiny_unet
 from PIL import Image
 
 from stagecraft.data.sources import source_fingerprint
 from stagecraft.preflight import jobs
 from stagecraft.preflight import run as preflight
 from stagecraft.preflight.params import validate_params
-
-VAE = {
-    "in_channels": 1,
-    "out_channels": 1,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "block_out_channels": (8, 16),
-    "latent_channels": 2,
-    "norm_num_groups": 4,
-}
 
 # --- The page ---
 

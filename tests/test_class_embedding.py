@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
-from helpers import EDM, preset_params, run_stages, text_params
+from helpers import EDM, VAE, preset_params, run_stages, text_params, tiny_prompted_unet
 from hub import save_configs
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -36,30 +36,8 @@ WIDTH = 12
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A UNet, a VQModel and a scheduler in the layout of diffusers, for grey images of 16 x 16 pixels, and a class embedding."""
     folder = tmp_path_factory.mktemp("ldm")
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        attention_head_dim=(2, 4),
-        cross_attention_dim=WIDTH,
-    )
-    vae = VQModel(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=3,
-        num_vq_embeddings=32,
-        norm_num_groups=4,
-        sample_size=16,
-    )
+    unet = tiny_prompted_unet(in_channels=3, out_channels=3, cross_attention_dim=WIDTH)
+    vae = VQModel(**VAE | {"latent_channels": 3, "num_vq_embeddings": 32, "sample_size": 16})
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vqvae")
     scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel, VQModel
-from helpers import PROMPTED, ddpm_params, preset_params, tiny_unet
+from helpers import PROMPTED, VAE, ddpm_params, preset_params, tiny_unet
 
 from stagecraft.config.sections import Everything, GivenAutoencoder, GivenTeacher
 from stagecraft.data.survey import Survey
@@ -38,15 +38,6 @@ LEVELS = {
     "block_out_channels": (16, 16, 32, 32),
     "down_block_types": ("DownBlock2D",) * 4,
     "up_block_types": ("UpBlock2D",) * 4,
-}
-VAE = {
-    "in_channels": 1,
-    "out_channels": 1,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "block_out_channels": (8, 16),
-    "latent_channels": 2,
-    "norm_num_groups": 4,
 }
 PLAIN = "diffusion_pytorch_model.safetensors"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from helpers import ROOT, run, run_stages, save_clip, text_params
+from helpers import ROOT, run, run_stages, save_clip, text_params, tiny_prompted_unet
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -238,19 +238,7 @@ def test_prompts_without_empty_ones_draw_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=6,
-    ).eval()
+    return tiny_prompted_unet(in_channels=4, out_channels=4)
 
 
 @torch.no_grad()

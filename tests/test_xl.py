@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from helpers import run_stages, text_params
+from helpers import VAE, run_stages, text_params
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from stagecraft.data.condition import POOLED, PROMPT, SIZES
@@ -54,16 +54,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=8 + 6 * 8,
     )
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-    )
+    vae = AutoencoderKL(**VAE | {"latent_channels": 4, "sample_size": 16})
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -21,9 +21,8 @@ class ClassEmbedding(ModelMixin, ConfigMixin):
         last_is_empty: whether the last row stands for no class, which classifier-free guidance needs.
     """
 
-    code: ClassVar[bytes] = Path(
-        __file__
-    ).read_bytes()  # as imported; diffusers overwrites its copy with the next one's
+    # As imported; diffusers overwrites its copy with the next one's.
+    code: ClassVar[bytes] = Path(__file__).read_bytes()
 
     @register_to_config
     def __init__(self, rows: int, width: int, last_is_empty: bool) -> None:

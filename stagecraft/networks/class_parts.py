@@ -22,9 +22,9 @@ def find_embedding(path: Path) -> Path:
 
 def read_sizes(path: Path) -> tuple[int, int]:
     """Rows and width of the class embedding in a file; ValueError unless it holds one tensor of such a shape."""
-    file = find_embedding(path)
+    find_embedding(path)
     try:
-        header = read_header(file)
+        header = read_header(path)
     except ValueError as error:
         raise ValueError(f"{path}: cannot be loaded as safetensors ({error}); {REMEDY}") from error
     shapes = [tensor["shape"] for tensor in header.values() if tensor["dtype"] in FLOATS]

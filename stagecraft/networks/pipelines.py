@@ -151,15 +151,27 @@ def write_pipeline(
     if prompts is not None and embedding is None:
         index |= text_pipeline(folder, prompts, vae)
     elif origin != "diffusers" or embedding is not None or needs_own_pipeline(unet, scheduler, vae):
-        source = Path(inspect.getfile(multi_stage_pipeline))
-        shutil.copyfile(source, folder / source.name)
-        index["_class_name"] = [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__]
-        index["vae"] = [None, None] if vae is None else ["diffusers", type(vae).__name__]
-        if embedding is not None:
-            shutil.copytree(embedding, folder / embedding.name)
-            index[embedding.name] = [embedding.name, class_name(embedding)]
-        index |= multi_stage_pipeline.auto_map_of(index["unet"])
+        index |= own_pipeline(folder, index["unet"], vae, embedding)
     write_json(folder / "model_index.json", index)
+
+
+def own_pipeline(folder: Path, unet: list[str], vae: Any, embedding: Path | None) -> dict[str, Any]:
+    """Copy the project's own pipeline into a folder; returns what model_index.json says beside UNet and scheduler.
+
+    Args:
+        unet: the UNet's entry there.
+        embedding: folder of a class embedding, which is copied too.
+    """
+    source = Path(inspect.getfile(multi_stage_pipeline))
+    shutil.copyfile(source, folder / source.name)
+    index: dict[str, Any] = {
+        "_class_name": [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__],
+        "vae": [None, None] if vae is None else ["diffusers", type(vae).__name__],
+    }
+    if embedding is not None:
+        shutil.copytree(embedding, folder / embedding.name)
+        index[embedding.name] = [embedding.name, class_name(embedding)]
+    return index | multi_stage_pipeline.auto_map_of(unet)
 
 
 def text_pipeline(folder: Path, prompts: Path, vae: Any) -> dict[str, Any]:

@@ -18,20 +18,17 @@ from stagecraft.networks.text_encoder import TextEncoder, copy_parts, make_encod
 def write_prompts(
     folder: Path,
     data: PreparedData,
-    settings: RandomEncoder | GivenEncoder | ClassEncoder,
+    settings: RandomEncoder | GivenEncoder,
     seed: int,
     device: torch.device,
     index: Mapping[str, object],
 ) -> None:
-    """Write a text encoder or class embedding, what it makes of each image's prompt, and index.json, into an empty folder.
+    """Write a text encoder, what it makes of each prompt of the images, and index.json, into an empty folder.
 
     Args:
         settings: the `encode_prompts` section of the params.
         index: what index.json says beside the prompts and their hash.
     """
-    if isinstance(settings, ClassEncoder):
-        write_classes(folder, data, settings, index)
-        return
     texts = prompt_texts(data, settings.template, settings.names)
     known = ["", *sorted({*texts} - {""})]
     if isinstance(settings, RandomEncoder):

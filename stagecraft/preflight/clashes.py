@@ -6,7 +6,7 @@ from typing import Any
 
 from stagecraft.config.keys import SAMPLERS
 from stagecraft.config.messages import offer, show
-from stagecraft.config.sections import CacheFeatures, Everything, Teacher
+from stagecraft.config.sections import CacheFeatures, ClassEncoder, Everything, Teacher
 from stagecraft.diffusion.boundaries import check_given
 from stagecraft.diffusion.stated import ZERO_SNR_OF_EPSILON, check_steps
 from stagecraft.evaluation.counts import check_features
@@ -70,7 +70,7 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
                 f"{show(params.evaluate.clip)}, but there are no prompts to compare with; set null, or {key}",
             )
         return
-    yield from class_problems(params) if settings.source == "classes" else text_problems(params)
+    yield from class_problems(params, settings) if settings.source == "classes" else text_problems(params)
     if params.train_teacher.source == "train":
         if params.train_teacher.class_conditional:
             yield "train_teacher.class_conditional", "true, but encode_prompts tells the teacher; set it to false"
@@ -81,13 +81,12 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
             )
 
 
-def class_problems(params: Everything) -> Iterator[Problem]:
+def class_problems(params: Everything, settings: ClassEncoder) -> Iterator[Problem]:
     """What a class embedding is asked for and has not."""
-    settings = params.encode_prompts
     if params.evaluate.clip is not None:
         clash = f"{show(params.evaluate.clip)}, but classes are no texts to compare with; set null"
         yield "evaluate.clip", clash
-    if settings.source != "classes" or settings.last_is_empty:
+    if settings.last_is_empty:
         return
     for key, value, usual in (
         ("evaluate.guidance", params.evaluate.guidance, 1),
