@@ -175,7 +175,7 @@ def out_of_memory(scene: Scene) -> None:
 def unknown_class(scene: Scene) -> None:
     """A class embedding with a value that is not finite."""
     path = scene.folder / "classes.safetensors"
-    save_file({"weight": torch.tensor([[0.0, float("nan")]])}, path)
+    save_file({"weight": torch.tensor([[0.0, float("nan")], [0.0, 1.0]])}, path)
     load_class_embedding(path, last_is_empty=False)
 
 
