@@ -56,6 +56,15 @@ def test_a_stage_imports_what_it_uses(program: str, loaded: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "stage", ["collect_search", "encode_latents", "encode_prompts", "prepare_data", "record", "train_autoencoder"]
+)
+def test_stages_that_mostly_need_no_torch_import_none(stage: str) -> None:
+    """Of an autoencoder and of prompts most runs have none."""
+    program = f"import sys; import stages.{stage}; sys.exit('torch' in sys.modules)"
+    assert run(ROOT, sys.executable, "-c", program).returncode == 0
+
+
+@pytest.mark.parametrize(
     ("program", "loaded"),
     [
         ("import kept; kept.__doc__; kept.known", False),

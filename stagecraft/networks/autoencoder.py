@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, VQModel
 
+from stagecraft.data.prepared import save_array
 from stagecraft.data.training import TrainingSet
 from stagecraft.networks.given import AUTOENCODER, check_autoencoder_fits, check_autoencoder_folder, downscaling_of
 from stagecraft.networks.multi_stage_pipeline import latent_scale
 from stagecraft.networks.weights import WEIGHTS
 from stagecraft.runtime.device import images_at_once
-from stagecraft.runtime.files import check_file, read_checked_json, read_json
+from stagecraft.runtime.files import atomic_path, check_file, read_checked_json, read_json
 from stagecraft.runtime.progress import Progress
 
 KINDS = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -111,6 +113,15 @@ def encode_all(vae: Any, data: TrainingSet, device: torch.device) -> torch.Tenso
         latents.append(encode(vae, data.x0(rows).to(device)).cpu())
         progress.update(int(rows[-1]) + 1)
     return torch.cat(latents)
+
+
+def write_latents(path: Path, autoencoder: Path, images: np.ndarray, device: torch.device) -> list[int]:
+    """Write the latents of uint8 images (N,H,W,C), float32 (N,c,h,w), as an npy file; their shape."""
+    vae = open_autoencoder(autoencoder)
+    latents = encode_all(vae.to(device), TrainingSet.of_images(images), device)
+    with atomic_path(path) as aside:
+        save_array(aside, latents.numpy().astype(np.float32))
+    return list(latents.shape)
 
 
 def open_autoencoder(folder: Path) -> Any:

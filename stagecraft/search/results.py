@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
-from stagecraft.elastic.searchable import Order
-from stagecraft.networks.family import Spec, Stream
 from stagecraft.runtime.files import check_file, read_checked_json, sha256_file, write_checked_json
-from stagecraft.search.selection import Candidate
+
+if TYPE_CHECKING:
+    from stagecraft.elastic.searchable import Order
+    from stagecraft.networks.family import Spec, Stream
+    from stagecraft.search.selection import Candidate
 
 INDEX = "index.json"
 STAGE = "collect_search"
@@ -19,16 +21,16 @@ class SearchReport(TypedDict):
 
     block: str
     intervals: list[int] | None
-    identity: Spec
-    stream: Stream | None
+    identity: "Spec"
+    stream: "Stream | None"
     space_size: int
-    order: Mapping[str, Order]
+    order: "Mapping[str, Order]"
     teacher_macs: int
     teacher_params: int
     macs_spent: dict[str, float]
     triples: int
     stream_triples: int
-    candidates: list[Candidate]
+    candidates: "list[Candidate]"
     log: list[dict[str, float]]
     params: Mapping[str, object]
 
@@ -58,7 +60,7 @@ def read_results(folder: Path) -> dict[str, SearchResult]:
     return {name: read_result(folder / f"{name}.json") for name in index["sha256"]}
 
 
-def stream_of(results: Mapping[str, SearchResult]) -> Stream | None:
+def stream_of(results: Mapping[str, SearchResult]) -> "Stream | None":
     """The channels of the residual stream that the blocks were searched with; ValueError where they differ."""
     name, first = next(iter(sorted(results.items())))
     for other, result in results.items():

@@ -1,14 +1,48 @@
 """Training of a small AutoencoderKL (Rombach et al. 2022, without their perceptual and adversarial losses)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from stagecraft.config.sections import Autoencoder
+from stagecraft.config.stages import TrainAutoencoder
+from stagecraft.data.prepared import PreparedData
 from stagecraft.data.training import TrainingSet
+from stagecraft.networks.autoencoder import build_autoencoder, check_fits, encode_all, load_given_autoencoder
 from stagecraft.runtime.device import autocast
+from stagecraft.training.loop import TrainSettings, train
+
+
+def make_autoencoder(
+    params: TrainAutoencoder, prepared: PreparedData, device: torch.device, checkpoint: Path
+) -> tuple[Any, list[dict[str, float]]]:
+    """The autoencoder of a folder or one trained here, on the CPU, and the loss history of its training.
+
+    Raises:
+        ValueError: that of a folder does not fit the images.
+    """
+    settings = params.train_autoencoder
+    if settings.source == "path":
+        given = load_given_autoencoder(Path(settings.path))
+        check_fits(given, settings.path, prepared.resolution, prepared.channels)
+        return given, []
+    images = TrainingSet.of_images(prepared.train_images)
+    vae = build_autoencoder(settings.as_dict(), prepared.channels, prepared.resolution, params.seed).to(device)
+    result = train(
+        vae,
+        ReconstructionLoss(vae, images, settings, device, params.precision),
+        TrainSettings.of(settings, params.seed),
+        checkpoint=checkpoint,
+        fingerprint={"params": params.as_given(), "data": prepared.meta["sha256"]},
+        label="train_autoencoder",
+    )
+    assert result.ema is not None
+    vae.load_state_dict(result.ema)
+    vae.register_to_config(scaling_factor=float(1 / encode_all(vae, images, device).std()))
+    return vae.cpu(), result.history
 
 
 class ReconstructionLoss:
