@@ -12,6 +12,22 @@ import pytest
 from filelock import FileLock
 from helpers import EDM, FLOW, ROOT, clone, prepare, run, tiny_unet
 
+# Files whose tests take minutes. They go first, so that no process ends with one of them while the other has nothing left.
+SLOWEST = (
+    "test_handshake",
+    "test_documentation",
+    "test_workflow",
+    "test_walkthrough",
+    "test_processes",
+    "test_prompts",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the slowest files first, file by file."""
+    order = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(scope="session")
 def diffusion_settings() -> dict:
