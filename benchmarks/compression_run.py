@@ -220,12 +220,12 @@ class Run:
         from feature_reuse import FeatureReuse, ReuseCosts, as_student, branches_of
         from matching import is_within
 
-        from stagecraft.diffusion.sampling import nodes_of
+        from stagecraft.diffusion.sampling import evaluation_timesteps
 
         net, boundaries, about = self.source()
         net = as_student(net) if net is self.teacher else net
         branches = branches_of(net, encoder=self.method.name in OF_STUDENT)
-        nodes = nodes_of(self.process, self.params["sampling"]["scheduler"], self.steps).tolist()
+        nodes = evaluation_timesteps(self.process, self.params["sampling"]["scheduler"], self.steps).tolist()
         meters = {"time": self.clock, "macs": self.counter}
         costs = {key: ReuseCosts(net, branches, meter, nodes) for key, meter in meters.items()}
         every, branch = self.best_reuse(net, costs[self.options.budget_of], branches)

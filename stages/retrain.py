@@ -16,7 +16,14 @@ from stagecraft.training.joint import JointLoss
 from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.plan import read_plan
-from stagecraft.training.student import check_teacher, finished, frozen, start_student, student_batches, supernet_reader
+from stagecraft.training.student import (
+    check_teacher,
+    frozen,
+    start_student,
+    student_batches,
+    supernet_reader,
+    to_saved_class,
+)
 
 
 def retrain(
@@ -55,7 +62,7 @@ def retrain(
         return
     assert result.ema is not None
     student.load_state_dict(result.ema)
-    parts = finished(student.cpu(), unet), process.scheduler(sampler_of(params, images)), params.as_given(), vae
+    parts = to_saved_class(student.cpu(), unet), process.scheduler(sampler_of(params, images)), params.as_given(), vae
     save_pipeline(output, *parts, given=stated is not None, prompts=images.encoder)
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)

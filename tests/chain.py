@@ -148,7 +148,7 @@ class ChainFamily:
     teacher_class = Chain
     student_class = ChainStudent
 
-    def fit(self, teacher: Module, side: int) -> Module:
+    def adapt(self, teacher: Module, side: int) -> Module:
         teacher.register_to_config(sample_size=side)
         return teacher
 

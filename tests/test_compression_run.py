@@ -99,10 +99,10 @@ def test_features_are_reused_as_often_as_the_budget_asks_for(run_of, monkeypatch
     # Of all ways at the budget it is the one that is nearest to the teacher's own samples.
     from feature_reuse import FeatureReuse, ReuseCosts, as_student, branches_of
 
-    from stagecraft.diffusion.sampling import nodes_of
+    from stagecraft.diffusion.sampling import evaluation_timesteps
 
     teacher, indices = as_student(run.teacher), range(4)
-    nodes = nodes_of(run.process, run.params["sampling"]["scheduler"], 10).tolist()
+    nodes = evaluation_timesteps(run.process, run.params["sampling"]["scheduler"], 10).tolist()
     costs = ReuseCosts(teacher, branches_of(teacher, encoder=False), run.counter, nodes)
     ways = [(every, branch) for every in range(2, 11) for branch in branches_of(teacher, encoder=False)]
     fitting = [way for way in ways if abs(costs.total(*way) / 0.7 - 1) <= 0.03]

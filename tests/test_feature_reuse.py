@@ -24,7 +24,7 @@ from feature_reuse import (
 from matching import Counter
 
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, nodes_of
+from stagecraft.diffusion.sampling import Sampler, evaluation_timesteps
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.training.student import build_student
 
@@ -134,7 +134,7 @@ def test_samples_with_reused_features_do_not_depend_on_the_batch_or_on_runs_befo
 
 def test_costs_are_those_of_the_steps_that_a_run_takes(student, teacher, sampler):
     branches = branches_of(student, encoder=True)
-    nodes = nodes_of(sampler.process, "ddim", 6).tolist()
+    nodes = evaluation_timesteps(sampler.process, "ddim", 6).tolist()
     counter = Counter(teacher, SHAPE)
     costs = ReuseCosts(student, branches, counter, nodes)
     assert costs.total(1, 1) == pytest.approx(1.0)

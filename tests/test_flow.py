@@ -15,7 +15,7 @@ from test_few_timesteps import SHORT
 from stagecraft.diffusion.boundaries import shifted
 from stagecraft.diffusion.flow import FlowProcess
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample
+from stagecraft.diffusion.sampling import Sampler, evaluation_timesteps, sample
 from stagecraft.diffusion.stated import FLOW_SCHEDULERS, check_stated, check_steps
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.networks.pipelines import load_student, save_pipeline
@@ -61,7 +61,7 @@ def test_noise_and_times_are_those_of_diffusers(shift, count):
     x0, eps = torch.randn(len(t), *SHAPE), torch.randn(len(t), *SHAPE)
     torch.testing.assert_close(process.noise(x0, eps, t), scheduler.scale_noise(x0, t, eps))
     assert process.low == pytest.approx(count * scheduler.sigma_min) and process.high == count * scheduler.sigma_max
-    nodes = nodes_of(process, "flow_euler", 7)
+    nodes = evaluation_timesteps(process, "flow_euler", 7)
     assert nodes[0] == count and (nodes.diff() < 0).all() and nodes[-1] > 0
 
 
@@ -192,7 +192,10 @@ def test_a_given_teachers_scheduler_is_known_and_must_be_of_the_params(name):
         with pytest.raises(ValueError, match=r"which diffusion\.shift cannot say"):
             check_stated(stated | {"shift": shift}, "file", FLOW)
     process = make_process(FLOW, stated)
-    assert nodes_of(process, "flow_euler", 5).tolist() == nodes_of(FlowProcess(FLOW), "flow_euler", 5).tolist()
+    assert (
+        evaluation_timesteps(process, "flow_euler", 5).tolist()
+        == evaluation_timesteps(FlowProcess(FLOW), "flow_euler", 5).tolist()
+    )
 
 
 def test_other_processes_are_refused():
@@ -218,15 +221,15 @@ def test_a_teachers_settings_are_sampled_with_whatever_the_batch(unet, kept):
     together = drawn(unet, process)
     assert (together - drawn(unet, process, batch_size=3)).abs().max() <= 1
     assert (together - drawn(unet, FlowProcess(FLOW))).abs().max() > 1
-    assert nodes_of(process, "flow_euler", 5).isfinite().all()
+    assert evaluation_timesteps(process, "flow_euler", 5).isfinite().all()
 
 
 def test_one_step_has_no_second_end():
     kept = {"shift_terminal": 0.1}
-    assert nodes_of(make_process(FLOW, STATED | kept), "flow_euler", 1).isnan().all()
+    assert evaluation_timesteps(make_process(FLOW, STATED | kept), "flow_euler", 1).isnan().all()
     for steps, stated in ((2, kept), (1, {})):
         check_steps({"scheduler": "flow_euler", "steps": steps}, FLOW, stated)
-        assert nodes_of(make_process(FLOW, STATED | stated), "flow_euler", steps).isfinite().all()
+        assert evaluation_timesteps(make_process(FLOW, STATED | stated), "flow_euler", steps).isfinite().all()
     with pytest.raises(ValueError, match=r"1 step of flow_euler cannot .* shift_terminal 0\.1; set sampling\.steps: 2"):
         check_steps({"scheduler": "flow_euler", "steps": 1}, FLOW, kept)
 

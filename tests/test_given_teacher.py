@@ -125,7 +125,7 @@ REFUSED = {
     "of no class": ({"_class_name": "absent"}, {}, "_class_name is None"),
     "a block type": ({"down_block_types": ["DownBlock2D", "AttnSkipDownBlock2D"]}, {}, "AttnSkipDownBlock2D is not"),
     "an embedding": ({"class_embed_type": "timestep"}, {}, "class_embed_type is 'timestep'"),
-    "prompts": (PROMPTED, {}, "draws by prompts; set encode_prompts.source: path"),
+    "prompts": (PROMPTED, {}, "is conditioned on prompts; set encode_prompts.source: path"),
     "fewer widths": ({"block_out_channels": [16]}, {}, "block_out_channels is [16] for 2 levels"),
     "odd groups": ({"norm_num_groups": 5}, {}, "block_out_channels [16, 32] are no multiples of norm_num_groups 5"),
     "no groups": ({"norm_num_groups": 0}, {}, "are no multiples of norm_num_groups 0"),

@@ -1,4 +1,4 @@
-"""Native students that draw by prompts: plain UNet2DConditionModels of fewer layers, loaded without this project."""
+"""Native students conditioned on prompts: plain UNet2DConditionModels of fewer layers, loaded without this project."""
 
 import json
 from pathlib import Path

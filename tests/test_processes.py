@@ -81,7 +81,7 @@ def test_two_processes_draw_the_images_of_one(one_and_two):
 
 @pytest.mark.parametrize(("n", "count"), [(7, 2), (8, 3), (4, 4)])
 def test_every_row_belongs_to_one_process(monkeypatch, n, count):
-    monkeypatch.setattr("stagecraft.runtime.processes.count", lambda: count)
+    monkeypatch.setattr("stagecraft.runtime.processes.world_size", lambda: count)
     shares = []
     for rank in range(count):
         monkeypatch.setattr("stagecraft.runtime.processes.rank", lambda rank=rank: rank)

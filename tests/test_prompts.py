@@ -199,10 +199,10 @@ def test_an_index_of_weights_that_is_none_is_named(encoder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "width", "words"),
     [
-        ({}, None, "draws by prompts; set encode_prompts"),
+        ({}, None, "is conditioned on prompts; set encode_prompts"),
         ({}, 5, "cross_attention_dim is 6 but the hidden states of the prompts are 5 wide"),
         ({"addition_embed_type": "text_time"}, 6, "takes the two text encoders of an SDXL"),
-        ({"_class_name": "UNet2DModel"}, 6, "draws by no prompts; set encode_prompts.source: none"),
+        ({"_class_name": "UNet2DModel"}, 6, "is not conditioned on prompts; set encode_prompts.source: none"),
     ],
 )
 def test_a_teacher_of_other_prompts_is_refused(changes: dict[str, Any], width: int | None, words: str) -> None:

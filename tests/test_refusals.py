@@ -162,7 +162,7 @@ def teacher(name: str = "", **changes: Any) -> Setup:
 
 
 def prompted(**changes: Any) -> Setup:
-    """A teacher from elsewhere that draws by prompts."""
+    """A teacher from elsewhere conditioned on prompts."""
     return teacher(**PROMPTED | changes)
 
 

@@ -10,7 +10,7 @@ from helpers import tiny_unet
 from stagecraft.config.keys import SAMPLERS
 from stagecraft.data.condition import class_condition
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_interval
+from stagecraft.diffusion.sampling import Sampler, evaluation_timesteps, sample, snap, steps_per_interval
 from stagecraft.diffusion.stepper import Stepper, intervals_of
 from stagecraft.diffusion.vp import VPProcess
 
@@ -98,7 +98,7 @@ def crossed(process, nodes, boundaries):
 def test_no_step_crosses_a_snapped_boundary(make, kind, scheduler, steps):
     process = make(kind)
     boundaries = [process.at_share(share) for share in (0.31, 0.62, 0.83)]
-    nodes, snapped = nodes_of(process, scheduler, steps), snap(process, scheduler, steps, boundaries)
+    nodes, snapped = evaluation_timesteps(process, scheduler, steps), snap(process, scheduler, steps, boundaries)
     assert crossed(process, nodes, boundaries) and crossed(process, nodes, snapped) == []
     assert snapped == sorted(snapped)
     for old, new in zip(boundaries, snapped, strict=True):

@@ -21,8 +21,8 @@ from stagecraft.search.supernet import (
     SandwichLoss,
     explore,
     front_of,
-    relatively,
     score_outputs,
+    with_relative_gradient,
 )
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, warm_start
@@ -56,7 +56,7 @@ def test_a_supernet_is_trained_past_draws_that_have_no_weights(unet, folder, mon
 
 def test_a_relative_loss_has_the_value_of_the_loss_and_the_gradient_of_its_logarithm():
     x = torch.tensor([3.0, 0.1], requires_grad=True)
-    found = relatively(x.square().sum(), 0.5)
+    found = with_relative_gradient(x.square().sum(), 0.5)
     (gradient,) = torch.autograd.grad(found, x)
     (expected,) = torch.autograd.grad(torch.log(x.square().sum() + 0.5), x)
     assert found.item() == pytest.approx(9.01)

@@ -14,7 +14,7 @@ from helpers import FILES_IN_LATENTS, preset_params, run_stages
 from stagecraft.clustering.record import Clusters, read_clusters
 from stagecraft.data.prepared import Meta, PreparedData
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import nodes_of
+from stagecraft.diffusion.sampling import evaluation_timesteps
 from stagecraft.evaluation.metrics import Metrics, read_metrics
 from stagecraft.evaluation.samples import load_samples
 from stagecraft.runtime.files import write_checked_json, write_json
@@ -190,7 +190,7 @@ def test_a_run_with_given_decoders_searches_nothing_and_ends_with_what_was_asked
 def test_boundaries_are_snapped_to_the_sampler_and_its_solver_restarts_there(given_decoders):
     plan, clusters = read(given_decoders, "results/architecture.json"), read(given_decoders, "results/clusters.json")
     params = yaml.safe_load((given_decoders / "params.yaml").read_text())
-    nodes = nodes_of(make_process(params["diffusion"]), "dpm_solver", 18).tolist()
+    nodes = evaluation_timesteps(make_process(params["diffusion"]), "dpm_solver", 18).tolist()
     assert plan["clustered"] == clusters["boundaries"] and plan["snapped"]
     assert {boundary - 1 for boundary in plan["boundaries"]} <= set(nodes) and plan["boundaries"] != plan["clustered"]
     assert read(given_decoders, "results/student/unet/config.json")["boundaries"] == plan["boundaries"]

@@ -20,7 +20,7 @@ from helpers import preset_params, tiny_unet
 from stagecraft.config.sections import Everything
 from stagecraft.data.pixels import to_uint8
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, nodes_of, sample, snap, steps_per_interval
+from stagecraft.diffusion.sampling import Sampler, evaluation_timesteps, sample, snap, steps_per_interval
 from stagecraft.diffusion.stated import (
     BETA_SCHEDULES,
     EDM_SCHEDULERS,
@@ -126,8 +126,8 @@ def test_a_pipeline_saved_here_is_sampled_with_the_same_timesteps_when_it_is_giv
         process = make_process(diffusion_settings | changes)
         given = make_process(diffusion_settings | changes, said(process.scheduler()))
         for steps in (10, 25):
-            nodes = nodes_of(given, "dpm_solver", steps)
-            assert nodes.tolist() == nodes_of(process, "dpm_solver", steps).tolist() and nodes[0] == 999
+            nodes = evaluation_timesteps(given, "dpm_solver", steps)
+            assert nodes.tolist() == evaluation_timesteps(process, "dpm_solver", steps).tolist() and nodes[0] == 999
         loaded = UniPCMultistepScheduler.from_config(process.scheduler().config)
         loaded.set_timesteps(10)
         assert loaded.timesteps[0] == 999
@@ -144,11 +144,11 @@ def test_steps_and_boundaries_follow_the_teachers_timesteps(diffusion_settings):
     process = make_process(diffusion_settings, {"timestep_spacing": "trailing"})
     reference = DDIMScheduler(timestep_spacing="trailing")
     reference.set_timesteps(4)
-    assert nodes_of(process, "ddim", 4).tolist() == reference.timesteps.tolist() == [999, 749, 499, 249]
+    assert evaluation_timesteps(process, "ddim", 4).tolist() == reference.timesteps.tolist() == [999, 749, 499, 249]
     assert steps_per_interval(process, "ddim", 4, [300, 999]) == [1, 2, 1]
     assert snap(process, "ddim", 4, [510]) == [500]
     shifted = make_process(diffusion_settings, {"steps_offset": 1})
-    assert nodes_of(shifted, "ddim", 4).tolist() == [751, 501, 251, 1]
+    assert evaluation_timesteps(shifted, "ddim", 4).tolist() == [751, 501, 251, 1]
 
 
 def test_a_sampler_of_params_is_that_of_the_teacher(diffusion_settings):
@@ -241,7 +241,7 @@ def test_timesteps_are_those_of_diffusers(diffusion_settings, count, name):
                 stated = {"timestep_spacing": spacing, "steps_offset": 1}
                 process = make_process(diffusion_settings | {"num_train_timesteps": count}, stated)
                 found = timesteps_of(name, steps, count, spacing, 1)
-                assert nodes_of(process, name, steps).tolist() == found, (spacing, steps)
+                assert evaluation_timesteps(process, name, steps).tolist() == found, (spacing, steps)
 
 
 def test_the_spacing_that_is_looked_at_is_that_of_the_sampler(diffusion_settings):

@@ -1,4 +1,4 @@
-"""UNets that draw by prompts: their sites and costs, the student, and the search of their transformers."""
+"""UNets conditioned on prompts: their sites and costs, the student, and the search of their transformers."""
 
 import copy
 import itertools
@@ -121,7 +121,7 @@ def config_of(name):
 def test_real_configs_have_the_published_costs(name, params, macs, blocks):
     with torch.device("meta"):
         net = UNet2DConditionModel.from_config(config_of(name))
-    family_of(net).fit(net, 64)
+    family_of(net).adapt(net, 64)
     assert count_parameters(net) == pytest.approx(params, rel=0.001)
     assert macs is None or count_network_macs(net) == pytest.approx(macs, rel=0.01)
     sites = sites_of(net)

@@ -11,7 +11,6 @@ from stagecraft.clustering.denoiser import OptimalDenoiser, Rows
 from stagecraft.clustering.partition import (
     LARGEST_K,
     agglomerative_labels,
-    attempt,
     boundaries_of,
     dynamic_programming_labels,
     interval_labels,
@@ -19,6 +18,7 @@ from stagecraft.clustering.partition import (
     silhouettes,
     threshold_boundaries,
     uniform_boundaries,
+    value_or_none,
 )
 from stagecraft.clustering.record import Clusters, Curves, Spread
 from stagecraft.clustering.similarity import draw_pairs, limit_shares, optimal_means, similarity_matrix
@@ -144,7 +144,7 @@ class Clustering:
 
     def silhouettes(self, missing: dict[str, str]) -> dict[int, float | None]:
         """Silhouettes of the method's clusterings into K = 2 .. 8 intervals, over 1 - similarity."""
-        if (similarity := attempt("similarity", lambda: self.similarity, missing)) is None:
+        if (similarity := value_or_none("similarity", lambda: self.similarity, missing)) is None:
             missing |= {f"silhouette {k}": missing["similarity"] for k in range(2, LARGEST_K + 1)}
             return dict.fromkeys(range(2, LARGEST_K + 1))
         return silhouettes(1 - similarity, self.labels, missing)
@@ -214,9 +214,9 @@ def describe(runs: list[Clustering]) -> Clusters:
         "stages": first.process.edges(boundaries),
         "spread": spread_of(runs, boundaries, missing),
         "grid": first.grid.tolist(),
-        "similarity": attempt("similarity", lambda: first.similarity.round(6).tolist(), missing),
+        "similarity": value_or_none("similarity", lambda: first.similarity.round(6).tolist(), missing),
         "silhouette": {str(k): score for k, score in first.silhouettes(missing).items()},
-        "curves": attempt("curves", first.curves, missing),
+        "curves": value_or_none("curves", first.curves, missing),
     }
     if missing:
         result["missing"] = missing
@@ -225,7 +225,10 @@ def describe(runs: list[Clustering]) -> Clusters:
 
 def spread_of(runs: list[Clustering], first: list[float], missing: dict[str, str]) -> Spread:
     """How far boundaries depend on the draws: those of every run, `first` among them, and their standard deviation."""
-    boundaries = [first, *(attempt(f"boundaries of seed {run.seed}", run.boundaries, missing) for run in runs[1:])]
+    boundaries = [
+        first,
+        *(value_or_none(f"boundaries of seed {run.seed}", run.boundaries, missing) for run in runs[1:]),
+    ]
     known = [one for one in boundaries if one is not None]
     return {
         "seeds": [run.seed for run in runs],

@@ -148,7 +148,7 @@ def silhouettes(
     """
     reasons = {} if missing is None else missing
     scores = {k: partial(silhouette, distance, label, k) for k in range(2, LARGEST_K + 1)}
-    return {k: attempt(f"silhouette {k}", score, reasons) for k, score in scores.items()}
+    return {k: value_or_none(f"silhouette {k}", score, reasons) for k, score in scores.items()}
 
 
 def silhouette(distance: np.ndarray, label: Callable[[int], np.ndarray], intervals: int) -> float:
@@ -163,7 +163,7 @@ def silhouette(distance: np.ndarray, label: Callable[[int], np.ndarray], interva
     return float(silhouette_score(distance, labels, metric="precomputed"))
 
 
-def attempt(name: str, compute: Callable[[], Any], missing: dict[str, str]) -> Any:
+def value_or_none(name: str, compute: Callable[[], Any], missing: dict[str, str]) -> Any:
     """What `compute` returns; None when it raises a ValueError, of which `missing` gets the reason under `name`."""
     try:
         return compute()

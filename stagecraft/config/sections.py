@@ -296,7 +296,9 @@ class ClusterTimesteps(Section):
         """agglomerative or dynamic_programming over the similarity of optimal denoisers, threshold (Zhang et al. 2024, 3
         intervals), uniform in t, snr or gradient (interval clustering, Go et al. 2023), or given by boundaries."""
     )
-    intervals: Annotated[Natural, Field(le=8)] = doc("Intervals K, each with its own decoder; 1 is plain DiffNAS.")
+    intervals: Annotated[Natural, Field(le=8)] = doc(
+        "Timestep intervals K, whose decoder blocks may differ (search_block.ranges); 1: one decoder."
+    )
     boundaries: list[Number] | None = doc("""The first noise level of each interval but the first, ascending, for the
         method given; null for the others.""")
     boundaries_in: Literal["t", "sigma"] = doc("What boundaries are in, the network's time t or the noise level sigma.")
@@ -379,7 +381,7 @@ MeasureLatency = Annotated[OwnLatency | GivenLatency, Field(discriminator="sourc
 
 class Native(Section):
     native: bool = doc("""Whether the student is to be of its teacher's own class, which loads without custom code. Then the
-        search chooses layers a block, attentions and the mid block, and without prompts channels by level (shares
+        search chooses layers a block, attentions and the mid block, and without cross-attention channels by level (shares
         `widths` of the teacher's), for one interval.""")
 
 
@@ -425,7 +427,7 @@ class Evaluate(Section):
     kid_subset_size: ImageCount = doc("Images in each of KID's subsets.")
     guidance: Kept[Annotated[Finite, Field(ge=1, le=100)]] = Field(
         default=1.0,
-        description="Scale of classifier-free guidance, for teachers that draw by prompts; may be left out, for 1.",
+        description="Scale of classifier-free guidance, for teachers conditioned on prompts; may be left out, for 1.",
     )
     clip: FilePath | None = Field(
         default=None,
@@ -488,7 +490,7 @@ class Everything(Seeded, Precise, OfArchitecture, Sampled):
         when evaluate.extractor is classifier.""")
     cluster_timesteps: ClusterTimesteps = doc("Noise levels, grouped by how alike their optimal denoisers are.")
     cache_features: CacheFeatures = doc("The teacher's tensors at all block borders, which block searches learn from.")
-    search_block: SearchBlock = doc("One supernet per block, and per interval for decoder blocks.")
+    search_block: SearchBlock = doc("One supernet per block, in the decoder per block and range of intervals.")
     measure_latency: MeasureLatency = doc("Latency of every layer shape searched, for search and a budget of time.")
     assemble: Assemble = doc("One candidate per block is chosen.")
     retrain: Retrain = doc("The assembled student is trained with the dynamic joint loss.")

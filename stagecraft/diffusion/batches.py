@@ -8,7 +8,7 @@ import torch
 from stagecraft.data.condition import UNCONDITIONAL, Condition
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.process import Process
-from stagecraft.runtime.processes import count
+from stagecraft.runtime.processes import world_size
 
 
 class Batch(NamedTuple):
@@ -50,8 +50,10 @@ class NoisyBatches:
         intervals: Sequence[Sequence[float]] = (),
         probabilities: Sequence[float] | None = None,
     ) -> None:
-        if batch_size < count():
-            raise ValueError(f"batch_size: {batch_size} is less than the {count()} processes that share it; raise it")
+        if batch_size < world_size():
+            raise ValueError(
+                f"batch_size: {batch_size} is less than the {world_size()} processes that share it; raise it"
+            )
         if conditional and not data.conditions:
             raise ValueError("the teacher is class-conditional, but the images have no labels; give class sub-folders")
         self.data = data

@@ -16,7 +16,7 @@ from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.stepper import Stepper, intervals_of
 from stagecraft.runtime.device import autocast
 from stagecraft.runtime.journal import Pieces, find_array, keep_array
-from stagecraft.runtime.processes import count, from_main, is_main, rank, to_main
+from stagecraft.runtime.processes import from_main, is_main, rank, to_main, world_size
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
 
@@ -111,7 +111,7 @@ class Sampler:
         return stepper.run(noise, lambda x, t: predict_guided(model, x, t, condition, empty, self.guidance), generators)
 
 
-def draw_images(count: int, seed: int, indices: Sequence[int]) -> torch.Tensor:
+def draw_condition_rows(count: int, seed: int, indices: Sequence[int]) -> torch.Tensor:
     """Whose condition samples are drawn with: numbers of images below `count`, each from its sample's own seed."""
     return torch.cat([torch.randint(count, (1,), generator=generator_for(seed, "label", index)) for index in indices])
 
@@ -143,8 +143,8 @@ def sample(
     missing = from_main([number for number, name in enumerate(names) if name not in drawn])
     progress = Progress(f"sampling {label}", len(indices), sum(map(len, drawn.values())))
 
-    for first in range(0, len(missing), count()):
-        mine = missing[first : first + count()][rank() : rank() + 1]
+    for first in range(0, len(missing), world_size()):
+        mine = missing[first : first + world_size()][rank() : rank() + 1]
         for number, images in itertools.chain.from_iterable(
             to_main([(number, sampler.draw(model, batches[number])) for number in mine])
         ):
@@ -155,14 +155,14 @@ def sample(
     return torch.from_numpy(np.concatenate([drawn[name] for name in names]))
 
 
-def nodes_of(process: Process, scheduler: str, steps: int) -> torch.Tensor:
+def evaluation_timesteps(process: Process, scheduler: str, steps: int) -> torch.Tensor:
     """The t of a sampler's network evaluations, descending."""
     return Stepper(process.scheduler(scheduler), steps).timesteps
 
 
 def steps_per_interval(process: Process, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[int]:
     """How many of the sampler's network evaluations fall into each interval."""
-    intervals = intervals_of(nodes_of(process, scheduler, steps), boundaries)
+    intervals = intervals_of(evaluation_timesteps(process, scheduler, steps), boundaries)
     return torch.bincount(intervals, minlength=len(boundaries) + 1).tolist()
 
 
@@ -175,7 +175,7 @@ def snap(process: Process, scheduler: str, steps: int, boundaries: Sequence[floa
     Raises:
         ValueError: two boundaries would be one.
     """
-    nodes = nodes_of(process, scheduler, steps).double().cpu()[1:]
+    nodes = evaluation_timesteps(process, scheduler, steps).double().cpu()[1:]
     near = [nodes[(nodes - b).abs().argmin()].item() for b in boundaries]
     snapped = [process.above(t) for t in near]
     if len({*snapped}) < len(snapped):

@@ -18,7 +18,7 @@ from stagecraft.data.prepared import PreparedData
 from stagecraft.data.prompts import Prompts, condition_of
 from stagecraft.diffusion.process import Process
 from stagecraft.diffusion.registry import make_process
-from stagecraft.diffusion.sampling import Sampler, draw_images, sample, steps_per_interval
+from stagecraft.diffusion.sampling import Sampler, draw_condition_rows, sample, steps_per_interval
 from stagecraft.evaluation.agreement import Scorer
 from stagecraft.evaluation.cost import decoder_cost, model_cost
 from stagecraft.evaluation.fidelity import (
@@ -230,9 +230,9 @@ class Evaluation:
         )
 
     def drawn(self, indices: Sequence[int]) -> np.ndarray:
-        """The numbers of the images whose conditions samples are drawn with: held-out ones where models draw by prompts."""
+        """The numbers of the images whose conditions samples are drawn with: with prompts, held-out ones."""
         images = self.data.held_out_index if self.prompts else self.data.train_index
-        return images[draw_images(len(images), self.params.seed, indices).numpy()]
+        return images[draw_condition_rows(len(images), self.params.seed, indices).numpy()]
 
     def condition(self, names: set[str], indices: Sequence[int]) -> Condition:
         """What a model that is given these is given beside samples."""

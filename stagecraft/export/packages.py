@@ -13,7 +13,7 @@ def check_packages() -> None:
 
 
 def refuse_prompts() -> None:
-    """Raise ValueError, as a student that draws by prompts or a class embedding has no graph of its encoder."""
+    """Raise ValueError, as a student conditioned on prompts or a class embedding has no graph of its encoder."""
     raise ValueError(
-        "export: a student that draws by prompts or a class embedding is not exported; use results/student with diffusers"
+        "export: a student conditioned on prompts or a class embedding is not exported; use results/student with diffusers"
     )

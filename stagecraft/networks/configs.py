@@ -115,7 +115,7 @@ def class_trained(prompted: bool) -> str:
 
 
 def check_prompts(config: Config, path: Path, width: int | None, two: bool = False) -> None:
-    """Raise ValueError when a teacher draws by other prompts than are given.
+    """Raise ValueError when a teacher is conditioned on other prompts than are given.
 
     Args:
         width: of the prompts' hidden states; None where none are given.
@@ -123,12 +123,12 @@ def check_prompts(config: Config, path: Path, width: int | None, two: bool = Fal
     """
     if not reader_of(config).prompted:
         if width is not None:
-            raise ValueError(f"{path}: draws by no prompts; set encode_prompts.source: none, or {TEACHER}")
+            raise ValueError(f"{path}: is not conditioned on prompts; set encode_prompts.source: none, or {TEACHER}")
         return
     if width is None:
         raise ValueError(
-            f"{path}: draws by prompts; set encode_prompts.source: path, with its text encoder, or classes, with its class "
-            f"embedding, or {TEACHER}"
+            f"{path}: is conditioned on prompts; set encode_prompts.source: path, with its text encoder, or classes, with its "
+            f"class embedding, or {TEACHER}"
         )
     takes_two = config.get("addition_embed_type") is not None
     if takes_two and not two:

@@ -229,7 +229,7 @@ class Family(Protocol):
     teacher_class: Any
     student_class: Any
 
-    def fit(self, teacher: Module, side: int) -> Module:
+    def adapt(self, teacher: Module, side: int) -> Module:
         """Make a given teacher, in place, one of this side that predicts the mean alone, also if it has learned a variance."""
 
     def example_condition(self, net: Module, count: int) -> Condition:

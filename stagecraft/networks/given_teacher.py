@@ -41,4 +41,4 @@ def open_given_teacher(
     if stated is not None and says_nothing(stated, diffusion["process"]):
         print(f"train_teacher: {stated['_class_name']} states no noise process; params say it (diffusion)")
     assert space.side is not None, "the images are known"
-    return family_of(teacher).fit(teacher, space.side), stated
+    return family_of(teacher).adapt(teacher, space.side), stated

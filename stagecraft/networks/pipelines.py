@@ -35,16 +35,16 @@ SCHEDULER = "scheduler_config.json"
 def load_teacher(folder: Path) -> Module:
     """The UNet of a folder written by `save_pipeline`, in eval mode on the CPU; ValueError when a file is not as written."""
     check_hashes(folder, "train_teacher")
-    return told_tokens(_load(teacher_class(class_name(folder / "unet")), folder), folder)
+    return with_token_count(_load(teacher_class(class_name(folder / "unet")), folder), folder)
 
 
 def load_student(folder: Path) -> Module:
     """The same of a folder written by `save_pipeline`."""
     check_hashes(folder, "retrain")
-    return told_tokens(_load(student_class(class_name(folder / "unet")), folder), folder)
+    return with_token_count(_load(student_class(class_name(folder / "unet")), folder), folder)
 
 
-def told_tokens(unet: Module, folder: Path) -> Module:
+def with_token_count(unet: Module, folder: Path) -> Module:
     """The UNet of a pipeline folder, told how many tokens its prompts have: one for a class, else what a tokenizer says."""
     if find_class_embedding(folder) is not None:
         unet.prompt_tokens = 1
@@ -101,7 +101,7 @@ def save_pipeline(
 
     Args:
         given: whether the teacher is from elsewhere; see `save_scheduler`.
-        prompts: folder of the text encoder or class embedding, of models that draw by prompts.
+        prompts: folder of the text encoder or class embedding, of models conditioned on prompts.
     """
     with atomic_folder(folder) as aside:
         unet.save_pretrained(aside / "unet", safe_serialization=True)
@@ -198,7 +198,7 @@ def find_class_embedding(folder: Path) -> Path | None:
 
 
 def count_classes(folder: Path) -> int | None:
-    """How many classes the model of a pipeline folder draws; None where it draws by none."""
+    """How many classes the model of a pipeline folder is conditioned on; None for none."""
     embedding = find_class_embedding(folder)
     if embedding is None:
         return read_json(folder / "unet" / "config.json").get("num_class_embeds")

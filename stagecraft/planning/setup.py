@@ -140,7 +140,7 @@ def read_teacher(params: Everything, images: Survey, space: Space) -> Module:
         )
     with META:
         teacher = teacher_class(config["_class_name"]).from_config(config).eval()
-    return family_of(teacher).fit(teacher, side)
+    return family_of(teacher).adapt(teacher, side)
 
 
 def prompt_sizes(params: Everything, images: Survey) -> tuple[int, int] | None:

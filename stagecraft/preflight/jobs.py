@@ -120,7 +120,7 @@ def weights_files(key: str, folder: Path) -> list[Path]:
 
 
 def draws_by_prompts(params: Everything) -> bool:
-    """Whether the teacher draws by prompts."""
+    """Whether the teacher is conditioned on prompts."""
     return bool(params.encode_prompts.source != "none")
 
 

@@ -31,8 +31,8 @@ class Student:
         metrics, architecture: contents of the JSON files of those names.
         config: content of unet/config.json in its folder.
         code: the names of the files with code that its folder holds.
-        prompts: some of the prompts that it was trained on; none of a student that draws by none.
-        classes: how many it draws; None of one that draws by prompts or nothing.
+        prompts: some of the prompts that it was trained on; none of a student without.
+        classes: how many it draws; None of one conditioned on prompts or nothing.
         params: the params that it was made and measured with.
     """
 

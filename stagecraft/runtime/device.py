@@ -23,7 +23,7 @@ def pick_device(name: str, threads: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("params.yaml: device is 'cuda' but no CUDA device is visible; set it to 'auto' or 'cpu'")
-    return processes.join(name) if processes.count() > 1 else torch.device(name)
+    return processes.join(name) if processes.world_size() > 1 else torch.device(name)
 
 
 def autocast(device: torch.device, precision: str, *, cached: bool = True) -> AbstractContextManager:

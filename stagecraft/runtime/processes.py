@@ -23,7 +23,7 @@ def rank() -> int:
     return int(os.environ["RANK"]) if is_worker() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes share the work."""
     return int(os.environ["WORLD_SIZE"]) if is_worker() else 1
 
@@ -50,14 +50,14 @@ def leave() -> None:
 
 def own_rows(n: int) -> slice:
     """This process's rows of a batch of n; the shares of all processes differ by one row at most."""
-    return slice(n * rank() // count(), n * (rank() + 1) // count())
+    return slice(n * rank() // world_size(), n * (rank() + 1) // world_size())
 
 
 def add_up(tensor: Any) -> Any:
     """The sum of a tensor over all processes, in place."""
     from torch import distributed
 
-    if count() > 1:
+    if world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
 
@@ -67,7 +67,7 @@ def from_main(value: Any) -> Any:
     from torch import distributed
 
     box = [value]
-    if count() > 1:
+    if world_size() > 1:
         distributed.broadcast_object_list(box)
     return box[0]
 
@@ -76,8 +76,8 @@ def to_main(value: Any) -> list[Any]:
     """What all processes give here, by rank; on the others than rank 0 an empty list."""
     from torch import distributed
 
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    gathered = [None] * count() if is_main() else None
+    gathered = [None] * world_size() if is_main() else None
     distributed.gather_object(value, gathered)
     return gathered or []

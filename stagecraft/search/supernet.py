@@ -69,10 +69,10 @@ class SandwichLoss:
             with autocast(self.device, self.precision):
                 outputs = self.supernet(spec, inputs)
             if any(output.requires_grad for output in outputs):
-                yield name, relatively(nmse(outputs, targets))
+                yield name, with_relative_gradient(nmse(outputs, targets))
 
 
-def relatively(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
+def with_relative_gradient(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
     """The loss itself, with the gradient of log(loss + floor): what counts is by which share it gets better."""
     value = loss.detach()
     return value + (loss - value) / (value + floor)

@@ -12,7 +12,7 @@ from stagecraft.networks.families import family_of
 from stagecraft.networks.family import Module, Site
 from stagecraft.networks.stream import kept_channels, kept_part
 from stagecraft.runtime.device import autocast
-from stagecraft.runtime.processes import count, own_rows
+from stagecraft.runtime.processes import own_rows, world_size
 from stagecraft.training.schedule import end_to_end_share
 
 JACOBIAN_STEP = (
@@ -66,7 +66,7 @@ class JointLoss:
             seen = self.teach(own, share)
             if share < 1:
                 interval = self.student.interval_of(batch.t)
-                spread = self.spread(seen, interval[rows], {*interval.tolist()}) if count() > 1 else None
+                spread = self.spread(seen, interval[rows], {*interval.tolist()}) if world_size() > 1 else None
                 losses = [self.block_loss(site, seen, interval[rows], total, spread) for site in self.sites]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from stagecraft.config.sections import Optimised
-from stagecraft.runtime.processes import add_up, count, from_main, is_main, rank
+from stagecraft.runtime.processes import add_up, from_main, is_main, rank, world_size
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -161,7 +161,7 @@ class _Run:
             loss.backward()
             named.append((name, loss.item()))
         total = 0.0
-        for name, value in self._combine(named) if count() > 1 else named:
+        for name, value in self._combine(named) if world_size() > 1 else named:
             self._check(f"loss '{name}'", value)
             total += value
             self.stretch.setdefault(name, []).append(value)

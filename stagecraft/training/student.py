@@ -180,7 +180,7 @@ def frozen(teacher: Module, device: torch.device, precision: str) -> Module:
     return teacher
 
 
-def finished(student: Module, teacher: Module) -> Module:
+def to_saved_class(student: Module, teacher: Module) -> Module:
     """A student as it is saved: of its teacher's own class where it is native."""
     return family_of(teacher).stock(student) if "native" in student.config["architecture"] else student
 

@@ -27,7 +27,7 @@ def build_teacher(
 
     Args:
         classes: number of classes of a class-conditional network.
-        prompts: tokens and width of the prompts that it draws by; None for none.
+        prompts: tokens and width of the prompts that it is conditioned on; None for none.
     """
     torch.manual_seed(seed)
     kind = class_trained(prompts is not None)

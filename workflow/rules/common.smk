@@ -141,7 +141,7 @@ def find_autoencoder():
 
 
 def draws_by_prompts():
-    """Whether the teacher draws by prompts."""
+    """Whether the teacher is conditioned on prompts."""
     return graph.draws_by_prompts(PARAMS)
 
 

@@ -54,7 +54,7 @@ class UNetFamily(ABC):
     def example_condition(self, net: Module, count: int) -> Condition:
         """What a network or student can be given beside `count` samples, for measurements."""
 
-    def fit(self, teacher: Module, side: int) -> Module:
+    def adapt(self, teacher: Module, side: int) -> Module:
         """Give a teacher, in place, a side, and of an output head with a learned variance the mean alone."""
         channels = teacher.config["in_channels"]
         if teacher.config["out_channels"] == 2 * channels:

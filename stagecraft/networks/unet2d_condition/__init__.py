@@ -1,1 +1,1 @@
-"""UNet2DConditionModel, which draws by prompts: the one place that knows how it is built."""
+"""UNet2DConditionModel, which is conditioned on prompts: the one place that knows how it is built."""
