@@ -28,7 +28,7 @@ from stagecraft.search.latency import LatencyTable, layers_of
 from stagecraft.search.native import pairs_of_native
 from stagecraft.search.selection import Block, Budget, Costs, fits, select_budget, totals
 from stagecraft.search.space import native_space
-from stagecraft.training.student import finished, start_student, with_decoders
+from stagecraft.training.student import start_student, to_saved_class, with_decoders
 
 SPACE = search_space({"widths": [0.5, 0.75, 1.0], "channel_multiple": 1, "drop_layers": True, "drop_attention": True})
 ASSEMBLE = {"native": True, "rule": "budget", "score": "local", "macs": None, "time": None, "params": None}
@@ -134,7 +134,7 @@ def test_the_teachers_own_choice_computes_what_the_teacher_does(searched):
 def test_a_plain_unet_computes_what_the_student_with_a_decoder_does(searched):
     for widths, specs in students(searched):
         student, architecture = searched.student(specs)
-        stock = finished(student, searched.unet)
+        stock = to_saved_class(student, searched.unet)
         assert type(stock) is UNet2DModel and list(stock.config["block_out_channels"]) == widths
         again = UNet2DModel(**{**searched.unet.config, **architecture["native"]})
         again.load_state_dict(stock.state_dict())
@@ -165,7 +165,7 @@ def test_what_a_student_keeps_of_the_input_side_is_the_teachers(searched):
     teacher = searched.unet
     for widths, specs in students(searched):
         student, architecture = searched.student(specs, init="teacher")
-        stock = finished(student, teacher)
+        stock = to_saved_class(student, teacher)
         kept = architecture["stream"][0]
         assert torch.equal(stock.conv_in.weight, teacher.conv_in.weight[kept])
         assert torch.equal(stock.conv_out.weight, teacher.conv_out.weight[:, kept])
@@ -182,7 +182,9 @@ def test_costs_of_the_chosen_are_those_of_the_built_student(searched):
             searched.unet, results, [1], Assemble.model_construct(**ASSEMBLE | {"macs": 9.0}), 0, table
         )
         own = {name: block["spec"] for name, block in plan["chosen"].items()}
-        stock = finished(searched.student({Name(name).site: spec for name, spec in own.items()})[0], searched.unet)
+        stock = to_saved_class(
+            searched.student({Name(name).site: spec for name, spec in own.items()})[0], searched.unet
+        )
         assert plan["expected"]["macs"] == count_network_macs(stock)
         assert plan["expected"]["params"] == count_parameters(stock)
         built = [layer.key for layer in layers_of(stock).own()]

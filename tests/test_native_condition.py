@@ -22,7 +22,7 @@ from stagecraft.search.architecture import assemble_architecture
 from stagecraft.search.latency import LatencyTable, layers_of
 from stagecraft.search.native import pairs_of_native
 from stagecraft.search.space import native_space
-from stagecraft.training.student import finished, start_student, with_decoders
+from stagecraft.training.student import start_student, to_saved_class, with_decoders
 
 SPACE = search_space({"widths": [0.5, 1.0], "channel_multiple": 1, "drop_layers": True, "drop_attention": True})
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def test_a_plain_unet_has_the_blocks_of_the_supernets(searched: Searched, seed: 
             outputs = searched.family.run(site, block.module, inputs)
             for output, supernets in zip(outputs, path, strict=True):
                 torch.testing.assert_close(output, supernets, atol=1e-6, rtol=1e-5)
-    stock = finished(student, searched.unet)
+    stock = to_saved_class(student, searched.unet)
     again = UNet2DConditionModel(**{**searched.unet.config, **architecture["native"]})
     again.load_state_dict(stock.state_dict())
     wanted = predict(student, searched.x_t, T, searched.condition)
@@ -163,7 +163,7 @@ def test_costs_of_the_chosen_are_those_of_the_built_student(searched: Searched, 
     plan = assemble_architecture(searched.unet, results_of(searched, specs, table), [1], settings, 0, table)
     chosen = {name.partition(".interval")[0]: block["spec"] for name, block in plan["chosen"].items()}
     assert chosen == specs
-    stock = finished(searched.student(chosen)[0], searched.unet)
+    stock = to_saved_class(searched.student(chosen)[0], searched.unet)
     assert plan["expected"]["macs"] == count_network_macs(stock)
     assert plan["expected"]["params"] == count_parameters(stock)
     built = [layer.key for layer in layers_of(stock).own()]
