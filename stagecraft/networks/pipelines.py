@@ -138,11 +138,12 @@ def write_pipeline(
     forget_origin(folder / "unet" / "config.json")
     scheduler = scheduler if vae is None else unclipped(scheduler)
     save_scheduler(folder / "scheduler", scheduler, given)
-    index: dict[str, Any] = {
+    entry = [origin, type(unet).__name__]
+    index: dict[str, object] = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": [origin, type(unet).__name__],
+        "unet": entry,
     }
     if vae is not None:
         vae.save_pretrained(folder / "vae", safe_serialization=True)
@@ -151,11 +152,11 @@ def write_pipeline(
     if prompts is not None and embedding is None:
         index |= text_pipeline(folder, prompts, vae)
     elif origin != "diffusers" or embedding is not None or needs_own_pipeline(unet, scheduler, vae):
-        index |= own_pipeline(folder, index["unet"], vae, embedding)
+        index |= own_pipeline(folder, entry, vae, embedding)
     write_json(folder / "model_index.json", index)
 
 
-def own_pipeline(folder: Path, unet: list[str], vae: Any, embedding: Path | None) -> dict[str, Any]:
+def own_pipeline(folder: Path, unet: list[str], vae: Any, embedding: Path | None) -> dict[str, object]:
     """Copy the project's own pipeline into a folder; returns what model_index.json says beside UNet and scheduler.
 
     Args:
@@ -164,7 +165,7 @@ def own_pipeline(folder: Path, unet: list[str], vae: Any, embedding: Path | None
     """
     source = Path(inspect.getfile(multi_stage_pipeline))
     shutil.copyfile(source, folder / source.name)
-    index: dict[str, Any] = {
+    index: dict[str, object] = {
         "_class_name": [source.stem, multi_stage_pipeline.MultiStagePipeline.__name__],
         "vae": [None, None] if vae is None else ["diffusers", type(vae).__name__],
     }
@@ -174,12 +175,12 @@ def own_pipeline(folder: Path, unet: list[str], vae: Any, embedding: Path | None
     return index | multi_stage_pipeline.auto_map_of(unet)
 
 
-def text_pipeline(folder: Path, prompts: Path, vae: Any) -> dict[str, Any]:
+def text_pipeline(folder: Path, prompts: Path, vae: Any) -> dict[str, object]:
     """Copy a text encoder into a pipeline folder; returns what model_index.json says beside UNet and scheduler."""
     parts = parts_of(prompts)
     for part in parts:
         shutil.copytree(prompts / part, folder / part)
-    index: dict[str, Any] = {part: ["transformers", CLASSES[part]] for part in parts}
+    index: dict[str, object] = {part: ["transformers", CLASSES[part]] for part in parts}
     index |= {
         "vae": ["diffusers", type(vae).__name__],
         "feature_extractor": [None, None],
