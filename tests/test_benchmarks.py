@@ -186,6 +186,18 @@ def test_the_docs_have_the_figures_of_the_comparison_by_the_clock(name):
         assert fid == spread(found["fid"]["classifier"], 4)
 
 
+def test_the_docs_have_the_figures_of_longer_retraining():
+    section = section_of("Does the search pay?")
+    runs = runs_of("longer-fashion-mnist")
+    for run in runs:
+        steps = f"{run['steps']:,}" if "steps" in run else "-"
+        costs = " | ".join(f"{run[f'{key}_ratio']:.2f}" for key in ("time", "macs", "params"))
+        error = f"{run['error']:.4f}" if "error" in run else "-"
+        fids = f"{run['fidelity']['classifier']['fid']:.3f} | {run['fidelity']['fashion-cnn']['fid']:.2f}"
+        assert f"| `{run['method']}` | {steps} | {costs} | {error} | {fids} |" in section
+    assert len(runs) == 4
+
+
 def test_the_docs_have_the_figures_of_the_choices():
     networks = json.loads((RESULTS / "choices.json").read_text())["networks"]
     rows = cells_of(section_of("What pays in time"), "MACs | time")
