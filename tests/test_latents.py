@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
-from helpers import section_with, settings, tiny_unet
+from helpers import VAE, section_with, settings, tiny_unet
 
 from stagecraft.config.sections import Autoencoder
 from stagecraft.config.stages import PrepareData
@@ -36,16 +36,7 @@ from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import build_student, warm_start
 
 CPU = torch.device("cpu")
-SHAPE = {
-    "in_channels": 1,
-    "out_channels": 1,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "block_out_channels": (8, 16),
-    "latent_channels": 2,
-    "norm_num_groups": 4,
-    "sample_size": 16,
-}
+SHAPE = VAE | {"sample_size": 16}
 
 
 def tiny_vae(kind, **changes):

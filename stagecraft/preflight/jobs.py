@@ -63,7 +63,7 @@ def site_names(params: Everything) -> SiteNames:
     """The names of the teacher's sites."""
     settings = params.train_teacher
     if settings.source == "train":
-        reader = CONFIGS[class_trained(draws_by_prompts(params))]
+        reader = CONFIGS[class_trained(is_prompted(params))]
         return reader.sites(reader.trained(settings))
     config = read_teacher_config(settings)
     return reader_of(config).sites(config)
@@ -119,7 +119,7 @@ def weights_files(key: str, folder: Path) -> list[Path]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def draws_by_prompts(params: Everything) -> bool:
+def is_prompted(params: Everything) -> bool:
     """Whether the teacher is conditioned on prompts."""
     return bool(params.encode_prompts.source != "none")
 
@@ -146,7 +146,7 @@ def student_file(params: Everything) -> str:
     """The name of the file with a student's class, which is saved with its weights."""
     if params.train_teacher.source == "path":
         return reader_of(read_teacher_config(params.train_teacher)).student_file
-    return CONFIGS[class_trained(draws_by_prompts(params))].student_file
+    return CONFIGS[class_trained(is_prompted(params))].student_file
 
 
 def runs_in_latents(params: Everything) -> bool:
@@ -163,7 +163,7 @@ def needs_own_pipeline(params: Everything) -> bool:
     conditional = settings.class_conditional
     if settings.source == "path":
         conditional = read_teacher_config(settings).get("num_class_embeds") is not None
-    if draws_by_prompts(params):
+    if is_prompted(params):
         return bool(params.encode_prompts.source == "classes")
     return runs_in_latents(params) or params.diffusion.process == "edm" or bool(conditional)
 

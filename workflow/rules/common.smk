@@ -114,7 +114,7 @@ def check_comparison(wildcards):
 
 def check_export(wildcards):
     """End the run that would export what it cannot, or without its packages; Snakemake asks as it plans the job."""
-    if draws_by_prompts():
+    if is_prompted():
         check(refuse_prompts)
     check(check_packages)
     return []
@@ -140,9 +140,9 @@ def find_autoencoder():
     return check(graph.autoencoder_files, PARAMS.train_autoencoder)
 
 
-def draws_by_prompts():
+def is_prompted():
     """Whether the teacher is conditioned on prompts."""
-    return graph.draws_by_prompts(PARAMS)
+    return graph.is_prompted(PARAMS)
 
 
 def find_encoder():
@@ -218,7 +218,7 @@ def name_pipeline(folder, student=False):
     files = [*name_model(f"{folder}/unet"), *(f"{folder}/{name}" for name in names)]
     files += name_model(f"{folder}/vae") if runs_in_latents() else []
     files += name_encoder(folder)
-    own = check(graph.needs_own_pipeline, PARAMS) or (student and not draws_by_prompts())
+    own = check(graph.needs_own_pipeline, PARAMS) or (student and not is_prompted())
     return files + [f"{folder}/multi_stage_pipeline.py"] * own
 
 

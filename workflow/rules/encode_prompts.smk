@@ -5,7 +5,7 @@ rule encode_prompts:
         code=find_code("encode_prompts"),
     output:
         index="data/prompts/index.json",
-        prompts=["data/prompts/prompts.safetensors"] if draws_by_prompts() else [],
+        prompts=["data/prompts/prompts.safetensors"] if is_prompted() else [],
         encoder=name_encoder("data/prompts"),
     log:
         "logs/encode_prompts/encode_prompts.log",
@@ -15,7 +15,7 @@ rule encode_prompts:
     resources:
         mem_mb=16000,
         runtime=240,
-        gpu=count_gpus() if draws_by_prompts() else 0,
+        gpu=count_gpus() if is_prompted() else 0,
     params:
         config=select_params("encode_prompts"),
     shell:
