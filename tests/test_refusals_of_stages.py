@@ -358,7 +358,7 @@ STAGES: dict[str, list[Provocation]] = {
     "processes": [
         patched(gpus, "visible_gpus", lambda _: {"0": "0"}, lambda scene: gpus.claim_gpus("cuda", 2)),
         patched(launch, "node_count", lambda _: 2, lambda scene: launch.launch("retrain", [], 3, "cpu")),
-        patched(batches, "count", lambda: 2, lambda scene: batches.NoisyBatches(None, None, 1, CPU)),  # type: ignore[arg-type]
+        patched(batches, "world_size", lambda: 2, lambda scene: batches.NoisyBatches(None, None, 1, CPU)),  # type: ignore[arg-type]
         patched(loop, "from_main", lambda step: step + 1, train),
     ],
     "checkpoint-damaged": [checkpoint(b""), checkpoint(b"x" * 64)],
