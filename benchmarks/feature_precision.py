@@ -40,7 +40,7 @@ def write_features(run: Path, params: dict[str, Any], folder: Path, precision: s
     settings = model.cache_features.model_copy(update={"precision": precision})
     data = TrainingSet.load(run / "data" / "prepared", run / "data" / "latents")
     teacher = load_teacher(run / "results" / "teacher")
-    intervals = read_clusters(run / "results" / "clusters.json")["stages"]
+    intervals = read_clusters(run / "results" / "clusters.json")["intervals"]
     process = make_process(model.diffusion.as_dict())
     FeatureWriter(teacher, process, data, intervals, settings, params["seed"], CPU).write(folder, {})
 

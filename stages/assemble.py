@@ -26,13 +26,13 @@ def assemble(
     output: Path,
 ) -> None:
     """Write architecture.json; takes seconds and needs no training, so that another budget is cheap to try."""
-    plan = read_clusters(clusters)
+    clustering = read_clusters(clusters)
     sampling = params.sampling
     settings = params.assemble
-    boundaries = plan["boundaries"]
+    boundaries = clustering["boundaries"]
     unet = load_teacher(teacher)
     process = make_process(params.diffusion.as_dict(), read_stated(teacher))
-    process.check_intervals(plan, clusters)
+    process.check_intervals(clustering, clusters)
     process.check_steps(sampling.as_dict())
     sampler = (process, sampling.scheduler, sampling.steps)
     if settings.snap_boundaries:
@@ -45,7 +45,7 @@ def assemble(
         table = LatencyTable.of_stage(latency)
         architecture = assemble_architecture(unet, results, steps, settings, params.seed, table)
     made_for = {
-        "clustered": plan["boundaries"],
+        "clustered": clustering["boundaries"],
         "snapped": settings.snap_boundaries,
         "steps_per_interval": steps,
         "sampler": sampling.as_dict(),

@@ -33,10 +33,10 @@ def cache_features(
     device = pick_device(params.device, threads)
     images = TrainingSet.load(data, latents, prompts)
     process = make_process(params.diffusion.as_dict())
-    plan = read_clusters(clusters)
-    process.check_intervals(plan, clusters)
+    clustering = read_clusters(clusters)
+    process.check_intervals(clustering, clusters)
     unet = load_teacher(teacher).to(device)
-    writer = FeatureWriter(unet, process, images, plan["stages"], params.cache_features, params.seed, device)
+    writer = FeatureWriter(unet, process, images, clustering["intervals"], params.cache_features, params.seed, device)
     pieces = writer.write(
         output.parent / "checkpoints" / "cache_features",
         params.as_given(),

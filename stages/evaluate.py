@@ -20,7 +20,7 @@ from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_json, sha256_content, sha256_file, write_json
 from stagecraft.runtime.journal import Pieces
 from stagecraft.runtime.processes import is_main
-from stagecraft.training.plan import Plan, read_plan
+from stagecraft.training.assembled import AssembledStudent, read_architecture
 from stagecraft.training.student import interval_probabilities
 
 
@@ -39,10 +39,10 @@ def evaluate(
     samples: Path,
 ) -> None:
     """Write metrics.json and samples.npz, and print the table."""
-    plan = read_plan(architecture)
+    assembled = read_architecture(architecture)
     large = load_teacher(teacher)
     small = load_student(student)
-    check_architecture(small, plan, str(student))
+    check_architecture(small, assembled, str(student))
     prepared = PreparedData.load(data)
     features = open_extractor(params.evaluate.extractor, extractor, prepared.images[0])
     clip = hash_clip(params)
@@ -50,7 +50,7 @@ def evaluate(
     fingerprint = {"params": params.as_given(), "made_from": hash_inputs(prompts, teacher, student) | hashes}
     pieces = Pieces(output.parent / "checkpoints" / "evaluate", fingerprint) if is_main() else None
     evaluation = replace(
-        planned_evaluation(params, prepared, features, plan, training_shares(student, plan), threads),
+        planned_evaluation(params, prepared, features, assembled, training_shares(student, assembled), threads),
         vae=open_autoencoder(autoencoder),
         pieces=pieces,
         stated=read_stated(teacher),
@@ -67,12 +67,19 @@ def evaluate(
 
 
 def planned_evaluation(
-    params: Evaluate, data: PreparedData, extractor: Extractor, plan: Plan, shares: list[float], threads: int
+    params: Evaluate,
+    data: PreparedData,
+    extractor: Extractor,
+    assembled: AssembledStudent,
+    shares: list[float],
+    threads: int,
 ) -> Evaluation:
     """An evaluation as params and an architecture.json say, of models in pixels that were trained here."""
     device = pick_device(params.device, threads)
-    time = plan["expected"].get("time_ratio")
-    return Evaluation(params, data, extractor, plan["boundaries"], shares, device, plan["snapped"], predicted_time=time)
+    time = assembled["expected"].get("time_ratio")
+    return Evaluation(
+        params, data, extractor, assembled["boundaries"], shares, device, assembled["snapped"], predicted_time=time
+    )
 
 
 def with_scorers(evaluation: Evaluation, extractor: Path, clip: str | None) -> Evaluation:
@@ -84,10 +91,10 @@ def with_scorers(evaluation: Evaluation, extractor: Path, clip: str | None) -> E
     return replace(evaluation, scorers=make_scorers(given), clip=clip)
 
 
-def training_shares(student: Path, plan: Plan) -> list[float]:
+def training_shares(student: Path, assembled: AssembledStudent) -> list[float]:
     """How often the training of a student drew each interval."""
     drawn = read_json(student / "params.json")["retrain"]["interval_probabilities"]
-    return interval_probabilities(drawn, plan["intervals"]) or plan["density"]
+    return interval_probabilities(drawn, assembled["intervals"]) or assembled["density"]
 
 
 def hash_clip(params: Evaluate) -> str | None:

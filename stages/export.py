@@ -13,7 +13,7 @@ from stagecraft.networks.pipelines import load_student, read_stated
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import atomic_folder, write_json
-from stagecraft.training.plan import read_plan
+from stagecraft.training.assembled import read_architecture
 from stagecraft.training.student import with_decoders
 
 
@@ -38,17 +38,17 @@ def export(
     device = pick_device("cpu", threads)
     prepared = PreparedData.load(data)
     loaded = load_student(student)
-    plan = read_plan(architecture)
-    check_architecture(loaded, plan, str(student))
+    assembled = read_architecture(architecture)
+    check_architecture(loaded, assembled, str(student))
     small = with_decoders(loaded)
     evaluation = Evaluation(
         params,
         prepared,
         open_extractor(params.evaluate.extractor, extractor, prepared.images[0]),
-        plan["boundaries"],
-        plan["density"],
+        assembled["boundaries"],
+        assembled["density"],
         device,
-        plan["snapped"],
+        assembled["snapped"],
         open_autoencoder(autoencoder),
         stated=read_stated(teacher),
     )

@@ -10,7 +10,7 @@ from stagecraft.networks.pipelines import HASHES, check_hashes, count_classes, w
 from stagecraft.report.card import Student, model_card, read_license, sample_sheet
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import atomic_folder, read_checked_json, read_json, write_json
-from stagecraft.training.plan import read_plan
+from stagecraft.training.assembled import read_architecture
 
 
 def publish(
@@ -30,14 +30,16 @@ def publish(
     measured = read_metrics(metrics)
     images, sha256 = load_samples(samples)
     check_metrics(metrics, measured, sha256)
-    plan = read_plan(architecture)
-    made_with = read_json(student / "params.json") | {**plan["params"]} | {**measured["params"]} | params.as_given()
+    assembled = read_architecture(architecture)
+    made_with = (
+        read_json(student / "params.json") | {**assembled["params"]} | {**measured["params"]} | params.as_given()
+    )
     config = read_json(student / "unet" / "config.json")
     license = read_license(params.publish.license, teacher_card)
     code = sorted(file.relative_to(student).as_posix() for file in student.rglob("*.py"))
     known = read_checked_json(prompts / "index.json", "encode_prompts").get("prompts", [])
     card = model_card(
-        Student(measured, plan, config, made_with, code, known, count_classes(student)), params.publish, license
+        Student(measured, assembled, config, made_with, code, known, count_classes(student)), params.publish, license
     )
     with atomic_folder(output) as aside:
         # Without their modes: DVC may have made its files read-only.

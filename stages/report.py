@@ -12,8 +12,8 @@ from stagecraft.report.plots import write_plots
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.files import atomic_path
 from stagecraft.search.results import read_results
+from stagecraft.training.assembled import read_architecture
 from stagecraft.training.log import read_log
-from stagecraft.training.plan import read_plan
 
 
 def report(
@@ -34,11 +34,11 @@ def report(
     (images, sha256) = load_samples(samples)
     check_metrics(metrics, measured, sha256)
     intervals = read_clusters(clusters)
-    plan = read_plan(architecture)
+    assembled = read_architecture(architecture)
     searches = cast(Searches, read_results(search))
     histories = {path.stem: read_log(path) for path in logs}
-    page = render_report(measured, images, intervals, plan, searches, histories, params)
-    write_plots(plots, intervals, plan, searches)
+    page = render_report(measured, images, intervals, assembled, searches, histories, params)
+    write_plots(plots, intervals, assembled, searches)
     with atomic_path(output) as aside:
         aside.write_text(page, encoding="utf-8")
 

@@ -12,10 +12,10 @@ from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import sha256_file
 from stagecraft.runtime.processes import is_main
+from stagecraft.training.assembled import read_architecture
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
-from stagecraft.training.plan import read_plan
 from stagecraft.training.student import (
     check_teacher,
     frozen,
@@ -48,11 +48,11 @@ def retrain(
     vae = open_autoencoder(autoencoder)
     stated = read_stated(teacher)
     process = make_process(params.diffusion.as_dict(), stated)
-    plan = read_plan(architecture)
-    check_teacher(unet, plan, architecture)
-    supernet = supernet_reader(search, plan["supernets"], architecture)
-    student = start_student(unet, plan, settings.init, params.seed, supernet).to(device)
-    batches = student_batches(images, process, unet, plan["boundaries"], settings, device)
+    assembled = read_architecture(architecture)
+    check_teacher(unet, assembled, architecture)
+    supernet = supernet_reader(search, assembled["supernets"], architecture)
+    student = start_student(unet, assembled, settings.init, params.seed, supernet).to(device)
+    batches = student_batches(images, process, unet, assembled["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {**hash_inputs(architecture, teacher), "params": params.as_given(), "data": images.sha256}
     loss = JointLoss(student, frozen(unet, device, params.precision), batches, settings, params.precision)

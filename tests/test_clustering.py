@@ -211,9 +211,9 @@ def test_every_method_divides_all_noise_levels_for_every_k(y, process, method):
             settings["boundaries"] = [process.at_share(k / intervals) for k in range(1, intervals)]
         clusters = cluster(y, process, settings, 1, planted_gradients)
         boundaries = clusters["boundaries"]
-        assert len(clusters["stages"]) == intervals and len(boundaries) == intervals - 1
+        assert len(clusters["intervals"]) == intervals and len(boundaries) == intervals - 1
         edges = [process.low, *boundaries, process.high]
-        assert edges == sorted(set(edges)) and clusters["stages"] == [list(p) for p in itertools.pairwise(edges)]
+        assert edges == sorted(set(edges)) and clusters["intervals"] == [list(p) for p in itertools.pairwise(edges)]
         assert clusters["boundaries_sigma"] == process.noise_level(torch.tensor(boundaries)).tolist()
         assert clusters == json.loads(json.dumps(clusters, allow_nan=False))
         process.check_intervals(clusters, Path())
@@ -258,7 +258,7 @@ def test_what_is_only_to_be_looked_at_ends_no_run(y, diffusion_settings, method,
                 assert method in ("threshold", "agglomerative")
                 continue
             process.check_intervals(clusters, Path())
-            assert len(clusters["stages"]) == intervals and json.dumps(clusters, allow_nan=False)
+            assert len(clusters["intervals"]) == intervals and json.dumps(clusters, allow_nan=False)
             for k, score in clusters["silhouette"].items():
                 assert (score is None) == (f"silhouette {k}" in clusters.get("missing", {}))
                 assert score is None or -1 <= score <= 1

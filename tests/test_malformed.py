@@ -149,7 +149,7 @@ def empty(content: bytes, path: Path, random) -> bytes:
 
 
 def other_json(content: bytes, path: Path, random) -> bytes:
-    return [b"{}", b"[]", b"null", b'{"stages": [[0, 1000]], "boundaries": []}'][random.integers(4)]
+    return [b"{}", b"[]", b"null", b'{"intervals": [[0, 1000]], "boundaries": []}'][random.integers(4)]
 
 
 # Every file is cut and has a bit flipped; one in three is replaced in each other way.
@@ -239,7 +239,7 @@ def boundaries(*values):
 
 def stages(*values):
     edges = [0, *values, 1000]
-    return lambda data: data | {"boundaries": list(values), "stages": [list(p) for p in itertools.pairwise(edges)]}
+    return lambda data: data | {"boundaries": list(values), "intervals": [list(p) for p in itertools.pairwise(edges)]}
 
 
 def wider(data):
@@ -258,7 +258,7 @@ CONTRADICTIONS = [
     ("cache_features", CLUSTERS, stages(700, 300)),
     ("cache_features", CLUSTERS, stages(300, 300)),
     ("cache_features", CLUSTERS, stages(300, 1200)),
-    ("cache_features", CLUSTERS, lambda data: data | {"stages": [[0, 400], [600, 1000]]}),
+    ("cache_features", CLUSTERS, lambda data: data | {"intervals": [[0, 400], [600, 1000]]}),
     ("assemble", CLUSTERS, stages(700, 300)),
     ("assemble", CLUSTERS, stages()),
     ("assemble", CLUSTERS, stages(300, 600)),

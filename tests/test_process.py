@@ -133,10 +133,10 @@ def test_boundaries_mean_the_same_in_files_and_on_devices(process):
 
 def test_intervals_that_do_not_divide_the_noise_levels_are_refused(process, tmp_path):
     middle = process.at_share(0.5)
-    process.check_intervals({"boundaries": [middle], "stages": process.edges([middle])}, tmp_path)
+    process.check_intervals({"boundaries": [middle], "intervals": process.edges([middle])}, tmp_path)
     later = process.above(middle)
     for boundaries in ([later, middle], [middle, middle], [process.low], [process.high]):
-        clusters = {"boundaries": boundaries, "stages": process.edges(boundaries)}
+        clusters = {"boundaries": boundaries, "intervals": process.edges(boundaries)}
         with pytest.raises(ValueError, match="do not divide the timesteps"):
             process.check_intervals(clusters, tmp_path)
 

@@ -368,7 +368,7 @@ STAGES: dict[str, list[Provocation]] = {
     "clusters-finite": [plain(clustered)],
     "clusters-none": [threshold(0.0, 0.0), threshold(1.0, 1.0), plain(scattered)],
     "clusters-other": [
-        plain(lambda scene: vp(scene).check_intervals({"boundaries": [2000], "stages": []}, Path("clusters.json")))
+        plain(lambda scene: vp(scene).check_intervals({"boundaries": [2000], "intervals": []}, Path("clusters.json")))
     ],
     "features-precision": [plain(large_features)],
     "features-room": [plain(many_features)],

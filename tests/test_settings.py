@@ -18,8 +18,8 @@ from stagecraft.diffusion.sampling import evaluation_timesteps
 from stagecraft.evaluation.metrics import Metrics, read_metrics
 from stagecraft.evaluation.samples import load_samples
 from stagecraft.runtime.files import write_checked_json, write_json
+from stagecraft.training.assembled import AssembledStudent, read_architecture
 from stagecraft.training.log import TrainingLog, read_log, write_log
-from stagecraft.training.plan import Plan, read_plan
 
 LATENT_EDM = {
     "diffusion": {
@@ -133,7 +133,7 @@ def test_records_have_the_fields_of_their_files_and_are_written_as_they_were_rea
     cases = [
         (results / "metrics.json", read_metrics, write_json, Metrics),
         (results / "clusters.json", read_clusters, write_checked_json, Clusters),
-        (results / "architecture.json", read_plan, write_checked_json, Plan),
+        (results / "architecture.json", read_architecture, write_checked_json, AssembledStudent),
         (log, read_log, write_log, TrainingLog),
         (meta, lambda path: PreparedData.load(path.parent).meta, write_checked_json, Meta),
     ]
@@ -163,7 +163,7 @@ def test_gradients_of_the_teacher_cluster_the_noise_levels_of_edm(latent_edm):
         read(latent_edm, "results/clusters.json"),
         yaml.safe_load((latent_edm / "params.yaml").read_text()),
     )
-    assert clusters["method"] == "gradient" and clusters["process"] == "edm" and len(clusters["stages"]) == 2
+    assert clusters["method"] == "gradient" and clusters["process"] == "edm" and len(clusters["intervals"]) == 2
     make_process(params["diffusion"]).check_intervals(clusters, Path())
     assert clusters["spread"]["seeds"] == [0, 1] and len(clusters["spread"]["boundaries"]) == 2
     (boundary,), (sigma,) = clusters["boundaries"], clusters["boundaries_sigma"]

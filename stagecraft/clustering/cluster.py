@@ -211,7 +211,7 @@ def describe(runs: list[Clustering]) -> Clusters:
         "seed": first.seed,
         "boundaries": boundaries,
         "boundaries_sigma": first.process.noise_levels(boundaries),
-        "stages": first.process.edges(boundaries),
+        "intervals": first.process.edges(boundaries),
         "spread": spread_of(runs, boundaries, missing),
         "grid": first.grid.tolist(),
         "similarity": value_or_none("similarity", lambda: first.similarity.round(6).tolist(), missing),

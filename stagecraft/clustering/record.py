@@ -31,7 +31,7 @@ class Clusters(TypedDict):
     seed: int
     boundaries: list[float]
     boundaries_sigma: list[float | None]
-    stages: list[list[float]]  # the intervals
+    intervals: list[list[float]]
     spread: Spread
     grid: list[float]
     similarity: list[list[float]] | None

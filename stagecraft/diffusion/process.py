@@ -155,9 +155,9 @@ class Process(ABC):
     def check_intervals(self, clusters: Mapping[str, Any], path: Path) -> None:
         """Raise a ValueError unless the intervals of clusters.json, at `path`, divide the noise levels of this process."""
         edges = [self.low, *clusters["boundaries"], self.high]
-        if edges != sorted({*edges}) or clusters["stages"] != self.edges(clusters["boundaries"]):
+        if edges != sorted({*edges}) or clusters["intervals"] != self.edges(clusters["boundaries"]):
             raise ValueError(
-                f"{path}: the intervals {clusters['stages']} with boundaries {clusters['boundaries']} do not divide the "
+                f"{path}: the intervals {clusters['intervals']} with boundaries {clusters['boundaries']} do not divide the "
                 f"timesteps {self.low} to {self.high}; {run_again('cluster_timesteps', path)}"
             )
 

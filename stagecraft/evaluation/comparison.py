@@ -40,7 +40,7 @@ from stagecraft.networks.families import condition_names
 from stagecraft.runtime.files import run_again
 from stagecraft.runtime.journal import Pieces, kept_record
 from stagecraft.runtime.processes import from_main, is_main
-from stagecraft.training.plan import Plan
+from stagecraft.training.assembled import AssembledStudent
 
 Ratio = Literal["macs", "macs_with_attention", "params", "params_active", "images_per_second"]
 RATIOS: tuple[Ratio, ...] = get_args(Ratio)
@@ -278,14 +278,14 @@ class Evaluation:
         return protocol
 
 
-def check_architecture(student: Any, architecture: Plan, folder: str) -> None:
+def check_architecture(student: Any, architecture: AssembledStudent, folder: str) -> None:
     """Raise ValueError unless the student was built from this architecture.json."""
     if not is_of(student.config, architecture):
         remedy = run_again("retrain", Path(folder))
         raise ValueError(f"{folder}: not the model that architecture.json describes; {remedy}")
 
 
-def is_of(config: Any, architecture: Plan) -> bool:
+def is_of(config: Any, architecture: AssembledStudent) -> bool:
     """Whether a student of this config was built from an architecture.json."""
     native = architecture["unet"].get("native")
     if native is not None:

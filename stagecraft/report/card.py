@@ -13,7 +13,7 @@ from stagecraft.evaluation.metrics import Metrics
 from stagecraft.report import charts
 from stagecraft.report.page import open_template, shared_text, verdict
 from stagecraft.report.table import feature_name, measured_with, table_rows
-from stagecraft.training.plan import Plan
+from stagecraft.training.assembled import AssembledStudent
 
 TASK = "unconditional-image-generation"
 TEXT_TASK = "text-to-image"
@@ -37,7 +37,7 @@ class Student:
     """
 
     metrics: Metrics
-    architecture: Plan
+    architecture: AssembledStudent
     config: dict[str, Any]
     params: dict[str, Any]
     code: Sequence[str]

@@ -20,8 +20,8 @@ from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
 from stagecraft.report.table import feature_name, measured_with, table_rows, with_margin
 from stagecraft.search.record import Scored, Search
+from stagecraft.training.assembled import AssembledStudent, ChosenBlock
 from stagecraft.training.log import TrainingLog
-from stagecraft.training.plan import ChosenBlock, Plan
 from stagecraft.training.schedule import passes_per_step
 
 PACKAGES = (
@@ -48,7 +48,7 @@ def render_report(
     metrics: Metrics,
     samples: dict[str, np.ndarray],
     clusters: Clusters,
-    architecture: Plan,
+    architecture: AssembledStudent,
     searches: Searches,
     logs: Logs,
     params: Report,
@@ -101,7 +101,7 @@ def parts_of_metrics(metrics: Metrics) -> dict[str, object]:
     }
 
 
-def parts_of_architecture(architecture: Plan, searches: Searches) -> dict[str, object]:
+def parts_of_architecture(architecture: AssembledStudent, searches: Searches) -> dict[str, object]:
     """What the page shows of the architecture and of the candidates it was chosen from, by the template's names."""
     return {
         "architecture": architecture_rows(architecture, searches),
@@ -128,7 +128,7 @@ def open_template(name: str, *, autoescape: bool = False, keep_trailing_newline:
     return environment.get_template(name)
 
 
-def check_same_run(clusters: Clusters, architecture: Plan, searches: Searches) -> None:
+def check_same_run(clusters: Clusters, architecture: AssembledStudent, searches: Searches) -> None:
     """Raise ValueError unless an architecture was made from these clusters and searches."""
     hashes = {name: search["weights_sha256"] for name, search in searches.items()}
     if architecture["clustered"] != clusters["boundaries"] or architecture["supernets"] != hashes:
@@ -227,7 +227,7 @@ class PathStep(TypedDict):
     picture: str
 
 
-def path_steps(samples: dict[str, np.ndarray], architecture: Plan) -> list[PathStep]:
+def path_steps(samples: dict[str, np.ndarray], architecture: AssembledStudent) -> list[PathStep]:
     """The student's path from noise: at each step every sample, and below it the image predicted from it."""
     intervals = interval_numbers(samples["path_t"], architecture["boundaries"])
     pairs = zip(samples["path_sample"], samples["path_image"], strict=True)
@@ -258,7 +258,7 @@ class Interval(TypedDict):
     share: float
 
 
-def interval_table(architecture: Plan, metrics: Metrics) -> list[Interval]:
+def interval_table(architecture: AssembledStudent, metrics: Metrics) -> list[Interval]:
     """One row per interval: timesteps, noise levels at its ends, how often sampling and training are there, its length in t."""
     # None in the file is a boundary at the noise level infinity.
     sigmas = [None, *(math.inf if sigma is None else sigma for sigma in architecture["boundaries_sigma"]), None]
@@ -424,7 +424,7 @@ class BlockRow(TypedDict):
     chosen: list[tuple[DrawnBlock, list[int]]]
 
 
-def architecture_rows(architecture: Plan, searches: Searches) -> list[BlockRow]:
+def architecture_rows(architecture: AssembledStudent, searches: Searches) -> list[BlockRow]:
     """One row per block, from input to output: the teacher's block and the chosen ones, one for each range of an up block."""
     chosen = architecture["chosen"]
     identities = {name: entries[0]["spec"] for name, entries in architecture["identity"]["blocks"].items()}
@@ -499,7 +499,7 @@ def draw_layers(spec: Spec, identity: Spec) -> list[DrawnLayer]:
     return layers
 
 
-def candidate_charts(architecture: Plan, searches: Searches) -> list[tuple[str, str, Markup]]:
+def candidate_charts(architecture: AssembledStudent, searches: Searches) -> list[tuple[str, str, Markup]]:
     """NMSE over time, or over MACs where layers were not timed, for every searched block: (name, note, chart)."""
     return [
         (name, *candidate_chart(name, search, architecture["chosen"].get(name)))

@@ -8,14 +8,14 @@ from stagecraft.clustering.record import Clusters
 from stagecraft.report import charts
 from stagecraft.report.page import Searches, candidate_point, cost_kind, teacher_costs
 from stagecraft.runtime.files import atomic_path, write_json
-from stagecraft.training.plan import Plan
+from stagecraft.training.assembled import AssembledStudent
 
 Points = list[dict[str, float | str | bool | None]]
 CELL = 6  # pixels of a cell of the heat map
 PICTURE = "similarity.png"
 
 
-def write_plots(folder: Path, clusters: Clusters, architecture: Plan, searches: Searches) -> None:
+def write_plots(folder: Path, clusters: Clusters, architecture: AssembledStudent, searches: Searches) -> None:
     """Write all files; one whose chart the run has no data for holds no points, or an empty picture."""
     points = {
         "silhouette": silhouette_points(clusters),
@@ -43,7 +43,7 @@ def curve_points(clusters: Clusters) -> Points:
     return [{"t": t, "S0": s0, "S1": s1} for t, s0, s1 in zip(curves["t"], curves["s0"], curves["s1"], strict=True)]
 
 
-def candidate_points(architecture: Plan, searches: Searches) -> Points:
+def candidate_points(architecture: AssembledStudent, searches: Searches) -> Points:
     """Error and cost of every candidate, time where layers were timed and MACs otherwise, as a share of the teacher's block."""
     points: Points = []
     for name, search in sorted(searches.items()):

@@ -30,7 +30,7 @@ from stagecraft.search.selection import (
     tilings,
     totals,
 )
-from stagecraft.training.plan import Assembled, ChosenBlock
+from stagecraft.training.assembled import Assembled, ChosenBlock
 
 
 def costs_of(

@@ -21,7 +21,7 @@ from stagecraft.networks.jobs import Job, name_of
 from stagecraft.networks.stream import narrowed_teacher
 from stagecraft.runtime.device import frozen_in
 from stagecraft.runtime.files import check_file, run_again
-from stagecraft.training.plan import Plan
+from stagecraft.training.assembled import AssembledStudent
 
 Supernet = Callable[[str], dict[str, torch.Tensor]]
 KERNELS = [1, 3]  # all that a search space may have
@@ -42,7 +42,7 @@ def build_student(
     return family_of(teacher).build_student(teacher, architecture, boundaries)
 
 
-def start_student(teacher: Module, chosen: Plan, init: str, seed: int, supernet: Supernet) -> Module:
+def start_student(teacher: Module, chosen: AssembledStudent, init: str, seed: int, supernet: Supernet) -> Module:
     """The student before its first step.
 
     Args:
@@ -106,7 +106,7 @@ def student_batches(
     )
 
 
-def check_teacher(teacher: Module, architecture: Plan, path: Path) -> None:
+def check_teacher(teacher: Module, architecture: AssembledStudent, path: Path) -> None:
     """Raise ValueError unless an architecture.json, read from `path`, was made for this teacher."""
     if architecture["identity"] != identity_architecture(teacher):
         raise ValueError(f"{path}: describes another teacher; {run_again('assemble', path)}")
@@ -129,7 +129,7 @@ def inherit(student: Module, teacher: Module, supernet: Supernet) -> None:
             own_block.module.load_state_dict(state)
 
 
-def inherit_native(student: Module, teacher: Module, chosen: Plan, supernet: Supernet | None) -> None:
+def inherit_native(student: Module, teacher: Module, chosen: AssembledStudent, supernet: Supernet | None) -> None:
     """The same for a native student.
 
     Args:

@@ -34,7 +34,7 @@ class Assembled(TypedDict):
     teacher: dict[str, float | None]
 
 
-class Plan(Assembled):
+class AssembledStudent(Assembled):
     """The content of architecture.json."""
 
     boundaries: list[float]
@@ -48,6 +48,6 @@ class Plan(Assembled):
     params: Mapping[str, object]
 
 
-def read_plan(path: Path) -> Plan:
+def read_architecture(path: Path) -> AssembledStudent:
     """The content of architecture.json; ValueError unless it is as it was written."""
-    return cast(Plan, read_checked_json(path, "assemble"))
+    return cast(AssembledStudent, read_checked_json(path, "assemble"))
