@@ -152,5 +152,5 @@ def params_of(preset: Path, method: Method, budget: float, seed: int, options: O
 
 
 def next_larger(budget: float, budgets: Sequence[float]) -> float | None:
-    """The least of some budgets that is larger than this one, None where there is none."""
+    """The smallest of some budgets that is larger than this one, None where there is none."""
     return min((other for other in budgets if other > budget), default=None)

@@ -65,7 +65,7 @@ class Effects:
         return cls(layers, [error_of(net) for net in nets], [whole - share for share in shares], whole)
 
     def choose(self, budget: float) -> list[Layer]:
-        """The layers with the least sum of errors without which the teacher takes the budget.
+        """The layers with the smallest sum of errors without which the teacher takes the budget.
 
         It is met from below to within the tolerance where some set does, so that no method is compared at half of its budget.
 
@@ -77,16 +77,18 @@ class Effects:
             return []
         chosen = self.solve(needed, needed + TOLERANCE * budget) or self.solve(needed, np.inf)
         if chosen is None:
-            least = self.whole - sum(saving for saving in self.savings if saving > 0)
-            raise ValueError(f"depth: budget {budget:g} cannot be met (the smallest feasible is {least:.3f}); raise it")
+            smallest = self.whole - sum(saving for saving in self.savings if saving > 0)
+            raise ValueError(
+                f"depth: budget {budget:g} is infeasible (the smallest feasible is {smallest:.3f}); raise it"
+            )
         return chosen
 
-    def solve(self, least: float, most: float) -> list[Layer] | None:
-        """The layers with the least sum of errors whose savings add up to a number between two; None when there are none."""
+    def solve(self, low: float, high: float) -> list[Layer] | None:
+        """The layers with the smallest sum of errors whose savings add up to a number between two; None when there are none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         # Scaled, since the solver's tolerances are absolute.
-        within = LinearConstraint(np.array(self.savings) / least, 1.0, most / least)
+        within = LinearConstraint(np.array(self.savings) / low, 1.0, high / low)
         errors = np.array(self.errors) / max(self.errors)
         choice = milp(errors, constraints=[within], integrality=np.ones(len(errors)), bounds=Bounds(0, 1))
         if choice.x is None:

@@ -230,7 +230,7 @@ class Run:
 
 
 def reached(points: list[dict[str, float]], fid: float) -> float | None:
-    """The least training MACs at which a curve, linear between its points, is at `fid` or below; None when it never is."""
+    """The fewest training MACs at which a curve, linear between its points, is at `fid` or below; None when it never is."""
     before = None
     for point in points:
         if point["fid"] <= fid:

@@ -1,10 +1,10 @@
-"""What each kind of choice in the search space is worth at a budget of time: the least sum of scores with it and without it.
+"""What each kind of choice in the search space is worth at a budget of time: the smallest sum of scores with it and without it.
 
 python benchmarks/space.py --preset digits --seeds 10 11 --output benchmarks/results/space.json
 
 Searches SPACE, which has all kinds, with one decoder (K = 1), and once more without each kind; all else is the same. In each
-case the integer programme finds the least sum of scores at every budget. A kind without which that sum rises at no budget is on
-no front of error against time. Means over the seeds are printed; the file of results gathers the presets that were run.
+case the integer programme finds the smallest sum of scores at every budget. A kind without which that sum rises at no budget is
+on no front of error against time. Means over the seeds are printed; the file of results gathers the presets that were run.
 """
 
 import argparse
@@ -66,8 +66,8 @@ def searched_params(preset: Path, seed: int, steps: int | None, without: str, ta
     return changed(cpu_params(preset) | {"seed": seed}, sections)
 
 
-def least_errors(shared: Shared, params: dict[str, Any], budgets: list[float]) -> dict[str, float | None]:
-    """The least sum of scores at every budget of time; None where it cannot be met."""
+def smallest_errors(shared: Shared, params: dict[str, Any], budgets: list[float]) -> dict[str, float | None]:
+    """The smallest sum of scores at every budget of time; None where it is infeasible."""
     from stagecraft.config.sections import Assemble
     from stagecraft.networks.pipelines import load_teacher
     from stagecraft.search.architecture import assemble_architecture
@@ -89,16 +89,16 @@ def least_errors(shared: Shared, params: dict[str, Any], budgets: list[float]) -
     return found
 
 
-def print_table(preset: str, least: dict[str, list[dict[str, float | None]]]) -> None:
+def print_table(preset: str, smallest: dict[str, list[dict[str, float | None]]]) -> None:
     """A preset's mean sums over seeds, those without a kind as multiples of that with all."""
-    budgets = list(least[ALL][0])
+    budgets = list(smallest[ALL][0])
     print(f"\n{preset}\n\n| without | " + " | ".join(f"time {budget}" for budget in budgets) + " |")
     print("| --- |" + " ---: |" * len(budgets))
-    best = {budget: mean_of(least[ALL], budget) for budget in budgets}
+    best = {budget: mean_of(smallest[ALL], budget) for budget in budgets}
     print("| (sum of scores with all) | " + " | ".join(written(best[budget], "{:.4g}") for budget in budgets) + " |")
     for kind in KINDS:
-        if kind in least:
-            found = {budget: mean_of(least[kind], budget) for budget in budgets}
+        if kind in smallest:
+            found = {budget: mean_of(smallest[kind], budget) for budget in budgets}
             cells = [written(ratio(found[b], best[b]), "{:.2f}") for b in budgets]
             print(f"| {kind} | " + " | ".join(cells) + " |")
 
@@ -133,7 +133,7 @@ def main() -> None:
     preset = preset_file(arguments.preset)
     shared = Searches(preset, (arguments.work or work_folder(preset)) / "shared", arguments.teacher)
     shared.prepare()
-    least: dict[str, list[dict[str, float | None]]] = {}
+    smallest: dict[str, list[dict[str, float | None]]] = {}
     table: Path | None = None
     for seed in arguments.seeds:
         for kind in (ALL, *KINDS):
@@ -141,11 +141,11 @@ def main() -> None:
             params = searched_params(preset, seed, arguments.steps, kind, table)
             if table is None:
                 table = shared.results(params) / LATENCY
-            least.setdefault(kind, []).append(least_errors(shared, params, arguments.budgets))
-            print_table(preset.stem, least)
+            smallest.setdefault(kind, []).append(smallest_errors(shared, params, arguments.budgets))
+            print_table(preset.stem, smallest)
     if arguments.output:
         known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-        write(arguments.output, known | {preset.stem: {"seeds": arguments.seeds, "least": least}})
+        write(arguments.output, known | {preset.stem: {"seeds": arguments.seeds, "smallest": smallest}})
 
 
 if __name__ == "__main__":

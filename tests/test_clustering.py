@@ -281,7 +281,7 @@ class Broken(VPProcess):
         return torch.where(t.cpu() == 999, torch.nan, super().noise_level(t))
 
 
-REASON = r"not finite at 1 of 16 noise levels, the least t = 999 \(sigma nan\); cluster_timesteps\.method: uniform does without"
+REASON = r"at 1 of 16 noise levels, the smallest t = 999 \(sigma nan\); cluster_timesteps\.method: uniform does without"
 
 
 @pytest.mark.parametrize("method", ["uniform", "given", "gradient"])
@@ -309,7 +309,9 @@ def test_gradients_that_are_not_finite_are_refused(y, process):
     def broken(t, seed):
         return np.where(t[:, None] == t[3], np.nan, planted_gradients(t, seed))
 
-    with pytest.raises(ValueError, match=r"gradient of the loss is not finite at 1 of 16 noise levels, the least t = "):
+    with pytest.raises(
+        ValueError, match=r"gradient of the loss is not finite at 1 of 16 noise levels, the smallest t = "
+    ):
         cluster(y, process, SETTINGS | {"method": "gradient"}, 0, broken)
 
 

@@ -46,7 +46,7 @@ def test_sites_are_dropped_for_the_least_sum_of_effects():
     # {0} would cost least, but leave a budget unspent that {1, 3} meets.
     assert cheap.choose(0.69) == [sites[1], sites[3]]
     assert effects.choose(0.99) == []
-    with pytest.raises(ValueError, match=r"budget -0.2 cannot be met \(the smallest feasible is -0.120\)"):
+    with pytest.raises(ValueError, match=r"budget -0.2 is infeasible \(the smallest feasible is -0.120\)"):
         effects.choose(-0.2)
 
 

@@ -240,7 +240,7 @@ def agreeing_blocks(seed):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("budget", [Budget(0.6), Budget(0.7, 0.6), Budget(params_active=0.5), Budget(), Budget(0.2)])
-def test_blocks_agree_at_the_least_error_that_any_agreeing_choice_has(seed, budget):
+def test_blocks_agree_at_the_smallest_error_that_any_agreeing_choice_has(seed, budget):
     costs = Costs(1000, 400, 20, 10, (1.0,))
     blocks = agreeing_blocks(seed)
     choices = []
@@ -252,8 +252,8 @@ def test_blocks_agree_at_the_least_error_that_any_agreeing_choice_has(seed, budg
     ratios = [totals(blocks, choice, costs) for choice in choices]
     fitting = [choice for choice, ratio in zip(choices, ratios, strict=True) if fits(ratio, budget)]
     if not fitting:
-        least = min(ratio["macs_ratio"] for ratio in ratios)
-        with pytest.raises(ValueError, match=rf"least that can be met: {least:.4f}\); raise what is below its least"):
+        smallest = min(ratio["macs_ratio"] for ratio in ratios)
+        with pytest.raises(ValueError, match=rf"smallest feasible: {smallest:.4f}\); raise what is below its smallest"):
             select_budget(blocks, costs, budget)
         return
 

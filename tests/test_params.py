@@ -117,7 +117,7 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("retrain.steps", "ten", 'retrain.steps: "ten" is not a whole number'),
         ("retrain.steps", 10.0, "retrain.steps: 10.0 is not a whole number; write 10"),
         ("retrain.steps", True, "retrain.steps: true is not a whole number"),
-        ("retrain.steps", 0, "retrain.steps: 0 is too small, the least is 1"),
+        ("retrain.steps", 0, "retrain.steps: 0 is too small, the minimum is 1"),
         ("retrain.steps", [1, 2], "retrain.steps: [1, 2] is not a whole number"),
         ("retrain.learning_rate", "1e-3", 'retrain.learning_rate: "1e-3" is not a number; write 0.001'),
         ("retrain.learning_rate", float("nan"), "retrain.learning_rate: NaN is not a number"),
@@ -151,7 +151,7 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         (
             "cluster_timesteps.image_range",
             [0],
-            "cluster_timesteps.image_range: [0] is too short, the least length is 2",
+            "cluster_timesteps.image_range: [0] is too short, the minimum length is 2",
         ),
         ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_interval leaves none"),
         ("search_block.local_triples", 257, "search_block.local_triples: 257 of the 256 held-out triples per interval"),
@@ -163,7 +163,7 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3"),
         ("search_block.widths", [0.5, 0.5], "search_block.widths: [0.5, 0.5] holds a value twice"),
         ("assemble.tau", "much", 'assemble.tau: "much" is not allowed: Error allowed'),
-        ("evaluate.samples", 64, "evaluate.samples: 64 are too few for the extractor's 64 features; the least is 65"),
+        ("evaluate.samples", 64, "evaluate.samples: 64 are too few for the extractor's 64 features; the minimum is 65"),
         ("evaluate.extractor", "inception-v3-compat", "evaluate.samples: 2000 are too few for the extractor's 2048"),
         ("cluster_timesteps.method", "given", "cluster_timesteps.boundaries: null for 3 intervals; give 2 ascending"),
         (
@@ -268,7 +268,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         (EDM_PARAMS | {"diffusion.beta_end": 0.02}, "diffusion.beta_end: unused by process edm; remove it"),
         (EDM_PARAMS | {"diffusion.sigma_min": 80.0}, "diffusion.sigma_min: 80.0 is not below sigma_max 80.0"),
         (EDM_PARAMS | {"diffusion.p_std": 0}, "diffusion.p_std: 0 is too small, it must be above 0"),
-        (FLOW_PARAMS | {"diffusion.shift": 0}, "diffusion.shift: 0 is too small, the least is 0.001"),
+        (FLOW_PARAMS | {"diffusion.shift": 0}, "diffusion.shift: 0 is too small, the minimum is 0.001"),
         (FLOW_PARAMS | {"diffusion.beta_end": 0.02}, "diffusion.beta_end: unused by process flow; remove it"),
         (FLOW_PARAMS | {"sampling.scheduler": "ddim"}, "ddim is no sampler of process flow, use flow_euler"),
         (
@@ -333,7 +333,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
             "search_block.channels: [0.75, 0.5, 0.5] for 2 levels of train_teacher.block_out_channels; give one share",
         ),
         ({"search_block.channels": [0.75, 0]}, "search_block.channels[1]: 0 is too small, it must be above 0"),
-        ({"search_block.channels": []}, "search_block.channels: [] is too short, the least length is 1"),
+        ({"search_block.channels": []}, "search_block.channels: [] is too short, the minimum length is 1"),
         ({"search_block.channels": 1.5}, "search_block.channels: 1.5 is too large, the most is 1"),
         ({"search_block.channels": True}, "search_block.channels: true is not a number or a list"),
         (

@@ -1,4 +1,4 @@
-"""Selection of one candidate per block: exact under budgets, and honest when a budget cannot be met."""
+"""Selection of one candidate per block: exact under budgets, and honest when a budget is infeasible."""
 
 import itertools
 import re
@@ -72,7 +72,7 @@ def test_totals_weight_macs_by_steps_and_count_the_largest_interval():
 
 
 @pytest.mark.parametrize("rule", ["budget", "local"])
-def test_a_budget_that_cannot_be_met_names_the_least_that_can(rule):
+def test_an_infeasible_budget_names_the_smallest_feasible_one(rule):
     blocks = random_blocks(1)
 
     def select(budget):
@@ -82,12 +82,12 @@ def test_a_budget_that_cannot_be_met_names_the_least_that_can(rule):
             else select_local(blocks, COSTS, budget, "auto", 0.0)
         )
 
-    with pytest.raises(ValueError, match=r"assemble.macs 0.01 \(least that can be met: ") as error:
+    with pytest.raises(ValueError, match=r"assemble.macs 0.01 \(smallest feasible: ") as error:
         select(Budget(0.01, 9, 9))
-    least = float(re.search(r"least that can be met: ([\d.]+)", str(error.value)).group(1))
-    select(Budget(least, 9, 9))
-    with pytest.raises(ValueError, match="cannot be met"):
-        select(Budget(least - 0.002, 9, 9))
+    smallest = float(re.search(r"smallest feasible: ([\d.]+)", str(error.value)).group(1))
+    select(Budget(smallest, 9, 9))
+    with pytest.raises(ValueError, match="is infeasible"):
+        select(Budget(smallest - 0.002, 9, 9))
 
 
 def test_local_rule_takes_the_fewest_macs_within_the_tolerance():
@@ -103,7 +103,7 @@ def test_local_rule_takes_the_fewest_macs_within_the_tolerance():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_auto_tau_is_the_least_that_meets_the_budget(seed):
+def test_auto_tau_is_the_smallest_that_meets_the_budget(seed):
     blocks, budget = random_blocks(seed, 20), Budget(0.5, 9, 9)
     chosen, tau = select_local(blocks, COSTS, budget, "auto", 0.0)
     assert fits(totals(blocks, chosen, COSTS), budget)
@@ -136,7 +136,7 @@ def local_by_definition(blocks, tau, tau_rel):
 @pytest.mark.parametrize("tau_rel", [0.0, 0.3])
 @pytest.mark.parametrize("limit", [0.45, 0.55, 0.65, 0.8])
 @pytest.mark.parametrize("key", ["params", "params_active"])
-def test_auto_tau_is_the_least_where_parameters_go_up_and_down(key, limit, tau_rel):
+def test_auto_tau_is_the_smallest_where_parameters_go_up_and_down(key, limit, tau_rel):
     budget, dips, refused = replace(Budget(9, 9, 9), **{key: limit}), 0, 0
     for seed in range(30):
         blocks = awkward_blocks(seed)
@@ -146,7 +146,7 @@ def test_auto_tau_is_the_least_where_parameters_go_up_and_down(key, limit, tau_r
         dips += right != sorted(right)
         if not any(right):
             refused += 1
-            with pytest.raises(ValueError, match=rf"assemble\.{key} {limit} \(least that can be met: "):
+            with pytest.raises(ValueError, match=rf"assemble\.{key} {limit} \(smallest feasible: "):
                 select_local(blocks, COSTS, budget, "auto", tau_rel)
             continue
         chosen, tau = select_local(blocks, COSTS, budget, "auto", tau_rel)
@@ -159,17 +159,19 @@ def test_auto_tau_is_the_least_where_parameters_go_up_and_down(key, limit, tau_r
 
 
 @pytest.mark.parametrize("budget", [Budget(9, 0.3, 9), Budget(9, 9, 0.2), Budget(0.1, 9, 9)])
-def test_the_least_that_the_local_rule_is_said_to_meet_it_meets(budget):
+def test_the_local_rule_meets_the_smallest_budget_that_it_names(budget):
     for seed in range(20):
         blocks = awkward_blocks(seed)
         try:
             select_local(blocks, COSTS, budget, "auto", 0.0)
         except ValueError as error:
-            said = re.findall(r"assemble\.(\w+) \S+ \(least that can be met: ([\d.]+)\)", str(error))
-            key, least = next((key, float(least)) for key, least in said if float(least) > getattr(budget, key))
-            select_local(blocks, COSTS, replace(budget, **{key: least}), "auto", 0.0)
-            with pytest.raises(ValueError, match="raise what is below its least"):
-                select_local(blocks, COSTS, replace(budget, **{key: least - 2e-4}), "auto", 0.0)
+            said = re.findall(r"assemble\.(\w+) \S+ \(smallest feasible: ([\d.]+)\)", str(error))
+            key, smallest = next(
+                (key, float(smallest)) for key, smallest in said if float(smallest) > getattr(budget, key)
+            )
+            select_local(blocks, COSTS, replace(budget, **{key: smallest}), "auto", 0.0)
+            with pytest.raises(ValueError, match="raise what is below its smallest"):
+                select_local(blocks, COSTS, replace(budget, **{key: smallest - 2e-4}), "auto", 0.0)
 
 
 def test_budgets_that_can_be_met_but_not_together_are_said_to_be_so():
@@ -179,7 +181,7 @@ def test_budgets_that_can_be_met_but_not_together_are_said_to_be_so():
         lambda budget: select_local(blocks, costs, budget, "auto", 0.0)[0],
         lambda budget: select_budget(blocks, costs, budget),
     ):
-        with pytest.raises(ValueError, match="each can be met, but not all at once; raise one"):
+        with pytest.raises(ValueError, match="each is feasible, but not all at once; raise one"):
             select(Budget(0.2, 0.2, 1))
         assert select(Budget(0.2, 0.9, 1))["mid"]["spec"] == 1 and select(Budget(0.9, 0.2, 1))["mid"]["spec"] == 0
 
@@ -194,7 +196,7 @@ def test_thousands_of_candidates_take_no_time():
         ]
         blocks.append(Block(f"up.{number // 3}.interval_{number % 3}", (number % 3,), found[0], tuple(found)))
     began = time.perf_counter()
-    with pytest.raises(ValueError, match="cannot be met"):
+    with pytest.raises(ValueError, match="is infeasible"):
         select_local(blocks, COSTS, Budget(0.01, 9, 9), "auto", 0.0)
     assert time.perf_counter() - began < 5
 
@@ -309,13 +311,13 @@ def test_the_fastest_is_kept_on_the_front_though_others_have_fewer_macs():
     assert pareto([fast, lean, fast | {"nmse": 0.3}]) == [lean, fast]
 
 
-def test_a_time_that_cannot_be_met_is_named_with_the_least():
+def test_an_infeasible_time_is_named_with_the_smallest_feasible_one():
     blocks = with_times(random_blocks(0), 0)
-    least = min(totals(blocks, choice, TIMED)["time_ratio"] for choice in every_choice(blocks))
-    with pytest.raises(ValueError, match=r"assemble\.time 0\.01 \(least that can be met: ([\d.]+)\)") as error:
+    smallest = min(totals(blocks, choice, TIMED)["time_ratio"] for choice in every_choice(blocks))
+    with pytest.raises(ValueError, match=r"assemble\.time 0\.01 \(smallest feasible: ([\d.]+)\)") as error:
         select_budget(blocks, TIMED, Budget(time=0.01))
     said = float(re.search(r"met: ([\d.]+)", str(error.value))[1])
-    assert least <= said <= least + 1e-4 and "macs" not in str(error.value)
+    assert smallest <= said <= smallest + 1e-4 and "macs" not in str(error.value)
 
 
 def test_random_spends_the_time_where_that_is_the_only_budget():
@@ -358,7 +360,7 @@ def every_tiled_choice(blocks):
     "budget",
     [Budget(0.5), Budget(0.5, 0.6), Budget(params=0.5, params_active=0.4), Budget(time=0.4, params=0.7), Budget()],
 )
-def test_ranges_that_share_a_block_tile_the_intervals_at_the_least_error(seed, budget):
+def test_ranges_that_share_a_block_tile_the_intervals_at_the_smallest_error(seed, budget):
     blocks, known = shared_blocks(seed), {block.name: block for block in shared_blocks(seed)}
 
     def score(choice):
@@ -366,7 +368,7 @@ def test_ranges_that_share_a_block_tile_the_intervals_at_the_least_error(seed, b
 
     fitting = [c for c in every_tiled_choice(blocks) if fits(totals(blocks, c, TIMED), budget)]
     if not fitting:
-        with pytest.raises(ValueError, match="the budget cannot be met"):
+        with pytest.raises(ValueError, match="the budget is infeasible"):
             select_budget(blocks, TIMED, budget)
         return
     chosen = select_budget(blocks, TIMED, budget)

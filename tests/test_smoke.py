@@ -166,7 +166,7 @@ def test_a_budget_that_cannot_be_met_ends_in_one_line_with_the_least_that_can(fi
     result = run(other, *command)
     assert result.returncode != 0
     message = re.search(
-        r"^error: assemble: .*assemble\.macs 0\.01 \(least that can be met: ([\d.]+)\).*$",
+        r"^error: assemble: .*assemble\.macs 0\.01 \(smallest feasible: ([\d.]+)\).*$",
         result.stdout + result.stderr,
         flags=re.MULTILINE,
     )

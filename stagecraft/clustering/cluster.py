@@ -70,11 +70,11 @@ class Clustering:
         return m
 
     def _check_finite(self, what: str, t: np.ndarray, values: np.ndarray) -> None:
-        """Raise ValueError, with the least t, unless the values (T, ...) at each t are finite."""
+        """Raise ValueError, with the smallest t, unless the values (T, ...) at each t are finite."""
         bad = [float(level) for level, row in zip(t, values, strict=True) if not np.isfinite(row).all()]
         if bad:
             raise ValueError(
-                f"{what} is not finite at {len(bad)} of {len(t)} noise levels, the least t = {min(bad):g} "
+                f"{what} is not finite at {len(bad)} of {len(t)} noise levels, the smallest t = {min(bad):g} "
                 f"(sigma {sigmas_at(self.process, np.array([min(bad)]))[0]:g}); cluster_timesteps.method: uniform does without it"
             )
 

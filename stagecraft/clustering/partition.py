@@ -84,7 +84,7 @@ def dynamic_programming_labels(similarity: np.ndarray, intervals: int) -> np.nda
 
 
 def interval_labels(distance: np.ndarray, intervals: int) -> np.ndarray:
-    """Interval clustering (Go et al. 2023, arXiv 2306.00354): least sum of distances to the best centre of each interval.
+    """Interval clustering (Go et al. 2023, arXiv 2306.00354): smallest sum of distances to the best centre of each interval.
 
     Args:
         distance: (T, T).
@@ -117,7 +117,7 @@ def centre_costs(distance: np.ndarray) -> np.ndarray:
 
 
 def cheapest_segments(costs: np.ndarray, intervals: int) -> np.ndarray:
-    """The division of 0 .. T-1 into K segments of least total cost; costs[i, j] is that of [i, j). Labels (T,)."""
+    """The division of 0 .. T-1 into K segments of smallest total cost; costs[i, j] is that of [i, j). Labels (T,)."""
     size = len(costs) - 1
     i, j = np.indices(costs.shape)
     steps = np.where(i < j, costs, np.inf)

@@ -39,12 +39,12 @@ class EDMProcess(Process):
         self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
     ) -> torch.Tensor:
         """n values of c_noise, float32."""
-        least, most = self._bounds(lo, hi)
-        u = torch.rand(n, generator=generator, dtype=torch.float64) * (self._below(most) - self._below(least))
-        z = torch.special.ndtri((u + self._below(least)).clamp(1e-12, 1 - 1e-12))
+        lowest, highest = self._bounds(lo, hi)
+        u = torch.rand(n, generator=generator, dtype=torch.float64) * (self._below(highest) - self._below(lowest))
+        z = torch.special.ndtri((u + self._below(lowest)).clamp(1e-12, 1 - 1e-12))
         t = ((self.p_mean + self.p_std * z) / 4).float()
-        end = torch.nextafter(torch.tensor(most), torch.tensor(-math.inf)).item() if most < math.inf else most
-        return t.clamp(least, end)
+        end = torch.nextafter(torch.tensor(highest), torch.tensor(-math.inf)).item() if highest < math.inf else highest
+        return t.clamp(lowest, end)
 
     def _bounds(self, lo: float | None, hi: float | None) -> tuple[float, float]:
         """The first interval has no lower end in training, the last no upper."""
@@ -73,8 +73,8 @@ class EDMProcess(Process):
 
     def share(self, lo: float, hi: float) -> float:
         """Probability under the lognormal distribution of the noise level."""
-        least, most = self._bounds(lo, hi)
-        return self._below(most) - self._below(least)
+        lowest, highest = self._bounds(lo, hi)
+        return self._below(highest) - self._below(lowest)
 
     def target_factors(self, alpha: torch.Tensor, sigma: torch.Tensor) -> Pair:
         """From c_skip = (sigma_data alpha)^2 and c_out = sigma_data sigma."""

@@ -37,13 +37,13 @@ class FlowProcess(Process):
         self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
     ) -> torch.Tensor:
         """n values of s num_train_timesteps, float32; high itself is in the last interval."""
-        least, most = self._bounds(lo, hi)
-        below = self._below(least)
-        share = self._below(most) - self._below(least)
+        lowest, highest = self._bounds(lo, hi)
+        below = self._below(lowest)
+        share = self._below(highest) - self._below(lowest)
         u = below + share * (1 - torch.rand(n, generator=generator, dtype=torch.float64))
         t = (self.high * shifted(u, self.shift)).float()
-        end = most if most == self.high else float(np.nextafter(np.float32(most), np.float32(0)))
-        return t.clamp(least, end)
+        end = highest if highest == self.high else float(np.nextafter(np.float32(highest), np.float32(0)))
+        return t.clamp(lowest, end)
 
     def _bounds(self, lo: float | None, hi: float | None) -> tuple[float, float]:
         """The first interval begins at 0 in training."""
@@ -67,8 +67,8 @@ class FlowProcess(Process):
 
     def share(self, lo: float, hi: float) -> float:
         """Share of the uniform u."""
-        least, most = self._bounds(lo, hi)
-        return self._below(most) - self._below(least)
+        lowest, highest = self._bounds(lo, hi)
+        return self._below(highest) - self._below(lowest)
 
     def target_factors(self, alpha: torch.Tensor, sigma: torch.Tensor) -> Pair:
         """(-1, 1)."""

@@ -38,7 +38,7 @@ class Process(ABC):
     schedulers: ClassVar[dict[str, tuple[str, Mapping[str, object]]]]
     # What the scheduler of a pipeline folder has beside, unless the teacher was given with a scheduler of its own.
     saved: ClassVar[Mapping[str, object]] = {}
-    low: float  # least t
+    low: float  # smallest t
     high: float  # t is below this
 
     def __init__(self, settings: Mapping[str, object], stated: Mapping[str, object] | None = None) -> None:

@@ -49,8 +49,8 @@ class VPProcess(Process):
         self, n: int, generator: torch.Generator, lo: float | None = None, hi: float | None = None
     ) -> torch.Tensor:
         """n timesteps, int64, uniform over the integers in [lo, hi)."""
-        least, most = (limit if bound is None else bound for limit, bound in ((self.low, lo), (self.high, hi)))
-        return torch.randint(int(least), int(most), (n,), generator=generator)
+        lowest, highest = (limit if bound is None else bound for limit, bound in ((self.low, lo), (self.high, hi)))
+        return torch.randint(int(lowest), int(highest), (n,), generator=generator)
 
     def alpha_sigma(self, t: torch.Tensor, dtype: torch.dtype = torch.float64) -> Pair:
         """(alpha_t, sigma_t) of integer timesteps; sigma_t as alpha_t times the noise level, rounded as ever."""

@@ -44,7 +44,7 @@ class GridChoices(ABC, Generic[C]):
         return math.prod(self.sizes) + self.may_drop
 
     def smallest(self) -> C:
-        """The least of everything, not dropped."""
+        """The smallest of everything, not dropped."""
         return self.choice([0] * len(self.sizes))
 
     def all(self) -> list[C | None]:

@@ -35,7 +35,7 @@ class Choices(Protocol[C]):
         """The choices that treat all dimensions of the layer alike, from the teacher's down."""
 
     def smallest(self) -> C | None:
-        """The least that the sandwich rule trains."""
+        """The smallest choice, which the sandwich rule trains."""
 
     def draw(self, rng: np.random.Generator) -> C | None:
         """A random choice."""

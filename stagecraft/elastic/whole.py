@@ -10,7 +10,7 @@ from stagecraft.networks.family import NativeChoice
 
 
 class BlockChoices:
-    """A list of choices for a block, the teacher's own first and the least last."""
+    """A list of choices for a block, the teacher's own first and the smallest last."""
 
     def __init__(self, options: Sequence[NativeChoice]) -> None:
         self.options = [cast(Choice, option) for option in options]

@@ -29,7 +29,7 @@ from stagecraft.evaluation.fidelity import (
     extract_features,
     fidelity,
     held_out_fidelity,
-    least_held_out,
+    min_held_out,
 )
 from stagecraft.evaluation.margins import measure_margins
 from stagecraft.evaluation.metrics import Agreement, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Scores, Speed
@@ -192,7 +192,7 @@ class Evaluation:
     def equal_count(self) -> int | None:
         """The number of images at which models and held-out images are compared; None where these are too few."""
         held_out = len(self.data.held_out_index)
-        enough = held_out >= least_held_out(self.extractor, self.params.evaluate.neighbours)
+        enough = held_out >= min_held_out(self.extractor, self.params.evaluate.neighbours)
         return min(self.params.evaluate.samples, held_out) if enough else None
 
     def measure_margins(

@@ -77,7 +77,7 @@ class Need:
     lowest: int | None = None
 
     @property
-    def least(self) -> int:
+    def minimum(self) -> int:
         """Number of images that it needs."""
         return self.value + self.spare
 
@@ -106,11 +106,13 @@ def list_needs(extractor: str, features: int | None, kid_subset_size: int, neigh
 
 def check_count(count: int, what: str, key: str, needs: list[Need]) -> None:
     """Raise ValueError when `count` images are too few for one of the needs; `what` they are and their `key` say where."""
-    unmet = [need for need in needs if count < need.least]
+    unmet = [need for need in needs if count < need.minimum]
     if not unmet:
         return
     named = ", ".join(f"{need.name} {need.value}" for need in unmet)
-    message = f"{key}: {count} {what} are too few for {named}; at least {max(need.least for need in unmet)} are needed"
+    message = (
+        f"{key}: {count} {what} are too few for {named}; at least {max(need.minimum for need in unmet)} are needed"
+    )
     lowered = [(need.name, need.largest_for(count)) for need in unmet]
     if all(value is not None for _, value in lowered):
         message += f", or lower {', '.join(f'{name} to {value}' for name, value in lowered)}"

@@ -183,7 +183,7 @@ def extract_features(images: np.ndarray, extractor: Extractor, device: torch.dev
     return features
 
 
-def least_held_out(extractor: Extractor, neighbours: int) -> int:
+def min_held_out(extractor: Extractor, neighbours: int) -> int:
     """How many held-out images have a covariance of full rank and the neighbours asked for."""
     return max(extractor.features, neighbours) + 1
 
@@ -204,9 +204,9 @@ def held_out_fidelity(
     The KID subsets are as large as the held-out set allows. A set too small for the covariance gives None for every measure
     and a `reason`, as its size is no choice of the evaluation.
     """
-    least = least_held_out(extractor, neighbours)
-    if len(held_out) < least:
-        reason = f"{len(held_out)} held-out images; {least} are needed for {extractor.features} features"
+    needed = min_held_out(extractor, neighbours)
+    if len(held_out) < needed:
+        reason = f"{len(held_out)} held-out images; {needed} are needed for {extractor.features} features"
         return {"fid": None, "kid": None, "precision": None, "recall": None, "reason": reason}
     scores = fidelity(
         held_out,

@@ -136,7 +136,7 @@ class Search:
     def student_macs(self) -> float:
         """MACs of the student: what a given architecture has, else the most that the budgets leave to the first candidates.
 
-        Without a budget, or where these candidates cannot meet it, they are the teacher's times the least share given.
+        Without a budget, or where these candidates cannot meet it, they are the teacher's times the smallest share given.
         """
         params = self.setup.params
         teacher = count_network_macs(self.teacher)

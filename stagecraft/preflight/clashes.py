@@ -363,6 +363,6 @@ def evaluation_problems(params: Everything) -> Iterator[Problem]:
         (settings.neighbours + 1, f"{settings.neighbours} neighbours"),
         (params.report.images, f"the {params.report.images} images of the report"),
     ]
-    for least, what in needs:
-        if settings.samples < least:
-            yield "evaluate.samples", f"{settings.samples} are too few for {what}; the least is {least}"
+    for minimum, what in needs:
+        if settings.samples < minimum:
+            yield "evaluate.samples", f"{settings.samples} are too few for {what}; the minimum is {minimum}"

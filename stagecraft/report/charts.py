@@ -222,7 +222,7 @@ def heat_map(matrix: Sequence[Sequence[float]], grid: Sequence[float], boundarie
 
 
 def ramp_colours(values: np.ndarray) -> np.ndarray:
-    """uint8 RGB (n, n, 3) of values (n, n), their least to their largest over the ramp."""
+    """uint8 RGB (n, n, 3) of values (n, n), their smallest to their largest over the ramp."""
     low = float(values.min())
     high = float(values.max())
     shares = (values - low) / ((high - low) or 1.0)

@@ -84,7 +84,7 @@ def assemble_architecture(
         latency: measured times of layers, where the candidates have one.
 
     Raises:
-        ValueError: the budget cannot be met, the results are those of other blocks or intervals, or they lack the times.
+        ValueError: the budget is infeasible, the results are those of other blocks or intervals, or they lack the times.
     """
     check_results(unet, results, len(steps), settings.native)
     stream = stream_of(results)

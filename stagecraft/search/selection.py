@@ -226,25 +226,25 @@ def select_local(
 ) -> tuple[dict[str, Candidate], float]:
     """DiffNAS (arXiv 2311.04950, section 3.2): per block the fewest MACs at an error near that of the teacher-shaped path.
 
-    argmin MACs(a) subject to NMSE(a) <= (1 + tau_rel) NMSE(identity) + tau. With tau `auto` it is the least for all blocks that
-    meets the budget: 0, or a value at which a block's choice changes. All are tried in turn, as a choice with fewer MACs may have
-    more parameters, so that a larger tau may meet the budget less.
+    argmin MACs(a) subject to NMSE(a) <= (1 + tau_rel) NMSE(identity) + tau. With tau `auto` it is the smallest for all blocks
+    that meets the budget: 0, or a value at which a block's choice changes. All are tried in turn, as a choice with fewer MACs may
+    have more parameters, so that a larger tau may meet the budget less.
 
     Returns:
         (the chosen candidate by block name, tau).
 
     Raises:
-        ValueError: no tau meets the budget; the message has the least that can be met.
+        ValueError: no tau meets the budget; the message has the smallest feasible ones.
     """
     if tau != "auto":
         return _local_choices(blocks, tau_rel, float(tau)), float(tau)
-    least: dict[str, float] = {}
+    smallest: dict[str, float] = {}
     for value, chosen in _local_sweep(blocks, tau_rel):
         total = totals(blocks, chosen, costs)
         if fits(total, budget):
             return chosen, value
-        least = {key: min(total[f"{key}_ratio"], least.get(key, math.inf)) for key in budget.limits()}
-    raise ValueError(infeasible(blocks, costs, budget, least))
+        smallest = {key: min(total[f"{key}_ratio"], smallest.get(key, math.inf)) for key in budget.limits()}
+    raise ValueError(infeasible(blocks, costs, budget, smallest))
 
 
 def _local_sweep(blocks: Sequence[Block], tau_rel: float) -> Iterator[tuple[float, dict[str, Candidate]]]:
@@ -257,7 +257,7 @@ def _local_sweep(blocks: Sequence[Block], tau_rel: float) -> Iterator[tuple[floa
 
 
 def _local_choices(blocks: Sequence[Block], tau_rel: float, tau: float) -> dict[str, Candidate]:
-    return {block.name: [c for least, c in _changes(block, tau_rel) if least <= tau][-1] for block in blocks}
+    return {block.name: [c for start, c in _changes(block, tau_rel) if start <= tau][-1] for block in blocks}
 
 
 def _changes(block: Block, tau_rel: float) -> list[tuple[float, Candidate]]:
@@ -281,7 +281,7 @@ def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: 
         score: `local` or one of `SCORES`.
 
     Raises:
-        ValueError: no choice meets the budgets; the message has the least that can be met. Or the score was not measured.
+        ValueError: no choice meets the budgets; the message has the smallest feasible ones. Or the score was not measured.
     """
     blocks = blocks if score == "local" else measured(blocks, score)
     values = [[value_of(block, candidate, costs, score) for candidate in block.candidates] for block in blocks]
@@ -294,7 +294,7 @@ def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: 
 
 
 def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: int) -> dict[str, Candidate]:
-    """A random choice that spends the budget of MACs, or else of time, to within 2 %: the least sum of random values.
+    """A random choice that spends the budget of MACs, or else of time, to within 2 %: the smallest sum of random values.
 
     Raises:
         ValueError: no choice meets the budgets.
@@ -362,45 +362,45 @@ def value_of(block: PlacedBlock, candidate: Candidate, costs: Costs, score: str)
     return sum(weight * value(candidate["nmse"], output) for weight, output in zip(weights, values, strict=True))
 
 
-def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget, least: dict[str, float] | None = None) -> str:
-    """The message for a budget that cannot be met: every budget with the least that could be, alone.
+def infeasible(blocks: Sequence[Block], costs: Costs, budget: Budget, smallest: dict[str, float] | None = None) -> str:
+    """The message for an infeasible budget: every budget with the smallest that is feasible alone.
 
     Args:
-        least: the least ratios that a rule reaches; None for those of the cheapest candidates.
+        smallest: the smallest ratios that a rule reaches; None for those of the cheapest candidates.
     """
     asked = budget.limits()
-    if least is None:
-        least = {key: totals(blocks, _cheapest(blocks, costs, key), costs)[f"{key}_ratio"] for key in asked}
+    if smallest is None:
+        smallest = {key: totals(blocks, _cheapest(blocks, costs, key), costs)[f"{key}_ratio"] for key in asked}
     parts = [
-        f"assemble.{key} {limit:g} (least that can be met: {round_up(least[key]):.4f})" for key, limit in asked.items()
+        f"assemble.{key} {limit:g} (smallest feasible: {round_up(smallest[key]):.4f})" for key, limit in asked.items()
     ]
-    below = any(limit < least[key] for key, limit in asked.items())
-    advice = "raise what is below its least" if below else "each can be met, but not all at once; raise one"
-    return f"params.yaml: the budget cannot be met: {', '.join(parts)}; {advice}, or widen the space of search_block"
+    below = any(limit < smallest[key] for key, limit in asked.items())
+    advice = "raise what is below its smallest" if below else "each is feasible, but not all at once; raise one"
+    return f"params.yaml: the budget is infeasible: {', '.join(parts)}; {advice}, or widen the space of search_block"
 
 
 def round_up(value: float, digits: int = 4) -> float:
-    """`value` rounded up, so that a budget of the printed number can be met."""
+    """`value` rounded up, so that a budget of the printed number is feasible."""
     return float(np.ceil(value * 10**digits) / 10**digits)
 
 
 def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Candidate]:
-    """The choice that costs least by `macs`, `time`, `params` or `params_active`."""
+    """The cheapest choice by `macs`, `time`, `params` or `params_active`."""
     cost = LIMITED[key]
     if any("agrees" in candidate for block in blocks for candidate in block.candidates):
         return _cheapest_agreeing(blocks, costs, cost)
-    least = {block.name: min(block.candidates, key=lambda candidate: candidate[cost]) for block in blocks}
+    cheapest = {block.name: min(block.candidates, key=lambda candidate: candidate[cost]) for block in blocks}
 
     def cost_of(tiling: list[Block]) -> float:
         if key == "params_active":
-            return max(block.params_of(least[block.name]) for block in tiling)
+            return max(block.params_of(cheapest[block.name]) for block in tiling)
         if key == "params":
-            return sum(block.params_of(least[block.name]) for block in tiling)
-        return weighted_sum(tiling, least, costs, cost)
+            return sum(block.params_of(cheapest[block.name]) for block in tiling)
+        return weighted_sum(tiling, cheapest, costs, cost)
 
     intervals = len(costs.interval_weights)
     best = [min(tilings(searched, intervals), key=cost_of) for searched in by_place(blocks).values()]
-    return {block.name: least[block.name] for tiling in best for block in tiling}
+    return {block.name: cheapest[block.name] for tiling in best for block in tiling}
 
 
 def _cheapest_agreeing(blocks: Sequence[Block], costs: Costs, cost: Cost) -> dict[str, Candidate]:
@@ -496,7 +496,7 @@ class _Programme:
                     yield 1.0 * ((owners == first) & (values == value)) + other, 0, 1
 
     def solve(self, values: Sequence[Sequence[float]]) -> dict[str, Candidate] | None:
-        """The choice with the least sum of values, which are given per block and option, by block; None when there is none."""
+        """The choice with the smallest sum of values, which are given per block and option, by block; None when there is none."""
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         # Rows are scaled to a right-hand side of one, since the solver's tolerances are absolute.
@@ -504,7 +504,7 @@ class _Programme:
         if len(scaled) < len(self.rows):
             return None
         limits = [LinearConstraint(row, ub=limit) for row, limit in scaled]
-        limits += [LinearConstraint(row, least, most) for row, least, most in self.agreements()]
+        limits += [LinearConstraint(row, lower, upper) for row, lower, upper in self.agreements()]
         sizes = [len(options) for options in self.options]
         choice = milp(
             np.concatenate([np.asarray(column, dtype=float) for column in values]),

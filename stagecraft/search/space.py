@@ -39,7 +39,7 @@ class BlockSpace:
         return math.prod(len(choices) for choices in self.choices.values())
 
     def smallest(self) -> Spec:
-        """Every layer at its least."""
+        """Every layer at its smallest."""
         return {name: choices.smallest() for name, choices in self.choices.items()}
 
     def draw(self, rng: np.random.Generator) -> Spec:

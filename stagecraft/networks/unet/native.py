@@ -84,8 +84,8 @@ class UNetNative(ABC):
         """Numbers of ResNet layers, the teacher's first: in the mid block all or none, elsewhere one at least."""
         if place.kind == MID:
             return [place.layers, *[0] * drop_layers]
-        least = (1 + (place.kind == UP)) if drop_layers else place.layers
-        return list(range(place.layers, least - 1, -1))
+        fewest = (1 + (place.kind == UP)) if drop_layers else place.layers
+        return list(range(place.layers, fewest - 1, -1))
 
     def ends(self, first: NativeChoice) -> Module:
         """A plain UNet on the meta device with the input side and the output head of students of this first block."""

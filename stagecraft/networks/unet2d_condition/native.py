@@ -46,8 +46,8 @@ class UNet2DConditionNative(UNetNative):
         place = self.places[site.name]
         own = {str(level): self.widths[level] for level in place.levels}
         most = self.depths[site.name]
-        least = 1 if drop_layers and self.by_level else most
-        depths = [*range(most, least - 1, -1), *[0] * (drop_attention and place.kind != MID)] if most else [0]
+        fewest = 1 if drop_layers and self.by_level else most
+        depths = [*range(most, fewest - 1, -1), *[0] * (drop_attention and place.kind != MID)] if most else [0]
         choices: list[NativeChoice] = []
         counts = self.layers_of(place, drop_layers and (place.kind == MID or not self.nested))
         for layers, depth in itertools.product(counts, depths):
