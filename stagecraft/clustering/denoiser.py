@@ -54,7 +54,7 @@ class OptimalDenoiser:
         self.half_norms = 0.5 * torch.cat(norms).square().float()
 
     def _centred(self, rows: slice) -> torch.Tensor:
-        """Some of the images less the mean, on the device."""
+        """The images of these rows less the mean, on the device."""
         return torch.from_numpy(self.y[rows] - self.mean).to(self.device)
 
     def _all_centred(self) -> Iterator[torch.Tensor]:

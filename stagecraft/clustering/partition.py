@@ -164,7 +164,7 @@ def silhouette(distance: np.ndarray, label: Callable[[int], np.ndarray], interva
 
 
 def value_or_none(name: str, compute: Callable[[], Any], missing: dict[str, str]) -> Any:
-    """What `compute` returns; None when it raises a ValueError, of which `missing` gets the reason under `name`."""
+    """The value of `compute`; None when it raises a ValueError, whose reason `missing` gets under `name`."""
     try:
         return compute()
     except ValueError as error:

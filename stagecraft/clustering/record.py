@@ -1,4 +1,4 @@
-"""What clusters.json says of the clustering. Light: no torch."""
+"""The content of clusters.json. Light: no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is written of the params' types: the JSON schema, and a page that lists all params.
+"""Documents generated from the params' types: the JSON schema, and a page that lists all params.
 
 python -m stagecraft.config.document   writes workflow/schemas/params.schema.yaml and docs/params.md
 """
@@ -56,7 +56,7 @@ def page_text() -> str:
 
 
 def schema_of(name: str) -> Schema:
-    """What the schema says of a section or single value."""
+    """The schema of a section or single value."""
     return full_schema()["properties"][name]
 
 

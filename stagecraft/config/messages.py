@@ -1,4 +1,4 @@
-"""What is wrong with params, in one line: the key, the value, and what to do."""
+"""Messages about invalid params, in one line: the key, the value, and what to do."""
 
 import difflib
 import json
@@ -74,7 +74,7 @@ def problem_of_forms(forms: list[Schema]) -> str:
 
 
 def problem_of_value(error: ErrorDetails, path: Path, params: Any) -> str:
-    """What is wrong with the value at a path."""
+    """The fault of the value at a path."""
     kind = error["type"]
     given = error.get("ctx", {})
     forms = forms_at(path)
@@ -157,7 +157,7 @@ def choices_of(form: Schema) -> list[Any]:
 
 
 def description(forms: list[Schema]) -> str:
-    """What a key or section does, without the full stop."""
+    """The description of a key or section, without the full stop."""
     return str(forms[0]["description"]).rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""What each stage reads of the params: its model, of which a change of no other key can alter its results."""
+"""The part of the params that each stage reads: its model; a change of no other key can alter its results."""
 
 import re
 from collections.abc import Iterator, Mapping

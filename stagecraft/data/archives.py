@@ -197,7 +197,7 @@ def without_other_labels(path: Path, part: Part, header: Header) -> Part:
 
 
 def describe(path: Path, parts: list[Part], counts: list[int]) -> Contents:
-    """What the parts of an archive, of `counts` images, hold."""
+    """The content of the parts of an archive, of `counts` images."""
     import numpy as np
 
     held_out = range(counts[0], sum(counts)) if len(parts) > 1 else None

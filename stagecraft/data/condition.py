@@ -1,4 +1,4 @@
-"""What a network is given beside x_t and t."""
+"""The conditions that a network is given beside x_t and t."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class Condition:
         return Condition({name: torch.cat([tensor, others.tensors[name]]) for name, tensor in self.tensors.items()})
 
     def to(self, device: torch.device) -> Condition:
-        """The same on a device."""
+        """The condition on a device."""
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def only(self, names: Collection[str]) -> Condition:
-        """Those of the tensors that have one of these names."""
+        """The condition with the tensors of these names alone."""
         return Condition({name: tensor for name, tensor in self.tensors.items() if name in names})
 
     def arguments(self) -> dict[str, Any]:
-        """The same as the arguments of a diffusers UNet."""
+        """The condition as arguments of a diffusers UNet."""
         own = {ARGUMENTS[name]: tensor for name, tensor in self.tensors.items() if name in ARGUMENTS}
         added = {ADDED[name]: tensor for name, tensor in self.tensors.items() if name in ADDED}
         return {**own, "added_cond_kwargs": added} if added else own

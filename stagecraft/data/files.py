@@ -1,4 +1,4 @@
-"""What the files of a source are known by, unopened."""
+"""Fingerprints of a source's files, without opening them."""
 
 import hashlib
 import os

@@ -51,7 +51,7 @@ FILLERS = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs",
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a folder, hidden files and folders left aside.
+    """The files and folders below a folder, without hidden ones.
 
     Args:
         files: (posix path relative to `folder`, entry) of the images that are read, sorted by the path.
@@ -122,7 +122,7 @@ def list_folder(folder: Path) -> Listing:
 
 
 def without_images(left_out: dict[str, int]) -> str:
-    """What is wrong with a folder in which nothing can be read, and what to do."""
+    """The message for a folder in which nothing can be read."""
     if left_out:
         return f"holds no images that can be read, only {count_by_suffix(left_out)}; convert them to PNG, JPEG or WebP"
     return "holds no images; put PNG, JPEG or WebP files there or correct prepare_data.path"
@@ -169,7 +169,7 @@ def read_layout(folder: Path) -> FolderLayout:
 
 
 def add_notes(layout: FolderLayout, *notes: str | None) -> FolderLayout:
-    """The same layout with more notes; None is none."""
+    """The layout with more notes; None adds none."""
     more = tuple(note for note in notes if note is not None)
     return replace(layout, contents=replace(layout.contents, notes=layout.contents.notes + more))
 
@@ -191,7 +191,7 @@ def read_split(name: str) -> tuple[str | None, list[str]]:
 
 
 def name_splits(folders: list[str]) -> dict[str, str]:
-    """What each of these folders, which lie beside each other, is for, as far as they are splits.
+    """The split that each of these sibling folders is, where it is one.
 
     Names that are well known are splits. Those that hold such a word among others are when one of them is to train on: with
     words that say nothing, or where all folders have the other words in common, as in cars_train and cars_test.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a source of images holds, as its names and headers tell.
+    """The content of a source of images, as its names and headers tell.
 
     Args:
         count: number of images.
@@ -58,7 +58,7 @@ class Images:
 
 
 class Look(NamedTuple):
-    """What is known of a source before its images are decoded; None for what only decoding would tell."""
+    """Facts about a source before its images are decoded; None for what only decoding would tell."""
 
     contents: Contents
     side: int | None

@@ -22,7 +22,7 @@ EMPTY = 0  # the row of the empty prompt
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """What an encoder makes of prompts.
+    """The encoded prompts.
 
     Args:
         states: a row for each prompt, the first that of an empty one.
@@ -56,7 +56,7 @@ class Prompts:
         return replace(self, states=states) if states.tensors else None
 
     def take(self, images: torch.Tensor, generator: torch.Generator | None = None) -> Condition:
-        """What a network is given beside some images; with a generator the share `empty` of them has an empty prompt."""
+        """The condition of these images; with a generator the share `empty` of them has an empty prompt."""
         rows = self.rows[images]
         if generator is not None and self.empty > 0:
             rows = torch.where(torch.rand(len(rows), generator=generator) < self.empty, EMPTY, rows)

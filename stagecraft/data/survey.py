@@ -1,4 +1,4 @@
-"""What a look at the source of the images tells before any is decoded: names of files, headers, labels. Light."""
+"""A survey of the source of images before any is decoded: names of files, headers, labels. Light."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stagecraft.data.splits import count_held_out
 
 @dataclass(frozen=True)
 class Survey:
-    """What a look at the source of the images tells without decoding them; None for what only decoding would tell.
+    """Facts about the source of images without decoding them; None for what only decoding would tell.
 
     Args:
         train: images of the training split.

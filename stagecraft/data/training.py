@@ -1,4 +1,4 @@
-"""What a network is trained on: images or latents, with labels when there are any."""
+"""The training set of a network: images or latents, with labels when there are any."""
 
 from __future__ import annotations
 

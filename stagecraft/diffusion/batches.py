@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     condition: Condition = UNCONDITIONAL
 
     def rows(self, rows: slice) -> "Batch":
-        """Some of the samples."""
+        """The samples of these rows."""
         return Batch(self.x_t[rows], self.t[rows], self.target[rows], self.condition.rows(rows))
 
 

@@ -95,7 +95,7 @@ class Sampler:
             return to_uint8(self.decode(x) if self.decode else x).cpu().numpy()
 
     def draw_undecoded(self, model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
-        """The same as N,C,H,W on the device: latents, or pixels that may be outside of [-1, 1]."""
+        """One batch as N,C,H,W on the device: latents, or pixels that may be outside of [-1, 1]."""
         generators = [generator_for(self.seed, "sample", i) for i in indices]
         condition = UNCONDITIONAL if self.condition is None else self.condition(indices).to(self.device)
         with torch.no_grad(), autocast(self.device, self.precision):

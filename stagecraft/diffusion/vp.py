@@ -94,5 +94,5 @@ class VPProcess(Process):
         return -sigma, alpha
 
     def kept_for(self, name: str | None) -> Mapping[str, object]:
-        """Of what the teacher's config says, what DPM-Solver can have is all that it keeps."""
+        """Keep of the teacher's config only what DPM-Solver accepts."""
         return fit_solver(self.kept) if name == "dpm_solver" else self.kept

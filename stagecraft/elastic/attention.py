@@ -32,7 +32,7 @@ class AttentionChoices:
         return self.all()[-1]
 
     def draw(self, rng: np.random.Generator) -> Choice:
-        """Any, with the same probability."""
+        """A choice, drawn uniformly."""
         return self.all()[rng.integers(len(self))]
 
     def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
@@ -50,7 +50,7 @@ class SearchableAttention(Searchable[Mapping[str, object]]):
         return KEPT
 
     def choices(self, settings: Settings, order: Order) -> AttentionChoices:
-        """By `drop_attention`."""
+        """The choices that `drop_attention` admits."""
         return AttentionChoices(settings.drop_attention)
 
     @staticmethod

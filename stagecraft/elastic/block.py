@@ -20,7 +20,7 @@ SKELETONS_KEPT = 512
 
 
 class ElasticBlock(nn.Module):
-    """A teacher's block of which a spec says per call what is left.
+    """A teacher's block that runs as the sub-block of the spec given at each call.
 
     What its layers can be, and which part of the weights each choice takes, say their kinds (elastic/resnet.py and others).
 
@@ -107,7 +107,7 @@ class ElasticBlock(nn.Module):
 
     @torch.no_grad()
     def restore(self, spec: Spec) -> None:
-        """Give layers of which the sub-block `spec` has all heads or units the teacher's order of them, in place.
+        """Restore, in place, the teacher's order of heads and units in layers of which the sub-block `spec` keeps all.
 
         LoRA weights of the teacher rely on that order.
         """
@@ -135,7 +135,7 @@ class ElasticBlock(nn.Module):
 
 
 class Call(nn.Module):
-    """A block with what runs it, as a module for functional_call."""
+    """A block and the function that runs it, as a module for functional_call."""
 
     def __init__(self, block: Module, family: Family, site: Site) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ def identity_spec(block: Module) -> Spec:
 
 
 def described_kinds() -> list[Any]:
-    """All that a spec may name: the kinds of layers, and whole blocks."""
+    """All kinds that a spec may name: those of layers, and whole blocks."""
     return [*KINDS.values(), WholeBlock]
 
 

@@ -22,7 +22,7 @@ Source = tuple[str, torch.Tensor | None]  # a parameter by name, and which of it
 
 
 class NativeBlock(ElasticBlock):
-    """A teacher's block of which a native choice says per call what is left.
+    """A teacher's block that runs as the sub-block of the native choice given at each call.
 
     It is given all channels of the tensors at its site, of which a sub-block reads some. In what it writes the others are zeros,
     so that its error counts what is lost with them.

@@ -1,4 +1,4 @@
-"""What a kind of layer has to say to be searched; one class for each (resnet.py, attention.py), registered in kinds.py.
+"""The interface of a kind of layer that can be searched; one class for each (resnet.py, attention.py), registered in kinds.py.
 
 A *choice* is JSON: the options that a spec gives a layer, None where the layer is dropped.
 """

@@ -76,7 +76,7 @@ class SearchableTransformer(Searchable[TransformerChoice]):
         return heads
 
     def identity(self) -> TransformerChoice:
-        """All layers, heads and units."""
+        """The choice of all layers, heads and units."""
         layers = self.layer.transformer_blocks
         return {"layers": [*range(len(layers))], "heads": self.grades, "feed_forward": layers[0].ff.net[2].in_features}
 
@@ -144,7 +144,7 @@ class SearchableTransformer(Searchable[TransformerChoice]):
     def graded(
         self, count: int, order: Order, candidates: Sequence[TransformerChoice | None]
     ) -> TransformerChoice | None:
-        """So many heads, that share of the inner width, and all layers."""
+        """The choice with this many heads, the same share of the inner width, and all layers."""
         choice = self.identity()
         choice["feed_forward"] = max(1, round(count / self.grades * choice["feed_forward"]))
         choice["heads"] = count

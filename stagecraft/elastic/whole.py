@@ -31,7 +31,7 @@ class BlockChoices:
         return self.options[-1]
 
     def draw(self, rng: np.random.Generator) -> Choice:
-        """Any, with the same probability."""
+        """A choice, drawn uniformly."""
         return self.options[rng.integers(len(self))]
 
     def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:

@@ -18,7 +18,7 @@ Scorer = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class ScorerInputs:
-    """What scorers are made of.
+    """The inputs of scorers.
 
     Args:
         extractor: the project's own classifier.

@@ -148,7 +148,7 @@ class Evaluation:
         return self.steps_of_samplers()[self.params.sampling.scheduler]
 
     def steps_of_samplers(self) -> dict[str, list[int]]:
-        """The same for every sampler of the process, with as many steps in all."""
+        """Evaluations in each interval, for every sampler of the process with as many steps in all."""
         process = self.process
         steps = self.params.sampling.steps
         return {name: steps_per_interval(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
@@ -183,7 +183,7 @@ class Evaluation:
         return kept_record(self.pieces, f"{name}.json", measure)
 
     def score_held_out(self) -> HeldOut:
-        """The same of the held-out real images."""
+        """Fidelity of the held-out real images."""
         held_out = self.data.held_out_images
         found = held_out_fidelity(held_out, self.data.train_images, self.extractor, **self.scoring)
         return {**found, **self.agreement(held_out, self.data.held_out_index)}
@@ -235,7 +235,7 @@ class Evaluation:
         return images[draw_condition_rows(len(images), self.params.seed, indices).numpy()]
 
     def condition(self, names: set[str], indices: Sequence[int]) -> Condition:
-        """What a model that is given these is given beside samples."""
+        """The condition, of these tensors, that samples of these numbers are drawn with."""
         labels = None if self.data.labels is None else torch.from_numpy(self.data.labels)
         return condition_of(labels, self.prompts, torch.from_numpy(self.drawn(indices))).only(names)
 
@@ -244,7 +244,7 @@ class Evaluation:
         return cast(Agreement, {name: scorer(images, drawn) for name, scorer in self.scorers.items()})
 
     def protocol(self, steps: list[int]) -> Protocol:
-        """What the figures depend on beside the models."""
+        """The conditions of the measurement beside the models."""
         sampling = self.params.sampling
         settings = self.params.evaluate
         meta = self.data.meta

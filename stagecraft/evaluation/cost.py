@@ -27,7 +27,7 @@ def model_cost(
     shares: Sequence[float] | None = None,
     samplers: Mapping[str, Sequence[int]] | None = None,
 ) -> Cost:
-    """What a sampler with `steps[s]` evaluations in interval s pays for `model`, and what training pays.
+    """Costs of `model` for a sampler with `steps[s]` evaluations in interval s, and in training.
 
     Args:
         model: a network called as model(x_NCHW, t), which may run other layers in every interval.

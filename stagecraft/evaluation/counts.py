@@ -1,4 +1,4 @@
-"""What the measures of fidelity need: images, features, files. Light: no torch, so that it can be asked before the first job."""
+"""How many images the measures of fidelity need. Light: no torch, so that it can be checked before the first job."""
 
 import os
 import zipfile
@@ -88,7 +88,7 @@ class Need:
 
 
 def list_needs(extractor: str, features: int | None, kid_subset_size: int, neighbours: int | None) -> list[Need]:
-    """What a covariance of full rank, the subsets of KID and the neighbours of precision and recall need.
+    """The needs of a covariance of full rank, of the subsets of KID and of the neighbours of precision and recall.
 
     Args:
         features: those of the extractor; None when they are not known yet.

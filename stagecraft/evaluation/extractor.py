@@ -45,7 +45,7 @@ WEIGHTS_HASH = "weights_sha256"
 
 @dataclass(frozen=True)
 class Shape:
-    """What rebuilds a `Classifier`: channels and size of its images, classes, penultimate features, first width."""
+    """The arguments that rebuild a `Classifier`: channels and size of its images, classes, penultimate features, first width."""
 
     channels: int
     resolution: int
@@ -96,7 +96,7 @@ def convolution(inside: int, outside: int, stride: int = 1) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt: `classifier` predicts the labels, `rotation` the quarter turn that an image was rotated by.
+    """The training task: `classifier` predicts the labels, `rotation` the quarter turn that an image was rotated by.
 
     The second needs no labels: Gidaris et al. 2018, Unsupervised Representation Learning by Predicting Image Rotations.
     """
@@ -242,7 +242,7 @@ def accuracy(
 
 
 def classifier_of(path: Path, labels: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What tells the labels (N,) of images uint8 (N, H, W, C) by a saved classifier; None where it was trained for rotations.
+    """A function from images uint8 (N, H, W, C) to their predicted labels (N,); None for a classifier of rotations.
 
     Args:
         labels: those that it was trained on.

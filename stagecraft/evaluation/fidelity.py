@@ -114,7 +114,7 @@ def count_torchscript_features(path: Path, image: np.ndarray) -> int:
 
 
 def describe_extractor(extractor: Extractor) -> ExtractorDescription:
-    """What the results say of the extractor: name, hash of its weights and what it was trained for."""
+    """The extractor as results describe it: name, hash of its weights and training task."""
     description = extractor.description.copy()
     description.pop("params", None)
     sha256 = sha256_file(extractor.weights)

@@ -19,7 +19,7 @@ HALF_INTERVAL = 1.96  # standard deviations
 
 
 class FrechetReference:
-    """What an FID needs to know of the reference: mean and covariance of its features (N, F), in float64."""
+    """The reference of an FID: mean and covariance of its features (N, F), in float64."""
 
     def __init__(self, features: Tensor) -> None:
         features = features.double()

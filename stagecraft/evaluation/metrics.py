@@ -1,4 +1,4 @@
-"""What metrics.json says of teacher and student, and what its figures depend on. Light: no torch."""
+"""The content of metrics.json: figures of teacher and student, and what they depend on. Light: no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from stagecraft.runtime.files import read_json, run_again
 
 
 class Margins(TypedDict, total=False):
-    """What FIDs of sets of images hold against each other: half of their 95 % intervals, and FIDs at one number of images.
+    """Margins of FIDs: half of their 95 % intervals, and FIDs at one number of images.
 
     `fid_margin` is that of `fid`; `fid_equal`, with a margin of its own, is of `protocol.equal_count` images in each set. They
     cover which images were drawn, not the seeds of training.
@@ -40,7 +40,7 @@ class Scores(Fidelity, Agreement):
 
 
 class HeldOut(Margins, Agreement, total=False):
-    """The same of the held-out real images; None with a reason where they are too few."""
+    """Fidelity of the held-out real images; None with a reason where they are too few."""
 
     fid: float | None
     kid: float | None
@@ -50,7 +50,7 @@ class HeldOut(Margins, Agreement, total=False):
 
 
 class Cost(TypedDict):
-    """What a sampler pays for a model, and what training pays.
+    """Costs of a model in sampling and in training.
 
     `macs` and `macs_with_attention` are means per evaluation weighted by the sampler's steps; `params_active` are those of one
     evaluation, the largest of all intervals; `macs_training` is the mean of a forward pass in training (a step's backward pass
@@ -68,7 +68,7 @@ class Cost(TypedDict):
 
 
 class Speed(TypedDict):
-    """What a model's evaluations take.
+    """Speed of a model's evaluations.
 
     `milliseconds` an image of one evaluation, the mean over the sampler's; `peak_memory_mib`, the model's own weights and what
     one evaluation of a batch allocates beside its input, None on the CPU, where the allocator keeps no such count;
@@ -93,7 +93,7 @@ class DecoderCost(TypedDict):
 
 
 class ExtractorDescription(TypedDict, total=False):
-    """What is known of a feature extractor: its kind; of a classifier its shape and accuracies, of a file its name."""
+    """Description of a feature extractor: its kind; of a classifier its shape and accuracies, of a file its name."""
 
     kind: str
     name: str
@@ -119,7 +119,7 @@ class Reference(TypedDict):
 
 
 class Protocol(TypedDict):
-    """What the figures depend on beside the models; with prompts also `guidance`, its scale, and the hash of a CLIP model."""
+    """The conditions of the measurement; with prompts also the scale `guidance` and the hash of a CLIP model."""
 
     samples: int
     sampler: str

@@ -143,7 +143,7 @@ class Exporter:
         }
 
     def describe(self) -> Record:
-        """What the graphs are, and what their figures depend on."""
+        """Description of the graphs, and the conditions of their figures."""
         params = self.evaluation.params
         files = sorted(self.folder.glob("*.onnx"))
         protocol = self.evaluation.protocol(self.evaluation.steps_per_interval())

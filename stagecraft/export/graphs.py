@@ -32,7 +32,7 @@ class IntervalUNet(nn.Module):
         return output
 
     def forward(self, sample: Tensor, timestep: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What the student's own call gives for one timestep per sample."""
+        """The output of the student's own call for one timestep per sample."""
         config = self.student.base_config
         emb = self.student.embed(timestep, labels)
         hidden, skips = self.student.encode(sample, emb)

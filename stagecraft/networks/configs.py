@@ -1,4 +1,4 @@
-"""What the configs of teachers tell, by the class that they name, and their checks. Light: no torch, no diffusers.
+"""Facts about teachers that their configs give, by the class that they name, and their checks. Light: no torch, no diffusers.
 
 families.py has the families of the same classes, which need torch.
 """
@@ -61,7 +61,7 @@ TRAINED_ON_PROMPTS = "UNet2DConditionModel"
 
 
 def reader_of(config: Config) -> ConfigReader:
-    """What reads a config; one of another class, which `check_config` refuses, is read as that of a teacher trained here."""
+    """The reader of a config; a config of a class that `check_config` refuses is read as that of a teacher trained here."""
     return CONFIGS.get(str(config.get("_class_name")), CONFIGS[TRAINED])
 
 

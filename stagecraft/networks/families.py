@@ -40,7 +40,7 @@ def site_named(net: Module, name: str) -> Site:
 
 
 def example_condition(model: Any, count: int) -> Condition:
-    """What a network can be given beside `count` samples, for measurements; of one that is no family's, its config says it."""
+    """Arguments beside `count` samples for measurements of a network; without a family, those that its config tells."""
     for family in FAMILIES.values():
         if isinstance(model, (family.teacher_class, family.student_class)):
             return family.example_condition(model, count)

@@ -1,4 +1,4 @@
-"""What the library asks of a kind of network: where its blocks stand, what passes between them, and how to run one."""
+"""The interface of a kind of network: where its blocks stand, what passes between them, and how to run one."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ class Architecture(TypedDict):
 
 
 class NativeChoice(TypedDict):
-    """What is chosen of a block for a native student: channels by the levels it reads or writes, layers, attention.
+    """The choice for a block of a native student: channels by the levels it reads or writes, layers, attention.
 
     With transformers also how many layers each of these has.
     """
@@ -129,7 +129,7 @@ class Layers(ABC):
 
     @abstractmethod
     def fixed(self) -> list[Layer]:
-        """What every student has: the input side, and one output head."""
+        """Costs that every student has: the input side, and one output head."""
 
     @abstractmethod
     def together(self) -> Layer:
@@ -137,14 +137,14 @@ class Layers(ABC):
 
     @abstractmethod
     def build(self, name: str, part: str, choice: Choice) -> Module | None:
-        """What a choice makes of a layer of a block, a copy; None where that computes nothing."""
+        """A copy of a layer of a block with a choice applied; None where that computes nothing."""
 
     @abstractmethod
     def place(self, name: str, part: str, module: Module) -> Layer:
         """A module that stands in place of a layer of a block."""
 
     def parts(self, name: str, spec: Spec) -> Spec:
-        """What is chosen of each layer of a block, by its name there; None of those that cannot be searched."""
+        """The choice for each layer of a block, by its name there; None of those that cannot be searched."""
         return spec
 
     def block(self, name: str, spec: Spec) -> list[Layer]:
@@ -152,7 +152,7 @@ class Layers(ABC):
         return list(self.placed(name, spec).values())
 
     def placed(self, name: str, spec: Spec) -> dict[str, Layer]:
-        """The same by the names of the teacher's layers in whose place they stand."""
+        """The layers of a block as a spec makes it, by the names of the teacher's layers in whose place they stand."""
         layers = {part: self.layer(name, part, choice) for part, choice in self.parts(name, spec).items()}
         return {part: layer for part, layer in layers.items() if layer is not None}
 
@@ -166,7 +166,7 @@ class Layers(ABC):
         return self.place(name, part, self.net.get_submodule(f"{name}.{part}"))
 
     def layer(self, name: str, part: str, choice: Choice) -> Layer | None:
-        """What a choice makes of a layer of a block; None where that computes nothing."""
+        """A layer of a block with a choice applied; None where that computes nothing."""
         known = f"{name}.{part} {json.dumps(choice, sort_keys=True)}"
         if known not in self._known:
             module = self.build(name, part, choice)
@@ -175,7 +175,7 @@ class Layers(ABC):
 
 
 class NativeForm(Protocol):
-    """Which students of a teacher its own class expresses.
+    """The students of a teacher that its own class can express.
 
     Args:
         widths: channels of each level of the residual stream.
@@ -194,10 +194,10 @@ class NativeForm(Protocol):
     def choices(
         self, site: Site, widths: Sequence[Sequence[int]], drop_layers: bool, drop_attention: bool
     ) -> list[NativeChoice]:
-        """What may be chosen of the block at a site, the teacher's own first; `widths` are the numbers of channels by level."""
+        """The choices for the block at a site, the teacher's own first; `widths` are the numbers of channels by level."""
 
     def agreement(self, site: Site, choice: NativeChoice) -> dict[str, int]:
-        """What the choices of a network's blocks have in common, as far as this one says it."""
+        """The part of this choice that a network's blocks must have in common."""
 
     def ends(self, first: NativeChoice) -> Module:
         """A network on the meta device with the input side and the output head of students of this first block."""
@@ -233,7 +233,7 @@ class Family(Protocol):
         """Make a given teacher, in place, one of this side that predicts the mean alone, also if it has learned a variance."""
 
     def example_condition(self, net: Module, count: int) -> Condition:
-        """What a teacher or student can be given beside `count` samples, for measurements; empty where that is nothing."""
+        """The arguments beside `count` samples for measurements of a teacher or student; empty where there are none."""
 
     def sites(self, net: Module) -> list[Site]:
         """The places of a network's blocks, in the order in which they run."""
@@ -264,13 +264,13 @@ class Family(Protocol):
         """MACs of a block at a site for one sample, as thop counts them (convolutions and linear layers)."""
 
     def fixed_costs(self, net: Module) -> FixedCosts:
-        """What a network costs beside its blocks."""
+        """Costs of a network beside its blocks."""
 
     def layers(self, net: Module, identities: Mapping[str, Spec]) -> Layers:
         """The layers of a network, to be measured one by one; `identities` as in `Layers`."""
 
     def residual_stream(self, net: Module) -> ResidualStream:
-        """What passes from layer to layer of a network."""
+        """The residual stream of a network."""
 
     def narrow(self, net: Module, stream: Stream) -> Module:
         """A copy of a network with these channels of its residual stream alone, and the weights that belong to them."""
@@ -291,7 +291,7 @@ class Family(Protocol):
         """Copy into a student, in place, all of the teacher's weights, of other shapes what both have in common."""
 
     def native(self, net: Module) -> NativeForm:
-        """Which students of a teacher its own class expresses."""
+        """The students of a teacher that its own class can express."""
 
     def stock(self, student: Module) -> Module:
         """The network of the teacher's own class that a native student is."""

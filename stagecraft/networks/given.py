@@ -1,4 +1,4 @@
-"""What a network draws, and an autoencoder from elsewhere checked by its folder, against the images. Light: no torch.
+"""The shape of a network's samples, and checks of a given autoencoder against the images. Light: no torch.
 
 A run's first moment (stagecraft/preflight/given_models.py) and the stages that load the models ask the same functions.
 """
@@ -27,7 +27,7 @@ SIDES = (4, 4096)  # pixels that prepare_data.resolution may be
 
 @dataclass(frozen=True)
 class Space:
-    """What a UNet draws: images, or latents of an autoencoder; None for what is not known yet.
+    """The shape of a UNet's samples: images, or latents of an autoencoder; None for what is not known yet.
 
     Args:
         side: pixels, or latents, a side.
@@ -41,16 +41,16 @@ class Space:
 
     @property
     def points(self) -> str:
-        """What its sides are counted in."""
+        """The unit of its sides."""
         return "pixels" if self.factor is None else "latents"
 
     @property
     def others(self) -> str:
-        """What else a user can do about a teacher of another side."""
+        """Advice for a teacher of another side."""
         return TEACHER if self.factor is None else f"{TEACHER} or another autoencoder"
 
     def remedy(self, sides: list[int], others: str) -> str:
-        """What a user can do to get one of these sides, or else."""
+        """Advice on how to get one of these sides."""
         pixels = [side * (self.factor or 1) for side in sides]
         settings = [
             f"prepare_data.resolution: {side}{' (resize: pad keeps their pixels)' * self.is_padding(side)}"
@@ -77,7 +77,7 @@ class Sides:
         return self.unit.bit_length()
 
     def near(self, side: int, factor: int = 1) -> list[int]:
-        """Those next to a side of images, the larger first, each times the factor of an autoencoder."""
+        """The sides next to a side of images, the larger first, each times the factor of an autoencoder."""
         if self.only is not None:
             return [self.only * factor]
         unit = self.unit * factor

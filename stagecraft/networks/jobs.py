@@ -9,7 +9,7 @@ RANGE = ".interval_"  # before the range in a job's name
 
 @dataclass(frozen=True)
 class Job:
-    """What one search is for; `intervals` is None for a block that all intervals share."""
+    """The subject of one search; `intervals` is None for a block that all intervals share."""
 
     site: str
     intervals: tuple[int, ...] | None = None

@@ -39,7 +39,7 @@ def load_teacher(folder: Path) -> Module:
 
 
 def load_student(folder: Path) -> Module:
-    """The same of a folder written by `save_pipeline`."""
+    """The student of a folder written by `save_pipeline`."""
     check_hashes(folder, "retrain")
     return with_token_count(_load(student_class(class_name(folder / "unet")), folder), folder)
 
@@ -219,7 +219,7 @@ def save_scheduler(folder: Path, scheduler: Any, given: bool) -> None:
 
 
 def read_stated(folder: Path) -> dict[str, Any] | None:
-    """What the scheduler config of a teacher from elsewhere states, of a folder written by `save_pipeline`.
+    """The scheduler config that a given teacher states, from a folder written by `save_pipeline`.
 
     None for a teacher that was trained here: its folder holds the defaults of one scheduler, and samplers have their own.
     """

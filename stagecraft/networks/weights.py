@@ -31,7 +31,7 @@ class TensorEntry(TypedDict):
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's weights are.
+    """The location of a model's weights.
 
     Args:
         files: one, or the index and the shards that it names.
@@ -102,7 +102,7 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def what_there_is(folder: Path, names: list[str], kind: str | None) -> str:
-    """What to do in a folder without safetensors weights of a known name."""
+    """Advice for a folder without safetensors weights of a known name."""
     shards = [name for name in names if re.fullmatch(r".+-\d{5}-of-\d{5}(\.[^.]+)?\.safetensors", name)]
     others = [name for name in names if name.endswith(".safetensors")]
     pickles = [name for name in names if name.endswith(PICKLES)]

@@ -1,1 +1,1 @@
-"""What a run will cost, told before it: from params and configs alone, and a few seconds of timing."""
+"""The cost of a run before it starts: from params and configs alone, and a few seconds of timing."""

@@ -79,7 +79,7 @@ def image_bytes(setup: Setup) -> int:
 
 
 def autoencoder_bytes(setup: Setup) -> int:
-    """What an autoencoder's training, or its encoding of a few images, takes."""
+    """Memory of an autoencoder's training, or of its encoding of a few images."""
     vae = setup.autoencoder
     settings = setup.params.train_autoencoder
     if vae is None:
@@ -110,7 +110,7 @@ def features_bytes(setup: Setup, each: int) -> int:
 
 
 def block_bytes(setup: Setup, site: Site) -> int:
-    """What the search of a block takes beside the teacher: the supernet, a path's activations, triples to score on."""
+    """Memory of a block's search beside the teacher: the supernet, a path's activations, triples to score on."""
     settings = setup.params.search_block
     sizes = in_single(setup)
     family = family_of(setup.teacher)

@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take, whatever the machine."""
+    """The work of a run, whatever the machine."""
 
     params: Everything
     teacher: dict[str, Any]
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def measure(self) -> tuple[str, float]:
-        """What MACs are given as shares of: the teacher's training, or the whole run where that was done elsewhere."""
+        """The unit of MACs: the teacher's training, or the whole run where that was done elsewhere."""
         work = {step.rule: step.work.macs for step in self.steps}
         if self.trained_here:
             return "teacher's training", work["train_teacher"]
@@ -81,7 +81,7 @@ def make_plan(params: Everything) -> tuple[Plan, Setup]:
 
 
 def describe_teacher(setup: Setup) -> dict[str, Any]:
-    """What the teacher is and takes, for one sample."""
+    """The teacher and its costs for one sample."""
     return {
         "shape": list(setup.shape),
         "images": setup.images.train,
@@ -173,7 +173,7 @@ def row_of(plan: Plan, step: Step, whole: float, machine: Machine, gpu: Gpu) -> 
 
 
 def notes(plan: Plan) -> list[str]:
-    """What the figures leave out."""
+    """The notes on what the figures leave out."""
     lines = []
     if plan.params.measure_latency.source == "measure":
         lines.append("measure_latency times layers here, minutes that are not in the table.")

@@ -36,7 +36,7 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Setup:
-    """What a plan is made of.
+    """The inputs of a plan.
 
     Args:
         images: what is known of them; `train` is 0 where they are not there yet.
@@ -74,7 +74,7 @@ class Setup:
 
     @cached_property
     def features(self) -> FeatureWriter:
-        """What will write the feature cache, with one black sample for data; the intervals do not matter for its size."""
+        """The writer of the feature cache, with one black sample for data; the intervals do not matter for its size."""
         edges = self.process.edges([])[0]
         given = example_condition(self.teacher, 1)
         first = torch.zeros(1, dtype=torch.int64)

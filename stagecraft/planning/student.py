@@ -64,7 +64,7 @@ class Search:
 
     @cached_property
     def candidates(self) -> dict[str, list[dict[str, Any]]]:
-        """Of each site, the candidates with which its search begins, the teacher's shape first."""
+        """The candidates with which the search of each site begins, the teacher's shape first."""
         return {site.name: list(self.first_candidates(site)) for site in sites_of(self.narrowed)}
 
     @property
@@ -124,7 +124,7 @@ class Search:
         return spent
 
     def spending(self, name: str) -> Spending:
-        """What a search at a site spends."""
+        """MACs of the search at a site."""
         settings = self.setup.params.search_block
         site = site_named(self.narrowed, name)
         space = self.space(site)
@@ -170,7 +170,7 @@ class Search:
         return Job(site.name, tuple(range(self.setup.intervals)) if site.per_range else None)
 
     def result_of(self, job: Job) -> SearchResult:
-        """What a search would report, each candidate with the MACs that it saves as its error."""
+        """A stand-in for a search's result, in which each candidate's error is the MACs that it saves."""
         candidates = self.candidates[job.site]
         identity = candidates[0]
         scores = [{"nmse": float(identity["macs"] - one["macs"]), "output": None} for one in candidates]

@@ -1,1 +1,1 @@
-"""What is checked before the first job."""
+"""The checks before the first job."""

@@ -57,7 +57,7 @@ def latent_problems(params: Everything) -> Iterator[Problem]:
 
 
 def prompt_problems(params: Everything) -> Iterator[Problem]:
-    """What prompts need, and guidance without them."""
+    """Clashes of prompts, and of guidance without them."""
     settings = params.encode_prompts
     guidance = params.evaluate.guidance
     key = "encode_prompts.source"
@@ -82,7 +82,7 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
 
 
 def class_problems(params: Everything, settings: ClassEncoder) -> Iterator[Problem]:
-    """What a class embedding is asked for and has not."""
+    """Clashes of a class embedding with what it is asked for."""
     if params.evaluate.clip is not None:
         clash = f"{show(params.evaluate.clip)}, but classes are no texts to compare with; set null"
         yield "evaluate.clip", clash
@@ -97,7 +97,7 @@ def class_problems(params: Everything, settings: ClassEncoder) -> Iterator[Probl
 
 
 def text_problems(params: Everything) -> Iterator[Problem]:
-    """What diffusers' pipelines of texts do not know, and an encoder that is made here."""
+    """Clashes with diffusers' text pipelines, and of a text encoder that is made here."""
     settings = params.encode_prompts
     key = "encode_prompts.source"
     if params.train_autoencoder.source == "none":
@@ -113,7 +113,7 @@ def text_problems(params: Everything) -> Iterator[Problem]:
 
 
 def architecture_problems(params: Everything) -> Iterator[Problem]:
-    """What a given architecture needs, and what a searched one does not take."""
+    """Clashes of a given architecture, and of a searched one with keys for a given one."""
     settings = params.assemble
     intervals = params.cluster_timesteps.intervals
     widths = settings.decoder_widths
@@ -142,7 +142,7 @@ def architecture_problems(params: Everything) -> Iterator[Problem]:
 
 
 def native_problems(params: Everything) -> Iterator[Problem]:
-    """What a student of the teacher's own class cannot have."""
+    """Clashes of a student of the teacher's own class."""
     if not params.assemble.native:
         return
     key = "assemble.native"

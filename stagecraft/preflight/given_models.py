@@ -1,4 +1,4 @@
-"""What is wrong with a teacher or an autoencoder, as far as it is known before the first job. Light: no torch, no diffusers."""
+"""Checks of a teacher and an autoencoder before the first job. Light: no torch, no diffusers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def check_search(params: Everything, widths: Sequence[int]) -> None:
 
 
 def network_space(params: Everything, survey: Survey) -> Space:
-    """What the UNet draws, as far as params, the autoencoder's folder and a survey tell."""
+    """The shape of the UNet's samples, as far as params, the autoencoder's folder and a survey tell."""
     settings = params.train_autoencoder
     if settings.source == "none":
         return Space(survey.height, survey.channels)

@@ -25,7 +25,7 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 
 @dataclass(frozen=True)
 class Student:
-    """What a run knows of its student.
+    """The inputs of a student's model card.
 
     Args:
         metrics, architecture: contents of the JSON files of those names.

@@ -86,7 +86,7 @@ def render_report(
 
 
 def parts_of_metrics(metrics: Metrics) -> dict[str, object]:
-    """What the page shows of metrics.json alone, by the template's names."""
+    """The parts of the page that come from metrics.json alone, by the template's names."""
     return {
         "verdict": verdict(metrics),
         "tiles": tiles(metrics),
@@ -102,7 +102,7 @@ def parts_of_metrics(metrics: Metrics) -> dict[str, object]:
 
 
 def parts_of_architecture(architecture: AssembledStudent, searches: Searches) -> dict[str, object]:
-    """What the page shows of the architecture and of the candidates it was chosen from, by the template's names."""
+    """The parts of the page on the architecture and its candidates, by the template's names."""
     return {
         "architecture": architecture_rows(architecture, searches),
         "shared": shared_text(architecture["unet"]),
@@ -326,7 +326,7 @@ def sigma_range(low: float | None, high: float | None) -> str:
 
 
 class ClusterCharts(TypedDict):
-    """What is shown of the clustering: method, sentences, charts; None for what the method did not compute."""
+    """The part of the page on the clustering: method, sentences, charts; None for what the method did not compute."""
 
     method: str
     spread: str
@@ -459,7 +459,7 @@ def block_row(
 
 
 class BlockCosts(TypedDict):
-    """What a block costs; `time`, in milliseconds an image, where layers were timed."""
+    """Costs of a block; `time`, in milliseconds an image, where layers were timed."""
 
     macs: int
     params: int
@@ -528,7 +528,7 @@ def candidate_chart(name: str, search: Search, chosen: ChosenBlock | None) -> tu
 
 
 def cost_kind(whole: BlockCosts) -> CostKind:
-    """What candidates are drawn over: time where layers were timed."""
+    """The horizontal axis of the charts of candidates: time where layers were timed."""
     return "time" if whole.get("time") else "macs"
 
 

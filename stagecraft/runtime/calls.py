@@ -1,4 +1,4 @@
-"""What a call of Snakemake does: run jobs, only plan them, or look. Light, as a Snakefile imports it: no torch, no NumPy."""
+"""The purpose of a call of Snakemake: run jobs, only plan them, or look. Light, as a Snakefile imports it: no torch, no NumPy."""
 
 import atexit
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What people see of a run: on a terminal how far every running job is, and for each failed job one line that says why."""
+"""The display of a run: on a terminal the progress of every running job, and for each failed job one line with the reason."""
 
 import atexit
 import contextlib
@@ -49,7 +49,7 @@ class Job:
         return last_line(self.log)
 
     def conclusion(self) -> list[str]:
-        """What the job said at its end, `rule: words`, at most once; nothing where that was how far it had come."""
+        """The job's last message, `rule: words`, at most once; nothing where that was its progress."""
         rule, _, words = self.last_line().partition(": ")
         return [words] if rule == self.rule and words and not PROGRESS.match(words) else []
 

@@ -141,7 +141,7 @@ def check_same_hash(path: Path, found: str, said: Any, where: Path | str, remedy
 
 
 def run_again(stage: str, path: Path) -> str:
-    """What to do about a damaged output of `stage`; each block has a search job of its own, which its file names."""
+    """Advice for a damaged output of `stage`; each block has a search job of its own, which its file names."""
     return f"run {stage} again (snakemake --forcerun {path if stage == 'search_block' else stage})"
 
 

@@ -79,7 +79,7 @@ class LaterFinder(MetaPathFinder):
     """Finds the modules in a package that a LaterModule stands for, by importing the package first."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        """As all finders do; None for modules of other packages, which others find."""
+        """The spec of a module, as import finders return it; None for modules of other packages."""
         package = sys.modules.get(name.rpartition(".")[0])
         if not isinstance(package, LaterModule):
             return None

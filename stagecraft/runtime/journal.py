@@ -94,7 +94,7 @@ def keep_array(pieces: Pieces | None, name: str, array: np.ndarray) -> np.ndarra
 
 
 def kept_record(pieces: Pieces | None, name: str, make: Callable[[], T]) -> T:
-    """As `kept_array`, for what JSON can hold."""
+    """`kept_array` for values that JSON can hold."""
     if pieces and pieces.has(name):
         kept: T = read_json(pieces.path(name))["record"]
         return kept

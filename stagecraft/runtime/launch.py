@@ -108,6 +108,6 @@ def report_failure(message: str, moment: float | None = None) -> None:
 
 
 def first_failure(stage: str, folder: Path) -> str:
-    """What went wrong first; the failures of those that lost their partner follow it."""
+    """The first failure; those of processes that lost their partner follow it."""
     words = sorted(folder.iterdir())
     return words[0].read_text(encoding="utf-8") if words else f"error: {stage}: a process ended; see the lines above"

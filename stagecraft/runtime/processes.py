@@ -63,7 +63,7 @@ def add_up(tensor: Any) -> Any:
 
 
 def from_main(value: Any) -> Any:
-    """What rank 0 gives here; the others wait for it."""
+    """The value of rank 0, for which the others wait."""
     from torch import distributed
 
     box = [value]
@@ -73,7 +73,7 @@ def from_main(value: Any) -> Any:
 
 
 def to_main(value: Any) -> list[Any]:
-    """What all processes give here, by rank; on the others than rank 0 an empty list."""
+    """The values of all processes, by rank; an empty list on all ranks but 0."""
     from torch import distributed
 
     if world_size() == 1:

@@ -1,4 +1,4 @@
-"""Which code a stage runs: its command and the modules of this project that it imports, found without importing.
+"""The code that a stage runs: its command and the modules of this project that it imports, found without importing.
 
 python -m stagecraft.runtime.provenance   writes the code files of every stage into dvc.yaml
 """

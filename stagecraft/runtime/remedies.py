@@ -1,4 +1,4 @@
-"""What takes less memory in each stage. Light, as a Snakefile imports it: no torch, no NumPy."""
+"""Advice on how each stage takes less memory. Light, as a Snakefile imports it: no torch, no NumPy."""
 
 # Only what the stage reads, and what its peak follows; a test holds that the keys are among its params.
 REMEDIES = {

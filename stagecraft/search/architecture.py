@@ -1,4 +1,4 @@
-"""From search results to an architecture: what architecture.json holds."""
+"""Build the architecture that architecture.json holds from the search results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -181,7 +181,7 @@ def given_architecture(unet: Module, steps: Sequence[int], widths: Sequence[floa
 
 
 def given_costs(unet: Module, architecture: Architecture, costs: Costs) -> dict[str, float]:
-    """What `totals` gives, for decoders of other channels."""
+    """Costs and ratios, as `totals` returns them, of decoders with other channel counts."""
     family = family_of(unet)
     fixed = family.fixed_costs(unet)
     encoder = [(site, unet.get_submodule(site.name)) for site in sites_of(unet) if not site.per_range]

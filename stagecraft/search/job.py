@@ -34,7 +34,7 @@ PATHS = 4  # of a step: the smallest, the largest, two random ones
 
 @dataclass(frozen=True)
 class Spending:
-    """What a search job spends.
+    """MACs that a search job takes.
 
     Args:
         sample: MACs for one sample of candidates, all or some of them, the teacher's shape first.
@@ -195,13 +195,13 @@ class SearchJob:
         return score_outputs(self.supernet, candidates, self.output_score(), measured, self.pieces)
 
     def block_score(self) -> BlockScore:
-        """What measures the error of the block's own outputs."""
+        """A function that measures the error of the block's own outputs."""
         inputs = len(self.site.reads)
         triples = self.settings.local_triples
         return BlockScore(self.supernet, self.features, inputs, triples, self.latency_of)
 
     def output_score(self) -> OutputScore:
-        """What measures the change of the teacher's prediction."""
+        """A function that measures the change of the teacher's prediction."""
         features = self._open(OutputScore.names(self.teacher, self.site, self.kept), {})
         return OutputScore(self.teacher, self.site, features, self.settings.output_triples, self.kept)
 
@@ -240,12 +240,12 @@ class SearchJob:
         return spending.macs(self.settings, self.steps, len(self.features.intervals))
 
     def clean_up(self) -> None:
-        """Remove what was kept for a run that is killed."""
+        """Remove the checkpoints, which only a killed run needs."""
         self.checkpoint.unlink(missing_ok=True)
         self.pieces.remove()
 
 
 def latencies_of(unet: Module, name: str, latency: Path | None) -> Callable[[Spec], float] | None:
-    """What gives the latency of a block by its spec, from a file of `measure_latency`; None where nothing was measured."""
+    """A function from a block's spec to its latency, from a file of `measure_latency`; None where nothing was measured."""
     table = None if latency is None else LatencyTable.of_stage(latency)
     return None if table is None else table.latency_of(unet, name)

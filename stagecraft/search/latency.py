@@ -91,7 +91,7 @@ class Stopwatch:
         return [tuple(self.seconds(*call) for call in calls) for _ in range(self.repeats)]  # type: ignore[misc]
 
     def calls_of(self, call: Call) -> int:
-        """How many calls make a sample that is long enough; warms up as well."""
+        """The number of calls that makes a sample long enough; warms up as well."""
         fastest = min(self.seconds(call, 1) for _ in range(1 + WARM_UP))
         return max(1, round(SHORTEST / fastest))
 
@@ -119,7 +119,7 @@ class Stopwatch:
 
     @cached_property
     def other_data(self) -> torch.Tensor:
-        """What else a network works on, larger than the caches of one core."""
+        """A buffer larger than the caches of one core, as the rest of a network would be."""
         return torch.ones(OTHER_DATA // 4)
 
     def evict(self) -> None:
@@ -136,7 +136,7 @@ class Stopwatch:
                 torch.cuda.synchronize(self.device)
 
     def describe(self) -> Conditions:
-        """What the times depend on beside the layers."""
+        """The device and settings on which the times depend."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else processor_name(),
@@ -232,11 +232,11 @@ class LatencyTable:
         return self.layers[WHOLE]
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of some layers that the table lacks."""
+        """The layers among these that the table lacks."""
         return [key for key in keys if key not in self.layers]
 
     def latency_of(self, unet: Module, name: str) -> Callable[[Spec], float]:
-        """What gives the milliseconds an image of a block of a network as a spec makes it."""
+        """A function from a block's spec to its milliseconds per image."""
         layers = layers_of(unet)
         return lambda spec: self.milliseconds(layers.block(name, spec))
 

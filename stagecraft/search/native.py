@@ -1,4 +1,4 @@
-"""What the choice of a native student takes beside the search results: what its blocks agree in, and its two ends."""
+"""Selection for native students: candidates say what their blocks must agree in, and the network's two ends are chosen too."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +89,7 @@ def pairs_of_native(unet: Module, settings: Settings) -> dict[str, tuple[Layer, 
 
 
 def unique_by_widths(choices: Iterable[NativeChoice]) -> list[NativeChoice]:
-    """Of choices one for all of the same channels."""
+    """One choice for each different set of channels."""
     return list({json.dumps(choice["widths"]): choice for choice in choices}.values())
 
 

@@ -1,4 +1,4 @@
-"""What results/search/<job>.json says of a search, as far as the report reads it."""
+"""The part of results/search/<job>.json that the report reads."""
 
 from collections.abc import Mapping
 from typing import NotRequired, TypedDict

@@ -1,4 +1,4 @@
-"""What search jobs found, and the index of a search: which blocks were searched, with the hashes of their results."""
+"""Results of search jobs, and the index of a search: the blocks that were searched, with the hashes of their results."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ AGAIN = "run search_block again (snakemake --forcerun search_block)"
 
 
 class SearchReport(TypedDict):
-    """What a search job found; `intervals` is None for a block that all share, `stream` where all channels are kept."""
+    """The result of a search job; `intervals` is None for a block that all share, `stream` where all channels are kept."""
 
     block: str
     intervals: list[int] | None
@@ -48,7 +48,7 @@ def write_index(folder: Path, names: Iterable[str], params: Mapping[str, object]
 
 
 def read_result(path: Path) -> SearchResult:
-    """What a search job found; ValueError when the file is not as it was written."""
+    """The result of a search job; ValueError when the file is not as it was written."""
     return cast(SearchResult, read_checked_json(path, "search_block"))
 
 

@@ -404,7 +404,7 @@ def _cheapest(blocks: Sequence[Block], costs: Costs, key: str) -> dict[str, Cand
 
 
 def _cheapest_agreeing(blocks: Sequence[Block], costs: Costs, cost: Cost) -> dict[str, Candidate]:
-    """The same of candidates that have to agree."""
+    """The cheapest choice, as `_cheapest` returns it, of candidates that have to agree."""
     options = [list(block.candidates) for block in blocks]
     picked = _Programme(options, blocks, costs, Budget()).solve([[c[cost] for c in column] for column in options])
     assert picked is not None, "the teacher's own blocks agree"
@@ -475,7 +475,7 @@ class _Programme:
         return np.array(rows)
 
     def agreements(self) -> Iterator[tuple[np.ndarray, float, float]]:
-        """Rows, and from what to what their sums are where the options chosen agree.
+        """Rows with the lower and upper limits of their sums, within which the chosen options agree.
 
         Of two blocks that say a value both choose it, or one chooses an option that says nothing.
         """

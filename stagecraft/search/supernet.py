@@ -73,7 +73,7 @@ class SandwichLoss:
 
 
 def with_relative_gradient(loss: torch.Tensor, floor: float = FLOOR) -> torch.Tensor:
-    """The loss itself, with the gradient of log(loss + floor): what counts is by which share it gets better."""
+    """The loss, with the gradient of log(loss + floor), so that relative improvements count."""
     value = loss.detach()
     return value + (loss - value) / (value + floor)
 

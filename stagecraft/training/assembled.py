@@ -1,4 +1,4 @@
-"""What architecture.json says: the student that was chosen, its costs, and the intervals that it has decoders for."""
+"""The content of architecture.json: the student that was chosen, its costs, and the intervals that it has decoders for."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -62,7 +62,7 @@ def start_student(teacher: Module, chosen: AssembledStudent, init: str, seed: in
 
 
 def untrained_supernets(teacher: Module) -> Supernet:
-    """What gives a search job's supernet as it is before its first step: the teacher's weights, channels as they stand."""
+    """A function that returns a search job's supernet before its first step: the teacher's weights and order of channels."""
 
     def state(job: str) -> dict[str, torch.Tensor]:
         site = site_named(teacher, Job.parse(job).site)
@@ -73,7 +73,7 @@ def untrained_supernets(teacher: Module) -> Supernet:
 
 
 def supernet_reader(folder: Path, hashes: dict[str, str], architecture: Path) -> Supernet:
-    """What gives a search job's stored supernet by name; ValueError when it is not the one that architecture.json names."""
+    """A function from a job's name to its stored supernet; ValueError when it is not the one that architecture.json names."""
 
     def read(job: str) -> dict[str, torch.Tensor]:
         path = folder / f"{job}.safetensors"
@@ -130,7 +130,7 @@ def inherit(student: Module, teacher: Module, supernet: Supernet) -> None:
 
 
 def inherit_native(student: Module, teacher: Module, chosen: AssembledStudent, supernet: Supernet | None) -> None:
-    """The same for a native student.
+    """Copy weights in place into a native student.
 
     Args:
         chosen: the content of architecture.json.
@@ -186,7 +186,7 @@ def to_saved_class(student: Module, teacher: Module) -> Module:
 
 
 def with_decoders(student: Module) -> Module:
-    """A saved student as one with decoders, which a native one has to be made again."""
+    """A saved student in its form with decoders; a native student is converted back."""
     if "architecture" in student.config:
         return student
     built = build_student(student, identity_architecture(student), [], 0)

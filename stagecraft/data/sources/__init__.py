@@ -11,7 +11,7 @@ from stagecraft.data.sources import digits, folder, npz
 
 
 class Source(Protocol):
-    """What the module of a source has; `settings` are the params of section `prepare_data` for it."""
+    """The interface of a source's module; `settings` are the params of section `prepare_data` for it."""
 
     def load(self, settings: Any, threads: int) -> Images:
         """The prepared images; ValueError, one line, for anything a user can mend."""
@@ -20,7 +20,7 @@ class Source(Protocol):
         """A string that changes when the source does, from names, sizes and times of files, none of which is opened."""
 
     def look(self, settings: Any) -> Look:
-        """What is known of the images before any is decoded."""
+        """Facts about the images before any is decoded."""
 
 
 SOURCES: dict[str, Source] = {"digits": digits, "folder": folder, "npz": npz}

@@ -26,5 +26,5 @@ def fingerprint(settings: Digits) -> str:
 
 
 def look(settings: Digits) -> Look:
-    """What the digits are."""
+    """Facts about the digits."""
     return Look(Contents(COUNT, None, CLASSES), settings.resolution or SIDE, 1)

@@ -51,7 +51,7 @@ def guess_channels(settings: ImageFiles) -> int:
 
 
 def with_texts(folder: Path, layout: folders.FolderLayout) -> Contents:
-    """What a folder holds, with the texts of its images."""
+    """The content of a folder, with the texts of its images."""
     return replace(layout.contents, texts=read_texts(folder, layout.names))
 
 

@@ -32,7 +32,7 @@ def fingerprint(settings: ImageFiles) -> str:
 
 
 def look(settings: ImageFiles) -> Look:
-    """What headers and labels tell."""
+    """Facts that headers and labels tell."""
     path = path_of(settings)
     layout = archives.read_layout(path)
     origin = f"{path}: {layout.parts[0].images}"

@@ -1,1 +1,1 @@
-"""What the families of diffusers' UNets have in common; unet2d and unet2d_condition have what is their own."""
+"""The part of the families that all of diffusers' UNets share; unet2d and unet2d_condition hold the rest."""

@@ -1,4 +1,4 @@
-"""What the configs of diffusers' UNets tell before there is a network. Light: no torch, no diffusers."""
+"""Facts about diffusers' UNets that their configs give without building them. Light: no torch, no diffusers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class UNetConfig:
         raise NotImplementedError
 
     def get(self, config: Config, key: str) -> Any:
-        """What a config says, or the family's default."""
+        """The value of a key in a config, or the family's default."""
         return config.get(key, self.defaults.get(key))
 
     def sites(self, config: Config) -> SiteNames:
@@ -103,7 +103,7 @@ class UNetConfig:
 
 
 def sample_side(config: Config, path: Path) -> int | None:
-    """The one side that a UNet's sample_size says, as a number or a pair; None when it says none."""
+    """The side that a UNet's sample_size gives, as a number or a pair; None when it gives none."""
     size = config.get("sample_size")
     pair = size if isinstance(size, list | tuple) else (size, size)
     if size is None:

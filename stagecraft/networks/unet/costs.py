@@ -1,4 +1,4 @@
-"""What the parts of diffusers' UNets cost: MACs of convolutions and linear layers as thop counts them, and parameters."""
+"""Costs of the parts of diffusers' UNets: MACs of convolutions and linear layers as thop counts them, and parameters."""
 
 from typing import Any
 

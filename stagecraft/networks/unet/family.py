@@ -48,11 +48,11 @@ class UNetFamily(ABC):
 
     @abstractmethod
     def head_unit(self, net: Module, level: int) -> int:
-        """What the channels of a level are multiples of, so that its attentions have whole heads."""
+        """The number of which a level's channels must be multiples, so that its attentions have whole heads."""
 
     @abstractmethod
     def example_condition(self, net: Module, count: int) -> Condition:
-        """What a network or student can be given beside `count` samples, for measurements."""
+        """The arguments beside `count` samples for measurements of a network or student."""
 
     def adapt(self, teacher: Module, side: int) -> Module:
         """Give a teacher, in place, a side, and of an output head with a learned variance the mean alone."""
@@ -169,7 +169,7 @@ class UNetFamily(ABC):
         return block_macs(block, site.side, site.tokens)
 
     def fixed_costs(self, net: Module) -> FixedCosts:
-        """What a UNet costs beside its blocks."""
+        """Costs of a UNet beside its blocks."""
         return fixed_costs(net)
 
     def layers(self, net: Module, identities: Mapping[str, Spec]) -> UNetLayers:
@@ -179,7 +179,7 @@ class UNetFamily(ABC):
         return UNetLayers(net, identities, rebuilder, condition, self.tokens(net), self.native(net))
 
     def residual_stream(self, net: Module) -> ResidualStream:
-        """What passes from layer to layer of a UNet."""
+        """The residual stream of a UNet."""
         return residual_stream(net, self.sites(net))
 
     def narrow(self, net: Module, stream: Stream) -> Module:
@@ -223,7 +223,7 @@ class UNetFamily(ABC):
                     own_copy[common].copy_(value[common])
 
     def native(self, net: Module) -> Any:
-        """Which students of a teacher its own class expresses."""
+        """The students of a teacher that its own class can express."""
         sites = self.sites(net)
         return self.native_class(net, sites, residual_stream(net, sites).levels)
 

@@ -33,7 +33,7 @@ def widen_decoders(
 
 
 def widened(unet: Module, site: Site, unit: int, entry: Entry, share: float) -> Entry:
-    """What a share of the teacher's channels makes of the entry of an up block."""
+    """The entry of an up block with a share of the teacher's channels."""
     usual = unet.config["block_out_channels"][level_of(unet, site)]
     unit = math.lcm(unet.config["norm_num_groups"], unit)
     channels = max(unit, round(share * usual / unit) * unit)

@@ -89,7 +89,7 @@ class UNetLayers(Layers):
         self.reads = input_shapes(self.net, identities, condition)
 
     def fixed(self) -> list[Layer]:
-        """What every student has: the input side, and one output head."""
+        """Costs that every student has: the input side, and one output head."""
         config = self.net.config
         side = config["sample_size"]
         channels = self.net.conv_out.in_channels
@@ -102,12 +102,12 @@ class UNetLayers(Layers):
         return Layer(Whole(self.net, self.condition), (self.net.config["in_channels"], side, side), name=WHOLE)
 
     def parts(self, name: str, spec: Spec) -> Spec:
-        """What is chosen of each layer of a block, by its name there; of a sampler, which cannot be searched, nothing."""
+        """The choice for each layer of a block, by its name there; None for a sampler, which cannot be searched."""
         samplers = samplers_of(self.net.get_submodule(name))
         return {**spec, **{part: None for part in samplers if part not in spec}}
 
     def build(self, name: str, part: str, choice: Choice) -> Module | None:
-        """What a choice makes of a layer of a block; None where it only passes its input on."""
+        """A layer of a block with a choice applied; None where it only passes its input on."""
         kind, _, _ = part.partition(".")
         module = self.net.get_submodule(f"{name}.{part}")
         if kind in self.rebuilder.builders:

@@ -1,4 +1,4 @@
-"""Which students a stock UNet of diffusers expresses, as far as all kinds of UNets have it in common.
+"""The students that a stock UNet of diffusers can express: the part that all kinds of UNets share.
 
 Fewer ResNet layers in a block are those that a UNet of fewer has: of a down block the first; of an up block the first, which
 reads the hidden state and its level's last skip tensor, and the last, which read the skip tensors of the layers that are left.

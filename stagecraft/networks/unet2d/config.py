@@ -1,4 +1,4 @@
-"""What the config of a UNet2DModel tells before there is a network. Light: no torch, no diffusers."""
+"""Facts about a UNet2DModel that its config gives without building it. Light: no torch, no diffusers."""
 
 from collections.abc import Mapping
 from pathlib import Path

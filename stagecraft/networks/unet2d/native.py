@@ -45,7 +45,7 @@ class UNet2DNative(UNetNative):
     def choices(
         self, site: Site, widths: Sequence[Sequence[int]], drop_layers: bool, drop_attention: bool
     ) -> list[NativeChoice]:
-        """What may be chosen of the block at a site, the teacher's own first."""
+        """The choices for the block at a site, the teacher's own first."""
         place = self.places[site.name]
         layers = self.layers_of(place, drop_layers)
         attends = [True, *[False] * drop_attention] if place.attends else [False]
@@ -72,7 +72,7 @@ class UNet2DNative(UNetNative):
         return width >= (self.config["attention_head_dim"] or 1) and width % (own_groups or self.groups) == 0
 
     def agreement(self, site: Site, choice: NativeChoice) -> dict[str, int]:
-        """What the blocks of one network have in common, as far as this one has it: channels, and layers a block."""
+        """The part of this block's choice that all blocks of a network share: channels, and layers a block."""
         place = self.places[site.name]
         common = {f"width {self.shared[int(level)]}": width for level, width in choice["widths"].items()}
         return common if place.kind == MID else common | {"layers": choice["layers"] - (place.kind == UP)}

@@ -1,4 +1,4 @@
-"""What the config of a UNet2DConditionModel tells before there is a network. Light: no torch, no diffusers."""
+"""Facts about a UNet2DConditionModel that its config gives without building it. Light: no torch, no diffusers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +83,7 @@ class UNet2DConditionConfig(UNetConfig):
         }
 
     def check_levels(self, path: Path, config: Config) -> None:
-        """As of all UNets, and heads that divide the channels of their level.
+        """The checks of all UNets, and heads that divide the channels of their level.
 
         Diffusers' key attention_head_dim holds the number of heads, one for all levels or one for each.
         """

@@ -42,7 +42,7 @@ class UNet2DConditionNative(UNetNative):
     def choices(
         self, site: Site, widths: Sequence[Sequence[int]], drop_layers: bool, drop_attention: bool
     ) -> list[NativeChoice]:
-        """What may be chosen of the block at a site, the teacher's own first; its channels stay."""
+        """The choices for the block at a site, the teacher's own first; its channels stay."""
         place = self.places[site.name]
         own = {str(level): self.widths[level] for level in place.levels}
         most = self.depths[site.name]
@@ -69,7 +69,7 @@ class UNet2DConditionNative(UNetNative):
         return self.config[REVERSE] is None and not self.nested
 
     def agreement(self, site: Site, choice: NativeChoice) -> dict[str, int]:
-        """What the blocks of a level have in common: ResNet layers, and the depth of transformers, where they have some."""
+        """The choice that the blocks of a level share: ResNet layers, and the depth of transformers, where they have some."""
         place = self.places[site.name]
         common = {} if place.kind == MID else {f"layers {place.level}": choice["layers"] - (place.kind == UP)}
         return common | ({f"depth {place.level}": choice["depth"]} if choice["attention"] and self.by_level else {})
