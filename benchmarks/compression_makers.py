@@ -140,11 +140,11 @@ class Choosing:
 
     def make(self, setting: float) -> Made:
         """The net with weights of the supernets, or as `retrain.init` says."""
-        from stagecraft.training.student import start_student, supernet_reader
+        from stagecraft.training.student import start_student, supernet_loader
 
         run, plan = self.run, self.plan(setting)
         search = run.shared.results(run.params)
-        reader = supernet_reader(search, plan["supernets"], search / "index.json")
+        reader = supernet_loader(search, plan["supernets"], search / "index.json")
         net = start_student(run.teacher, plan, run.params["retrain"]["init"], run.seed, reader)
         return Made(net, plan["boundaries"], self.block_scores(plan))
 

@@ -52,7 +52,7 @@ def search(run: Path, params: dict[str, Any], features: Path, block: str, parent
     checkpoint = parent / "search.pt"
     importance = run / "results" / "importance.json"
     job = SearchJob(settings, teacher, block, features, CPU, checkpoint, importance)
-    report = job.report()
+    report = job.run()
     job.clean_up()
     return {json.dumps(one["spec"], sort_keys=True): one["nmse"] for one in report["candidates"]}
 

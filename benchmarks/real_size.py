@@ -34,7 +34,7 @@ from stagecraft.search.features import FeatureWriter
 from stagecraft.search.job import SearchJob
 from stagecraft.training.joint import JointLoss
 from stagecraft.training.loop import TrainSettings, train
-from stagecraft.training.student import frozen, start_student, student_batches
+from stagecraft.training.student import cast_teacher, start_student, student_batches
 
 BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.3.interval_0")
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def search(teacher: Any, folder: Path, block: str) -> None:
     importance = folder / "importance.json"
     write_checked_json(importance, {"stream_importance": None, "stream_triples": 0})
     settings = stage_model(small_params(), "search_block")
-    SearchJob(settings, teacher, block, folder, CPU, folder / f"{block}.pt", importance).report()
+    SearchJob(settings, teacher, block, folder, CPU, folder / f"{block}.pt", importance).run()
 
 
 def retrain(teacher: Any) -> None:
@@ -92,7 +92,7 @@ def retrain(teacher: Any) -> None:
     plan = {"unet": identity_architecture(teacher), "boundaries": [], "rule": "given"}
     student = start_student(teacher, plan, "teacher", 0, lambda job: {})
     batches = student_batches(some_data(teacher), process, teacher, [], settings, CPU)
-    teacher = frozen(teacher, CPU, model.precision)
+    teacher = cast_teacher(teacher, CPU, model.precision)
     train(student, JointLoss(student, teacher, batches, settings, model.precision), TrainSettings.of(settings, 0))
 
 

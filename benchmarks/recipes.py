@@ -79,10 +79,10 @@ class Recipes:
 
         from stagecraft.config.sections import Retrain
         from stagecraft.training.loop import TrainSettings, train
-        from stagecraft.training.student import start_student, student_batches, supernet_reader
+        from stagecraft.training.student import start_student, student_batches, supernet_loader
 
         search = self.shared.results(self.searched)
-        reader = supernet_reader(search, plan["supernets"], search / "index.json")
+        reader = supernet_loader(search, plan["supernets"], search / "index.json")
         net = start_student(self.teacher, plan, "inherit", seed, reader)
         settings = self.params["retrain"] | dict(zip(TERMS, RECIPES[recipe], strict=True))
         section = Retrain(**settings)

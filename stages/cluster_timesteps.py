@@ -21,7 +21,7 @@ def cluster_timesteps(
 ) -> None:
     """Write the interval boundaries, their spread, the similarity matrix, the silhouettes and the curves.
 
-    The teacher is looked at by the method `gradient` only.
+    Only the method `gradient` loads the teacher.
     """
     settings = params.cluster_timesteps
     process = make_process(params.diffusion.as_dict())

@@ -1,4 +1,4 @@
-"""Say which block searches belong to a run, so that what follows reads these and no others; none for a given architecture."""
+"""List the block searches of a run, so that later stages read only these; none for a given architecture."""
 
 from pathlib import Path
 

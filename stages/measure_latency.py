@@ -11,14 +11,14 @@ from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search.importance import choose_stream
 from stagecraft.search.latency import DESCRIPTION, LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
-from stagecraft.search.native import pairs_of_native
+from stagecraft.search.native import native_pairs_to_measure
 from stagecraft.search.space import covering_specs
 
 
 def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, importance: Path, output: Path) -> None:
     """Write latency.json, measured here or taken from the table that the params name.
 
-    It holds nothing but its source for `none`; likewise where nothing is searched.
+    With source `none`, or a given architecture, it holds no layers.
     """
     settings = params.measure_latency
     if settings.source == "none" or params.architecture == "given":
@@ -33,7 +33,7 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
     student = narrowed_teacher(unet, stream)
     whole = layers_of(unet)
     if params.assemble.native:
-        pairs = pairs_of_native(unet, params.search_block)
+        pairs = native_pairs_to_measure(unet, params.search_block)
     else:
         pairs = pairs_to_measure(whole, layers_of(student), covering_specs(student, params.search_block))
     if settings.source == "measure":
@@ -43,7 +43,7 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
         content = {**stopwatch.describe(), "layers": layers, "overhead": overhead_of(layers, whole)}
     else:
         table = LatencyTable.read(Path(*latency_files(settings)))
-        table.check(pairs)
+        table.check_has(pairs)
         content = {key: value for key, value in table.content.items() if key in DESCRIPTION}
         content |= {"layers": {key: table.layers[key] for key in pairs}, "overhead": table.overhead}
     write_checked_json(output, content | {"source": settings.source, "params": params.as_given()})

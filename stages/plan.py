@@ -25,7 +25,7 @@ def plan(params: dict[str, Any], *, threads: int, cores: int, gpu: str, figures:
         cores: on which jobs will run side by side.
         gpu: `tflops` and `utilisation` as JSON; what is left out has a default.
     """
-    start = time.time() - psutil.Process().create_time()
+    startup_seconds = time.time() - psutil.Process().create_time()
     checked = validate_params(params, "params.yaml")
     card = Gpu.of(json.loads(gpu))
     planned, setup = make_plan(checked)
@@ -36,8 +36,8 @@ def plan(params: dict[str, Any], *, threads: int, cores: int, gpu: str, figures:
     rate = measure_rate(setup.teacher, batch, device, checked.precision, threads)
     alone = threads == 1 or device.type == "cuda"
     single = rate if alone else measure_rate(setup.teacher, batch, device, checked.precision, 1)
-    # On a GPU, which jobs share, none are side by side.
-    machine = Machine(1 if device.type == "cuda" else cores, rate, single, start)
+    # Jobs on a GPU run one at a time.
+    machine = Machine(1 if device.type == "cuda" else cores, rate, single, startup_seconds)
     write_json(figures, plan_as_json(planned, machine, card))
     print(format_plan(planned, machine, card))
 

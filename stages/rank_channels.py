@@ -1,4 +1,4 @@
-"""How much the teacher's images depend on each channel of its residual stream, by which a student has some of them."""
+"""Rank the channels of the teacher's residual stream by importance, which decides the channels that a student keeps."""
 
 from pathlib import Path
 

@@ -31,14 +31,14 @@ def report(
 ) -> None:
     """Write the page, and the files that DVC draws."""
     measured = read_metrics(metrics)
-    (images, sha256) = load_samples(samples)
+    images, sha256 = load_samples(samples)
     check_metrics(metrics, measured, sha256)
-    intervals = read_clusters(clusters)
+    clustering = read_clusters(clusters)
     assembled = read_architecture(architecture)
     searches = cast(Searches, read_results(search))
     histories = {path.stem: read_log(path) for path in logs}
-    page = render_report(measured, images, intervals, assembled, searches, histories, params)
-    write_plots(plots, intervals, assembled, searches)
+    page = render_report(measured, images, clustering, assembled, searches, histories, params)
+    write_plots(plots, clustering, assembled, searches)
     with atomic_path(output) as aside:
         aside.write_text(page, encoding="utf-8")
 

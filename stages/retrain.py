@@ -17,11 +17,11 @@ from stagecraft.training.joint import JointLoss
 from stagecraft.training.log import write_log
 from stagecraft.training.loop import TrainSettings, train
 from stagecraft.training.student import (
+    cast_teacher,
     check_teacher,
-    frozen,
     start_student,
     student_batches,
-    supernet_reader,
+    supernet_loader,
     to_saved_class,
 )
 
@@ -50,26 +50,27 @@ def retrain(
     process = make_process(params.diffusion.as_dict(), stated)
     assembled = read_architecture(architecture)
     check_teacher(unet, assembled, architecture)
-    supernet = supernet_reader(search, assembled["supernets"], architecture)
-    student = start_student(unet, assembled, settings.init, params.seed, supernet).to(device)
+    load_supernet = supernet_loader(search, assembled["supernets"], architecture)
+    student = start_student(unet, assembled, settings.init, params.seed, load_supernet).to(device)
     batches = student_batches(images, process, unet, assembled["boundaries"], settings, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {**hash_inputs(architecture, teacher), "params": params.as_given(), "data": images.sha256}
-    loss = JointLoss(student, frozen(unet, device, params.precision), batches, settings, params.precision)
-    how = TrainSettings.of(settings, params.seed)
-    result = train(student, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="retrain")
+    loss = JointLoss(student, cast_teacher(unet, device, params.precision), batches, settings, params.precision)
+    train_settings = TrainSettings.of(settings, params.seed)
+    result = train(student, loss, train_settings, checkpoint=checkpoint, fingerprint=made_from, label="retrain")
     if not is_main():
         return
     assert result.ema is not None
     student.load_state_dict(result.ema)
-    parts = to_saved_class(student.cpu(), unet), process.scheduler(sampler_of(params, images)), params.as_given(), vae
-    save_pipeline(output, *parts, given=stated is not None, prompts=images.encoder)
+    saved = to_saved_class(student.cpu(), unet)
+    scheduler = process.scheduler(saved_scheduler(params, images))
+    save_pipeline(output, saved, scheduler, params.as_given(), vae, given=stated is not None, prompts=images.encoder)
     write_log(log, {"stage": "retrain", "history": result.history, "params": params.as_given()})
     checkpoint.unlink(missing_ok=True)
 
 
-def sampler_of(params: Retrain, images: TrainingSet) -> str | None:
-    """The sampler of the student's folder: of prompts, whose pipelines draw right by any, that of the evaluation."""
+def saved_scheduler(params: Retrain, images: TrainingSet) -> str | None:
+    """The scheduler saved with the student: the evaluation's where there are prompts, None for the process's default."""
     return params.sampling.scheduler if images.encoder else None
 
 

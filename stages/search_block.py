@@ -9,7 +9,7 @@ from stagecraft.networks.pipelines import load_teacher
 from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import atomic_path, sha256_file, write_checked_json
-from stagecraft.search.job import SearchJob, Start
+from stagecraft.search.job import SearchJob, TrainedSupernet
 
 
 def search_block(
@@ -31,9 +31,9 @@ def search_block(
     """
     device = pick_device(params.device, threads)
     checkpoint = output.parent.parent / "checkpoints" / f"{name}.pt"
-    given = Start.read(*map(Path, start)) if start else None
-    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, given, latency)
-    report = job.report()
+    initial = TrainedSupernet.read(*map(Path, start)) if start else None
+    job = SearchJob(params, load_teacher(teacher), name, features, device, checkpoint, importance, initial, latency)
+    report = job.run()
     with atomic_path(weights) as aside:
         save_file({key: value.contiguous().cpu() for key, value in job.supernet.state_dict().items()}, aside)
     write_checked_json(output, {**report, "weights_sha256": sha256_file(weights)})

@@ -49,7 +49,7 @@ def train_teacher(
     else:
         process = make_process(diffusion)
         check_own_teacher(settings.as_dict(), space, images.class_numbers)
-        teacher, history = trained(params, images, process, pick_device(params.device, threads), checkpoint)
+        teacher, history = train_from_params(params, images, process, pick_device(params.device, threads), checkpoint)
     if not is_main():
         return
     given = settings.source == "path"
@@ -58,7 +58,7 @@ def train_teacher(
     checkpoint.unlink(missing_ok=True)
 
 
-def trained(
+def train_from_params(
     params: TrainTeacher, images: TrainingSet, process: Process, device: torch.device, checkpoint: Path
 ) -> tuple[Module, list[dict[str, float]]]:
     """A teacher as the params describe it, trained on images or latents, and its loss history."""
@@ -71,9 +71,9 @@ def trained(
     flip = settings.horizontal_flip
     batches = NoisyBatches(images.only(names), process, settings.batch_size, device, flip, conditional=bool(names))
     loss = DenoisingLoss(teacher, batches, params.precision)
-    how = TrainSettings.of(settings, params.seed)
+    train_settings = TrainSettings.of(settings, params.seed)
     made_from = {"params": params.as_given(), "data": images.sha256}
-    result = train(teacher, loss, how, checkpoint=checkpoint, fingerprint=made_from, label="train_teacher")
+    result = train(teacher, loss, train_settings, checkpoint=checkpoint, fingerprint=made_from, label="train_teacher")
     assert result.ema is not None
     teacher.load_state_dict(result.ema)
     return teacher, result.history

@@ -51,6 +51,12 @@ def test_uniform_widths_differ_by_one_group_at_most_and_use_the_budget_up(unet, 
         assert fit_within(unet, blocks, costs, budget, kept | {name: kept[name] + 1}) is None
 
 
+def test_uniform_widths_have_no_time_where_searched_layers_have_one(unet, blocks):
+    costs = replace(costs_of(unet, STEPS), teacher_time=1.0, fixed_time=0.1)
+    total = totals(blocks, select_uniform(unet, blocks, costs, Budget(0.7)), costs)
+    assert total["macs_ratio"] <= 0.7 and "time_ratio" not in total
+
+
 def groups_of(unet, chosen, site):
     """GroupNorm groups inside the layers of a block."""
     job = site.name if not site.per_range else f"{site.name}.interval_1"

@@ -275,7 +275,7 @@ def test_a_new_family_goes_from_features_to_a_trained_student(
     results, states = {}, {}
     for name in ("first", "last.0.interval_0", "last.0.interval_1"):
         job = SearchJob(params, teacher, name, tmp_path / "features", CPU, tmp_path / "work" / f"{name}.pt", ranked)
-        results[name] = job.report() | {"weights_sha256": ""}
+        results[name] = job.run() | {"weights_sha256": ""}
         states[name] = job.supernet.state_dict()
     rule = {
         "native": False,

@@ -59,6 +59,7 @@ def test_the_end_to_end_share_follows_its_schedule(schedule, shares):
         ("none", 9.0, 0, (1, 1)),
         ("none", 0.0, 0, (1, 0)),
         ("none", 1.0, 1, (2, 2)),
+        ("none", 0.0, 1, (2, 2)),
         ("constant", 1.0, 0, (2, 1)),
         ("constant", 1.0, 1, (3, 2)),
         ("linear", 0.0, 0, (1.49, 0.5)),

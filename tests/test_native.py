@@ -25,7 +25,7 @@ from stagecraft.runtime.files import read_json
 from stagecraft.search.architecture import assemble_architecture
 from stagecraft.search.importance import native_order
 from stagecraft.search.latency import LatencyTable, layers_of
-from stagecraft.search.native import pairs_of_native
+from stagecraft.search.native import native_pairs_to_measure
 from stagecraft.search.selection import Block, Budget, Costs, fits, select_budget, totals
 from stagecraft.search.space import native_space
 from stagecraft.training.student import start_student, to_saved_class, with_decoders
@@ -73,7 +73,7 @@ class Searched:
     @cached_property
     def table(self):
         """Latencies of all layers of the native students."""
-        pairs = pairs_of_native(self.unet, SPACE)
+        pairs = native_pairs_to_measure(self.unet, SPACE)
         return LatencyTable({"layers": {key: 1.0 + len(key) / 100 for key in pairs} | {WHOLE: 99.0}}, "latency.json")
 
     def reads(self, site):

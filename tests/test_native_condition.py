@@ -20,7 +20,7 @@ from stagecraft.networks.jobs import name_of
 from stagecraft.networks.layer import WHOLE
 from stagecraft.search.architecture import assemble_architecture
 from stagecraft.search.latency import LatencyTable, layers_of
-from stagecraft.search.native import pairs_of_native
+from stagecraft.search.native import native_pairs_to_measure
 from stagecraft.search.space import native_space
 from stagecraft.training.student import start_student, to_saved_class, with_decoders
 
@@ -155,7 +155,7 @@ def test_a_plain_unet_has_the_blocks_of_the_supernets(searched: Searched, seed: 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_of_the_chosen_are_those_of_the_built_student(searched: Searched, seed: int) -> None:
-    table_of = {key: 1.0 + len(key) / 100 for key in pairs_of_native(searched.unet, SPACE)}
+    table_of = {key: 1.0 + len(key) / 100 for key in native_pairs_to_measure(searched.unet, SPACE)}
     table = LatencyTable({"layers": table_of | {WHOLE: 99.0}}, "latency.json")
     specs = searched.agreeing(np.random.default_rng(seed))
     rule = {"native": True, "rule": "budget", "score": "local", "macs": 9.0, "time": None, "params": None}

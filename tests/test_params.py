@@ -123,7 +123,11 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("retrain.learning_rate", float("nan"), "retrain.learning_rate: NaN is not a number"),
         ("retrain.learning_rate", 0, "retrain.learning_rate: 0 is too small, it must be above 0"),
         ("retrain.ema_decay", 1.0, "retrain.ema_decay: 1.0 is too large, it must be below 1"),
-        ("retrain.warmup_steps", 9999, "retrain.warmup_steps: 9999 is more than the 2500 steps there are"),
+        (
+            "retrain.warmup_steps",
+            9999,
+            "retrain.warmup_steps: 9999 is more than retrain.steps, which is 2500; lower it, or raise steps",
+        ),
         ("device", "gpu", 'device: "gpu" is unknown, use one of auto, cpu, cuda'),
         ("seed", -1, "seed: -1 is too small"),
         ("seed", "a\nb" * 99, "is not a whole number"),
@@ -144,7 +148,7 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("train_teacher.attention_head_dim", 7, "block_out_channels[1]: 64 is no multiple of attention_head_dim 7"),
         ("diffusion.beta_end", 0.0001, "diffusion.beta_start: 0.0001 is not below beta_end 0.0001"),
         ("sampling.steps", 2000, "sampling.steps: 2000 is more than the 1000 timesteps"),
-        ("cluster_timesteps.intervals", 9, "cluster_timesteps.intervals: 9 is too large, the most is 8"),
+        ("cluster_timesteps.intervals", 9, "cluster_timesteps.intervals: 9 is too large, the maximum is 8"),
         ("cluster_timesteps.grid", 2, "cluster_timesteps.intervals: 3 is more than the grid of 2 noise levels"),
         ("cluster_timesteps.grid", 1001, "cluster_timesteps.grid: 1001 is more than the 1000 timesteps"),
         ("cluster_timesteps.image_range", [1, 0], "cluster_timesteps.image_range: [1, 0] is no range"),
@@ -154,11 +158,15 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
             "cluster_timesteps.image_range: [0] is too short, the minimum length is 2",
         ),
         ("cache_features.held_out", 0.0001, "cache_features.held_out: 0.0001 of 2048 triples_per_interval leaves none"),
-        ("search_block.local_triples", 257, "search_block.local_triples: 257 of the 256 held-out triples per interval"),
+        (
+            "search_block.local_triples",
+            257,
+            "search_block.local_triples: 257 is more than the 256 held-out triples per interval",
+        ),
         (
             "search_block.output_triples",
             257,
-            "search_block.output_triples: 257 of the 256 held-out triples per interval",
+            "search_block.output_triples: 257 is more than the 256 held-out triples per interval",
         ),
         ("search_block.kernels", [1, 4], "search_block.kernels[1]: 4 is unknown, use one of 1, 3"),
         ("search_block.widths", [0.5, 0.5], "search_block.widths: [0.5, 0.5] holds a value twice"),
@@ -290,7 +298,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         (LATENT | {"prepare_data.resolution": 10}, "prepare_data.resolution: 5 latents cannot be halved 1 time(s)"),
         (
             LATENT | {"train_autoencoder.warmup_steps": 9999},
-            "train_autoencoder.warmup_steps: 9999 is more than the 2000",
+            "train_autoencoder.warmup_steps: 9999 is more than train_autoencoder.steps, which is 2000",
         ),
         (LATENT | {"train_autoencoder.path": "x"}, 'train_autoencoder.path: "x" is unused by source train'),
         (GIVEN | {"assemble.decoder_widths": [1.5]}, "assemble.decoder_widths: [1.5] for 3 intervals; give one share"),
@@ -302,7 +310,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ),
         (
             {"cluster_timesteps.method": "given", "cluster_timesteps.boundaries": [300]},
-            "cluster_timesteps.boundaries: [300] for 3 intervals; give 2 ascending noise levels",
+            "cluster_timesteps.boundaries: [300] for 3 intervals; give 2 ascending values in t",
         ),
         *(
             (
@@ -326,7 +334,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ),
         (
             {"assemble.snap_boundaries": True, "sampling.steps": 2},
-            "assemble.snap_boundaries: true, but 2 sampling.steps give 3 intervals no step each; set false or raise them",
+            "assemble.snap_boundaries: true, but sampling.steps 2 is less than the 3 intervals; set false, or",
         ),
         (
             {"search_block.channels": [0.75, 0.5, 0.5]},
@@ -334,7 +342,7 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         ),
         ({"search_block.channels": [0.75, 0]}, "search_block.channels[1]: 0 is too small, it must be above 0"),
         ({"search_block.channels": []}, "search_block.channels: [] is too short, the minimum length is 1"),
-        ({"search_block.channels": 1.5}, "search_block.channels: 1.5 is too large, the most is 1"),
+        ({"search_block.channels": 1.5}, "search_block.channels: 1.5 is too large, the maximum is 1"),
         ({"search_block.channels": True}, "search_block.channels: true is not a number or a list"),
         (
             {"cluster_timesteps.method": "gradient", "cluster_timesteps.grid": 2},
@@ -451,7 +459,7 @@ def test_blocks_of_a_given_teacher_are_those_of_its_config(params: dict[str, Any
 def test_an_extractor_file_must_exist(params: dict[str, Any], tmp_path: Path) -> None:
     params["evaluate"]["extractor"] = str(tmp_path / "net.pt")
     settings = validate_params(params, "params.yaml").evaluate
-    with pytest.raises(ValueError, match="is neither classifier, inception-v3-compat nor a TorchScript file"):
+    with pytest.raises(ValueError, match="not found; use classifier, inception-v3-compat or a TorchScript file"):
         extractor_files(settings)
     (tmp_path / "net.pt").touch()
     assert extractor_files(settings) == [str(tmp_path / "net.pt")]

@@ -419,17 +419,20 @@ def test_the_card_is_that_of_a_text_to_image_model(done: Path) -> None:
     [
         (
             {"train_autoencoder": {"source": "none"}},
-            "encode_prompts.source: random, but pipelines with prompts draw latents",
+            "encode_prompts.source: random, but pipelines with prompts work in latents",
         ),
         (
             {"encode_prompts": {"source": "none"}, "evaluate": {"guidance": 3.0}},
             "evaluate.guidance: 3, but there are no prompts to guide by",
         ),
         ({"encode_prompts": {"width": 12}}, "encode_prompts.width: 12 is no multiple of 8"),
-        ({"encode_prompts": {"empty": 0.0}}, "encode_prompts.empty: 0, but guidance needs a teacher that knows"),
+        (
+            {"encode_prompts": {"empty": 0.0}},
+            "encode_prompts.empty: 0, but evaluate.guidance 1.5 needs training with empty prompts",
+        ),
         (
             {"train_teacher": {"class_conditional": True}},
-            "train_teacher.class_conditional: true, but encode_prompts tells the teacher; set it to false",
+            "already conditions the teacher; set false, or encode_prompts.source: none",
         ),
     ],
 )

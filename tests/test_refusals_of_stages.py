@@ -44,7 +44,7 @@ from stagecraft.runtime.journal import Pieces, kept_array
 from stagecraft.search.architecture import check_results, check_times, stream_of
 from stagecraft.search.features import Features, FeatureWriter
 from stagecraft.search.latency import LatencyTable, layers_of
-from stagecraft.search.selection import Block, Budget, Costs, select_budget
+from stagecraft.search.selection import Block, Budget, Candidate, Costs, select_budget, select_random
 from stagecraft.training import loop
 from stagecraft.training.checkpoint import load_checkpoint
 from stagecraft.training.student import check_teacher
@@ -273,9 +273,9 @@ def damaged_features(scene: Scene) -> None:
     Features(scene.folder, ["emb"])
 
 
-def infeasible(scene: Scene) -> None:
-    """A budget below that of the smallest candidates."""
-    candidate = {"spec": {}, "nmse": 0.0, "macs": 100, "params": 100}
+def one_candidate() -> tuple[list[Block], Costs]:
+    """A block with a single candidate, of three quarters of the teacher's costs."""
+    candidate: Candidate = {"spec": {}, "nmse": 0.0, "macs": 100, "params": 100}
     costs = Costs(
         teacher_macs=200,
         teacher_params=200,
@@ -283,7 +283,7 @@ def infeasible(scene: Scene) -> None:
         fixed_params=50,
         interval_weights=(1.0,),
     )
-    select_budget([Block("mid_block", None, candidate, (candidate,))], costs, Budget(0.1, 1.0, 1.0))
+    return [Block("mid_block", None, candidate, (candidate,))], costs
 
 
 def results_of(unet: Any, **changes: Any) -> dict[str, Any]:
@@ -384,7 +384,10 @@ STAGES: dict[str, list[Provocation]] = {
         plain(lambda scene: LatencyTable.read(scene.write("a.json", "{}"))),
         plain(lambda scene: LatencyTable({"layers": {}}, "a.json").milliseconds(layers_of(tiny_unet()).fixed())),
     ],
-    "budget-infeasible": [plain(infeasible)],
+    "budget-infeasible": [
+        plain(lambda scene: select_budget(*one_candidate(), Budget(0.1, 1.0, 1.0))),
+        plain(lambda scene: select_random(*one_candidate(), Budget(0.9, 1.0, 1.0), 0)),
+    ],
     "boundaries-snapped": [plain(lambda scene: snap(vp(scene), "ddim", 3, [300, 310]))],
     "architecture-other": [
         plain(

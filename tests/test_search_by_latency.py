@@ -267,18 +267,18 @@ def written(report):
 
 def test_every_candidate_has_the_sum_of_its_layers_where_they_were_measured(searches):
     table = table_of(tiny_unet())
-    found = searches(table).report()["candidates"]
+    found = searches(table).run()["candidates"]
     layers = layers_of(tiny_unet())
     for one in found:
         assert one["time"] == sum(table[layer.key] for layer in layers.block("mid_block", one["spec"]))
     assert len({one["time"] for one in found}) > 20
-    assert all("time" not in one for one in searches(None, "two").report()["candidates"])
+    assert all("time" not in one for one in searches(None, "two").run()["candidates"])
 
 
 def test_a_search_that_was_killed_goes_on_to_the_same_bytes_with_the_same_table_alone(searches, monkeypatch):
     table, calls = table_of(tiny_unet()), []
     other = {key: 10.0 - value for key, value in table.items()}
-    whole, by_other = (written(searches(times, "whole").report()) for times in (table, other))
+    whole, by_other = (written(searches(times, "whole").run()) for times in (table, other))
 
     class Killed(BlockScore):
         def __call__(self, specs):
@@ -292,9 +292,9 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bytes_with_the_same_table_
         with monkeypatch.context() as patch:
             patch.setattr(job, "BlockScore", Killed)
             with pytest.raises(KeyboardInterrupt):
-                searches(table, "killed").report()
+                searches(table, "killed").run()
         again = searches(times, "killed")
-        assert written(again.report()) == expected
+        assert written(again.run()) == expected
         again.clean_up()
     assert whole != by_other
 

@@ -271,6 +271,11 @@ def test_random_choices_spend_the_budget_and_differ_by_seed():
 TIMED = replace(COSTS, teacher_time=10.0, fixed_time=0.5)
 
 
+def test_a_random_choice_that_cannot_spend_the_budget_says_so():
+    with pytest.raises(ValueError, match=r"assemble\.rule random: no choice spends 98% of .*3.*; lower the budget"):
+        select_random(random_blocks(0), COSTS, Budget(macs=3.0), 0)
+
+
 def with_times(blocks, seed):
     """The blocks with times that follow MACs loosely."""
     rng = np.random.default_rng(seed)
@@ -316,7 +321,7 @@ def test_an_infeasible_time_is_named_with_the_smallest_feasible_one():
     smallest = min(totals(blocks, choice, TIMED)["time_ratio"] for choice in every_choice(blocks))
     with pytest.raises(ValueError, match=r"assemble\.time 0\.01 \(smallest feasible: ([\d.]+)\)") as error:
         select_budget(blocks, TIMED, Budget(time=0.01))
-    said = float(re.search(r"met: ([\d.]+)", str(error.value))[1])
+    said = float(re.search(r"feasible: ([\d.]+)", str(error.value))[1])
     assert smallest <= said <= smallest + 1e-4 and "macs" not in str(error.value)
 
 

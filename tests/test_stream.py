@@ -228,7 +228,7 @@ def searched(digits, diffusion_settings, tmp_path):
         for name in [f"{site.name}.interval_{s}" for s in (0, 1)] if site.per_range else [site.name]:
             work = tmp_path / "work" / f"{name}.pt"
             job = SearchJob(SearchBlock.of(params), unet, name, tmp_path / "features", CPU, work, importance)
-            results[name], states[name] = job.report() | {"weights_sha256": ""}, job.supernet.state_dict()
+            results[name], states[name] = job.run() | {"weights_sha256": ""}, job.supernet.state_dict()
     return unet, results, states
 
 

@@ -429,7 +429,7 @@ def test_prompts_go_from_features_to_a_trained_student(digits, diffusion_setting
     for site in sites_of(net):
         for name in [f"{site.name}.interval_{k}" for k in (0, 1)] if site.per_range else [site.name]:
             job = SearchJob(params, net, name, features, CPU, tmp_path / "work" / f"{name}.pt", ranked)
-            results[name] = job.report() | {"weights_sha256": ""}
+            results[name] = job.run() | {"weights_sha256": ""}
             states[name] = job.supernet.state_dict()
     rule = {"rule": "budget", "score": "combined", "macs": 0.7, "time": None, "params": None, "params_active": None}
     rule |= {"native": False}

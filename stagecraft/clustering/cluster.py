@@ -80,7 +80,7 @@ class Clustering:
 
     @cached_property
     def similarity(self) -> np.ndarray:
-        """(T, T)."""
+        """Similarity of the optimal denoisers at each two noise levels of the grid, (T, T)."""
         return similarity_matrix(self.means, self.pairs[0], self.denoiser.mean)
 
     @property

@@ -58,7 +58,7 @@ class OptimalDenoiser:
         return torch.from_numpy(self.y[rows] - self.mean).to(self.device)
 
     def _all_centred(self) -> Iterator[torch.Tensor]:
-        """All of them, part by part."""
+        """The images of all rows less the mean, part by part."""
         if self.held is not None:
             yield self.held
         else:

@@ -20,11 +20,11 @@ WORDS |= {"array": "a list", "object": "a section of keys", "null": "null"}
 UNKNOWN = ("extra_forbidden", "invalid_key")
 LIMITS = {
     "greater_than_equal": "is too small, the minimum is",
-    "less_than_equal": "is too large, the most is",
+    "less_than_equal": "is too large, the maximum is",
     "greater_than": "is too small, it must be above",
     "less_than": "is too large, it must be below",
     "too_short": "is too short, the minimum length is",
-    "too_long": "is too long, the greatest length is",
+    "too_long": "is too long, the maximum length is",
 }
 
 

@@ -24,7 +24,7 @@ class AttentionChoices:
         return [KEPT, None] if self.may_drop else [KEPT]
 
     def plain(self) -> list[Choice]:
-        """The same."""
+        """Every choice, as there are no more than two."""
         return self.all()
 
     def smallest(self) -> Choice:
@@ -36,7 +36,7 @@ class AttentionChoices:
         return self.all()[rng.integers(len(self))]
 
     def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
-        """Any."""
+        """A random choice."""
         return self.draw(rng)
 
 

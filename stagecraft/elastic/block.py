@@ -22,7 +22,7 @@ SKELETONS_KEPT = 512
 class ElasticBlock(nn.Module):
     """A teacher's block that runs as the sub-block of the spec given at each call.
 
-    What its layers can be, and which part of the weights each choice takes, say their kinds (elastic/resnet.py and others).
+    The kinds of its layers (elastic/resnet.py and others) define the choices, and the slice of the weights that each takes.
 
     Args:
         block: a block of the teacher; copied.
@@ -61,7 +61,7 @@ class ElasticBlock(nn.Module):
         return self._skeletons[key]
 
     def build(self, spec: Spec) -> Module:
-        """The same, anew."""
+        """A new block that `spec` describes, on the meta device."""
         return self.family.rebuild(copy.deepcopy(self._template[0]), spec)
 
     def weights(self, spec: Spec) -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ class ElasticBlock(nn.Module):
     def forward(self, spec: Spec, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Run the sub-block `spec` on what its site reads; returns what it writes."""
         weights = {f"block.{name}": value for name, value in self.weights(spec).items()}
-        call = Call(self.skeleton(spec), self.family, self.site)
+        call = BlockRunner(self.skeleton(spec), self.family, self.site)
         return torch.func.functional_call(call, weights, (tensors,))
 
     @torch.no_grad()
@@ -134,7 +134,7 @@ class ElasticBlock(nn.Module):
         return seen
 
 
-class Call(nn.Module):
+class BlockRunner(nn.Module):
     """A block and the function that runs it, as a module for functional_call."""
 
     def __init__(self, block: Module, family: Family, site: Site) -> None:

@@ -64,7 +64,7 @@ class GridChoices(ABC, Generic[C]):
         return self.choice([int(rng.integers(size)) for size in self.sizes])
 
     def changed(self, choice: C | None, rng: np.random.Generator) -> C | None:
-        """A choice that differs in one dimension; any at all for a dropped layer."""
+        """A choice that differs in one dimension, or now and then the dropped layer; a random choice for a dropped one."""
         if choice is None or (self.may_drop and rng.random() < DROPPED):
             return self.draw(rng) if choice is None else None
         numbers = self.numbers(choice)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stagecraft.elastic.architecture import identity_architecture
-from stagecraft.elastic.block import Call, ElasticBlock
+from stagecraft.elastic.block import BlockRunner, ElasticBlock
 from stagecraft.elastic.grid import counts
 from stagecraft.elastic.searchable import Order, Settings
 from stagecraft.elastic.whole import BlockChoices
@@ -69,9 +69,10 @@ class NativeBlock(ElasticBlock):
         return self._sources[key]
 
     def _find_sources(self, choice: NativeChoice) -> dict[str, Source]:
-        """Where a sub-block's weights are: those of a block whose weights are their own numbers, narrowed alike.
+        """Where a sub-block's weights are in the block's, by the names of its state dict.
 
-        Where it only leaves some whole, they are known by name, as numbers would take three times the room of the block.
+        A copy whose weights hold their own indices is narrowed, and the indices are read back. A sub-block that only keeps or
+        drops whole parameters gets their names instead, since indices would take three times the block's memory.
         """
         copied = copy.deepcopy(self._template[0])
         whole = dict(copied.named_parameters())  # held, so that no other parameter gets the number of one of these
@@ -97,7 +98,9 @@ class NativeBlock(ElasticBlock):
         kept = self.kept(choice_of(spec))
         inputs = [self._kept_part(name, tensor, kept) for name, tensor in zip(self.site.reads, tensors, strict=True)]
         weights = {f"block.{name}": value for name, value in self.weights(spec).items()}
-        outputs = torch.func.functional_call(Call(self.skeleton(spec), self.family, self.site), weights, (inputs,))
+        outputs = torch.func.functional_call(
+            BlockRunner(self.skeleton(spec), self.family, self.site), weights, (inputs,)
+        )
         pairs = zip(self.site.writes, outputs, strict=True)
         return tuple(self._among_zeros(name, output, kept) for name, output in pairs)
 

@@ -78,7 +78,7 @@ class ResnetChoices(GridChoices[ResnetChoice]):
         """The same share of all that is read, held and written, with the teacher's kernels."""
         shares = (self.widths, self.reads, self.writes)
         rows = []
-        for less in range(max(len(self.widths), len(self.reads))):
+        for less in range(max(len(options) for options in shares)):
             width, read, write = (max(0, len(options) - 1 - less) for options in shares)
             rows.append([width, *self.own_kernels, read, write])
         return rows
@@ -90,7 +90,7 @@ class SearchableResnet(Searchable[ResnetChoice]):
     kind = "resnets"
 
     @property
-    def grades(self) -> int:
+    def units(self) -> int:
         """GroupNorm groups inside the layer."""
         groups: int = self.layer.norm2.num_groups
         return groups
@@ -174,14 +174,14 @@ class SearchableResnet(Searchable[ResnetChoice]):
         for name, kernel in own.items():
             kernel.copy_(kernel[order] if name.startswith(f"{self.name}.conv1") else kernel[:, order])
 
-    def graded(self, count: int, order: Order, candidates: Sequence[ResnetChoice | None]) -> ResnetChoice | None:
+    def with_units(self, count: int, order: Order, candidates: Sequence[ResnetChoice | None]) -> ResnetChoice | None:
         """So many inner groups, and, where candidates have parts of them, that share of the groups read and written."""
         choice = self.identity()
         choice["width"] = count * group_size(self.layer)
         if any(set(PARTS) & candidate.keys() for candidate in candidates if candidate):
             for key in PARTS:
                 groups = order[key]
-                kept = max(1, round(count / len(order["writes"]) * len(groups)))
+                kept = max(1, round(count / self.units * len(groups)))
                 if kept < len(groups):
                     choice[key] = sorted(groups[:kept])
         return choice

@@ -110,12 +110,12 @@ class Searchable(ABC, Generic[C]):
         """The part of a weight that the layer as it is built takes for a parameter."""
         return weight
 
-    def graded(self, count: int, order: Order, candidates: Sequence[C | None]) -> C | None:
-        """The choice with `count` of `grades` of everything that the candidates have in parts, nothing dropped."""
+    def with_units(self, count: int, order: Order, candidates: Sequence[C | None]) -> C | None:
+        """The choice with `count` of `units` of everything that the candidates have in parts, nothing dropped."""
         return self.identity()
 
     @property
-    def grades(self) -> int:
+    def units(self) -> int:
         """In how many steps the layer can be narrowed evenly; 1 where it cannot."""
         return 1
 

@@ -70,7 +70,7 @@ class SearchableTransformer(Searchable[TransformerChoice]):
     keys = frozenset(TransformerChoice.__annotations__)
 
     @property
-    def grades(self) -> int:
+    def units(self) -> int:
         """Heads of each attention."""
         heads: int = self.layer.transformer_blocks[0].attn1.heads
         return heads
@@ -78,7 +78,7 @@ class SearchableTransformer(Searchable[TransformerChoice]):
     def identity(self) -> TransformerChoice:
         """The choice of all layers, heads and units."""
         layers = self.layer.transformer_blocks
-        return {"layers": [*range(len(layers))], "heads": self.grades, "feed_forward": layers[0].ff.net[2].in_features}
+        return {"layers": [*range(len(layers))], "heads": self.units, "feed_forward": layers[0].ff.net[2].in_features}
 
     def choices(self, settings: Settings, order: Order) -> TransformerChoices:
         """As `TransformerChoices`."""
@@ -141,12 +141,12 @@ class SearchableTransformer(Searchable[TransformerChoice]):
             if choice["feed_forward"] == identity["feed_forward"]:
                 permute_units(part.ff, order[f"{index}.{UNITS}"].argsort().tolist())
 
-    def graded(
+    def with_units(
         self, count: int, order: Order, candidates: Sequence[TransformerChoice | None]
     ) -> TransformerChoice | None:
         """The choice with this many heads, the same share of the inner width, and all layers."""
         choice = self.identity()
-        choice["feed_forward"] = max(1, round(count / self.grades * choice["feed_forward"]))
+        choice["feed_forward"] = max(1, round(count / self.units * choice["feed_forward"]))
         choice["heads"] = count
         return choice
 

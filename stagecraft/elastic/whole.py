@@ -23,11 +23,11 @@ class BlockChoices:
         return self.options
 
     def plain(self) -> list[Choice]:
-        """The same."""
+        """Every choice."""
         return self.options
 
     def smallest(self) -> Choice:
-        """The last."""
+        """The smallest choice, which is the last."""
         return self.options[-1]
 
     def draw(self, rng: np.random.Generator) -> Choice:
@@ -35,7 +35,7 @@ class BlockChoices:
         return self.options[rng.integers(len(self))]
 
     def changed(self, choice: Choice, rng: np.random.Generator) -> Choice:
-        """Any."""
+        """A random choice."""
         return self.draw(rng)
 
 

@@ -42,7 +42,7 @@ def check_torchscript(path: Path) -> None:
     """Raise ValueError unless a file is there and is laid out as torch.jit.save does."""
     if not path.is_file():
         raise ValueError(
-            f"evaluate.extractor: {str(path)!r} is neither {CLASSIFIER}, {INCEPTION} nor a TorchScript file"
+            f"evaluate.extractor: {str(path)!r} not found; use {CLASSIFIER}, {INCEPTION} or a TorchScript file"
         )
     if not zipfile.is_zipfile(path) or not has_constants(path):
         raise ValueError(

@@ -63,21 +63,24 @@ def prompt_problems(params: Everything) -> Iterator[Problem]:
     key = "encode_prompts.source"
     if settings.source == "none":
         if guidance != 1:
-            yield "evaluate.guidance", f"{guidance:g}, but there are no prompts to guide by; set 1, or {key}"
+            yield "evaluate.guidance", f"{guidance:g}, but there are no prompts to guide by; set 1, or choose an {key}"
         if params.evaluate.clip is not None:
             yield (
                 "evaluate.clip",
-                f"{show(params.evaluate.clip)}, but there are no prompts to compare with; set null, or {key}",
+                f"{show(params.evaluate.clip)}, but there are no prompts to compare with; set null, or choose an {key}",
             )
         return
     yield from class_problems(params, settings) if settings.source == "classes" else text_problems(params)
     if params.train_teacher.source == "train":
         if params.train_teacher.class_conditional:
-            yield "train_teacher.class_conditional", "true, but encode_prompts tells the teacher; set it to false"
+            yield (
+                "train_teacher.class_conditional",
+                f"true, but {key} {settings.source} already conditions the teacher; set false, or {key}: none",
+            )
         if guidance != 1 and settings.empty == 0:
             yield (
                 "encode_prompts.empty",
-                "0, but guidance needs a teacher that knows the empty prompt, or no class; raise it",
+                f"0, but evaluate.guidance {guidance:g} needs training with empty prompts; set 0.1, or evaluate.guidance: 1",
             )
 
 
@@ -93,7 +96,10 @@ def class_problems(params: Everything, settings: ClassEncoder) -> Iterator[Probl
         ("encode_prompts.empty", settings.empty, 0),
     ):
         if value != usual:
-            yield key, f"{value:g}, but no row of the class embedding stands for no class; set {usual}"
+            yield (
+                key,
+                f"{value:g}, but no row of the class embedding stands for no class; set {usual}, or last_is_empty: true",
+            )
 
 
 def text_problems(params: Everything) -> Iterator[Problem]:
@@ -101,13 +107,17 @@ def text_problems(params: Everything) -> Iterator[Problem]:
     settings = params.encode_prompts
     key = "encode_prompts.source"
     if params.train_autoencoder.source == "none":
-        clash = f"{settings.source}, but pipelines with prompts draw latents; set train_autoencoder.source too, or none"
-        yield key, clash
-    if params.diffusion.process != "vp":
-        clash = (
-            f"{settings.source}, but pipelines with prompts know process vp alone; set diffusion.process: vp, or none"
+        yield (
+            key,
+            f"{settings.source}, but pipelines with prompts work in latents; choose a train_autoencoder.source, "
+            f"or {key}: none",
         )
-        yield key, clash
+    if params.diffusion.process != "vp":
+        yield (
+            key,
+            f"{settings.source}, but pipelines with prompts support process vp only; set diffusion.process: vp, "
+            f"or {key}: none",
+        )
     if settings.source == "random" and settings.width % HEAD_WIDTH:
         yield "encode_prompts.width", f"{settings.width} is no multiple of {HEAD_WIDTH}, the width of a head; change it"
 
@@ -261,7 +271,10 @@ def interval_problems(params: Everything) -> Iterator[Problem]:
     if grid > timesteps:
         yield "cluster_timesteps.grid", f"{grid} is more than the {timesteps} timesteps there are; lower it"
     if method == "threshold" and count != 3:
-        yield "cluster_timesteps.intervals", f"{count}, but the method threshold makes 3; set 3 or take agglomerative"
+        yield (
+            "cluster_timesteps.intervals",
+            f"{count}, but the method threshold makes 3; set 3, or cluster_timesteps.method: agglomerative",
+        )
     if method in ("agglomerative", "dynamic_programming", "snr", "gradient") and count > grid:
         yield (
             "cluster_timesteps.intervals",
@@ -272,7 +285,7 @@ def interval_problems(params: Everything) -> Iterator[Problem]:
     if method == "given" and len(settings.boundaries or []) != count - 1:
         yield (
             "cluster_timesteps.boundaries",
-            f"{show(settings.boundaries)} for {count} intervals; give {count - 1} ascending noise levels",
+            f"{show(settings.boundaries)} for {count} intervals; give {count - 1} ascending values in {settings.boundaries_in}",
         )
     elif method == "given":
         yield from refusals(check_given, settings.as_dict(), params.diffusion.as_dict())
@@ -281,7 +294,8 @@ def interval_problems(params: Everything) -> Iterator[Problem]:
     if params.assemble.snap_boundaries and count > params.sampling.steps:
         yield (
             "assemble.snap_boundaries",
-            f"true, but {params.sampling.steps} sampling.steps give {count} intervals no step each; set false or raise them",
+            f"true, but sampling.steps {params.sampling.steps} is less than the {count} intervals; "
+            "set false, or raise sampling.steps",
         )
     if low >= high:
         yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
@@ -289,13 +303,18 @@ def interval_problems(params: Everything) -> Iterator[Problem]:
 
 def training_problems(params: Everything) -> Iterator[Problem]:
     """A warm-up longer than the training."""
-    for section in ("train_autoencoder", "train_teacher", "search_block", "retrain"):
-        warmup = getattr(params, section).warmup_steps
-        steps = getattr(params, section).steps
-        if section == "search_block" and params.search_block.ranges == "all":
-            steps = min(steps, params.search_block.refine_steps)
-        if warmup > steps:
-            yield f"{section}.warmup_steps", f"{warmup} is more than the {steps} steps there are; lower it"
+    keys = ["train_autoencoder.steps", "train_teacher.steps", "search_block.steps", "retrain.steps"]
+    if params.search_block.ranges == "all":
+        keys.append("search_block.refine_steps")
+    for key in keys:
+        section, name = key.split(".")
+        settings = getattr(params, section)
+        steps = getattr(settings, name)
+        if settings.warmup_steps > steps:
+            yield (
+                f"{section}.warmup_steps",
+                f"{settings.warmup_steps} is more than {key}, which is {steps}; lower it, or raise {name}",
+            )
 
 
 def feature_problems(settings: CacheFeatures) -> Iterator[Problem]:
@@ -338,7 +357,8 @@ def search_problems(params: Everything) -> Iterator[Problem]:
         if getattr(search, key) > held_out:
             yield (
                 f"search_block.{key}",
-                f"{getattr(search, key)} of the {held_out} held-out triples per interval (cache_features); lower it",
+                f"{getattr(search, key)} is more than the {held_out} held-out triples per interval; lower it, or raise "
+                "cache_features.triples_per_interval",
             )
 
 
@@ -349,7 +369,11 @@ def time_problems(params: Everything) -> Iterator[Problem]:
     if limit is not None and params.measure_latency.source == "none":
         yield "measure_latency.source", f"none, but assemble.time is {limit}; set measure, or assemble.time: null"
     if limit is not None and rule == "uniform":
-        yield "assemble.time", f"{limit}, but rule uniform has layers of its own, which are not measured; set null"
+        yield (
+            "assemble.time",
+            f"{limit}, but rule uniform has layers of its own, which are not measured; set null and a budget of macs, "
+            "or another rule",
+        )
 
 
 def evaluation_problems(params: Everything) -> Iterator[Problem]:

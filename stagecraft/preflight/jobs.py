@@ -191,7 +191,8 @@ def latency_files(settings: MeasureLatency) -> list[str]:
         if path.is_file():
             return [str(path)]
     raise ValueError(
-        f"measure_latency.path: {settings.path} not found; give a results/latency.json, or source: measure"
+        f"measure_latency.path: {settings.path} not found; give a kept results/latency.json, "
+        "or set source: measure and path: null"
     )
 
 
@@ -202,7 +203,7 @@ def extractor_files(settings: Evaluate) -> list[str]:
         return []
     if not Path(name).is_file():
         raise ValueError(
-            f"evaluate.extractor: {show(name)} is neither classifier, inception-v3-compat nor a TorchScript file"
+            f"evaluate.extractor: {show(name)} not found; use classifier, inception-v3-compat or a TorchScript file"
         )
     return [name]
 
@@ -213,7 +214,9 @@ def clip_files(settings: Evaluate) -> list[str]:
         return []
     folder = Path(settings.clip)
     config = folder / "config.json"
-    if not config.is_file() or read_json(config, text_parts.CLIP_REMEDY).get("architectures") != ["CLIPModel"]:
+    if not config.is_file():
+        raise ValueError(f"evaluate.clip: {config} not found; {text_parts.CLIP_REMEDY}")
+    if read_json(config, text_parts.CLIP_REMEDY).get("architectures") != ["CLIPModel"]:
         raise ValueError(f"evaluate.clip: {config} is not that of a CLIPModel; {text_parts.CLIP_REMEDY}")
     weights = text_parts.weights_of(folder, text_parts.CLIP_REMEDY)
     files = [config, folder / "preprocessor_config.json", *text_parts.tokenizer_files(folder), *weights]

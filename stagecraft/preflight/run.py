@@ -47,12 +47,11 @@ def check_latencies(params: Everything, images: Survey) -> None:
     space = network_space(params, images)
     if known and not any(space.channels in (None, c) and space.side in (None, side) for c, side in known):
         channels, side = known[0]
-        own = (
-            f"{space.side} pixels" if space.channels is None else f"{space.side} pixels and {space.channels} channel(s)"
-        )
+        of_channels = "" if space.channels is None else f" and {space.channels} channel(s)"
         raise ValueError(
-            f"measure_latency.path: {settings.path} is of networks for samples of {side} pixels and {channels} channel(s), and "
-            f"these have {own}; set measure_latency.source: measure, and path: null"
+            f"measure_latency.path: {settings.path} was measured for samples of {side} x {side} pixels and {channels} "
+            f"channel(s), but those of this run have {space.side} x {space.side}{of_channels}; "
+            "set measure_latency.source: measure, and path: null"
         )
 
 

@@ -215,7 +215,7 @@ def check_results(unet: Module, results: Mapping[str, SearchResult], intervals: 
     for place, blocks in places.items():
         beyond = any(interval >= intervals for block in blocks for interval in block.intervals or ())
         if sites[place].per_range == (blocks[0].intervals is None) or beyond or not tilings(blocks, intervals):
-            raise ValueError(f"index.json: a search of {place} is missing or superfluous, {missing}")
+            raise ValueError(f"index.json: the searches of {place} do not cover every interval once, {missing}")
     for name, result in results.items():
         if result["identity"] != identities[Job.parse(name).site]:
             raise ValueError(f"{name}.json: describes another teacher's block; {AGAIN}")

@@ -9,7 +9,7 @@ from stagecraft.networks.families import family_of, site_named, sites_of
 from stagecraft.networks.family import Choice, Module
 from stagecraft.search.selection import Block, Budget, Candidate, Costs, SubBlock, fits, infeasible, totals
 
-Grades = dict[str, int]  # how much of each layer is kept, by site and name: `down_blocks.0.resnets.1`
+KeptUnits = dict[str, int]  # how much of each layer is kept, by site and name: `down_blocks.0.resnets.1`
 
 
 def select_largest(blocks: Sequence[Block]) -> dict[str, Candidate]:
@@ -28,50 +28,50 @@ def select_uniform(unet: Module, blocks: Sequence[Block], costs: Costs, budget: 
     Raises:
         ValueError: not even one group per layer meets the budget.
     """
-    largest = largest_grades(unet)
-    grades = dict.fromkeys(largest, 1)
-    fitting = fit_within(unet, blocks, costs, budget, grades)
+    largest = teacher_units(unet)
+    units = dict.fromkeys(largest, 1)
+    fitting = fit_within(unet, blocks, costs, budget, units)
     if fitting is None:
         raise ValueError(infeasible(blocks, costs, budget))
     for count in range(2, max(largest.values()) + 1):
         wider = [name for name in largest if count <= largest[name]]
         for name in wider:
-            chosen = fit_within(unet, blocks, costs, budget, grades | {name: count})
+            chosen = fit_within(unet, blocks, costs, budget, units | {name: count})
             if chosen is not None:
                 fitting = chosen
-                grades = grades | {name: count}
-        if any(grades[name] < count for name in wider):
+                units = units | {name: count}
+        if any(units[name] < count for name in wider):
             break
     return fitting
 
 
-def largest_grades(unet: Module) -> Grades:
-    """The teacher's own grade of every layer that can be narrowed evenly."""
+def teacher_units(unet: Module) -> KeptUnits:
+    """The teacher's own count of every layer that can be narrowed evenly."""
     return {
-        f"{site.name}.{name}": layer.grades
+        f"{site.name}.{name}": layer.units
         for site in sites_of(unet)
         for name, layer in searchables_of(unet.get_submodule(site.name)).items()
-        if layer.grades > 1
+        if layer.units > 1
     }
 
 
 def fit_within(
-    unet: Module, blocks: Sequence[Block], costs: Costs, budget: Budget, grades: Grades
+    unet: Module, blocks: Sequence[Block], costs: Costs, budget: Budget, units: KeptUnits
 ) -> dict[str, SubBlock] | None:
-    """The blocks of these grades, or None where they exceed the budget."""
-    chosen = {block.name: narrowed(unet, block, grades) for block in blocks}
+    """The blocks of these units, or None where they exceed the budget."""
+    chosen = {block.name: narrowed(unet, block, units) for block in blocks}
     return chosen if fits(totals(blocks, chosen, costs), budget) else None
 
 
-def narrowed(unet: Module, job: Block, grades: Grades) -> SubBlock:
-    """The block of a search job with layers of these grades, and its costs."""
+def narrowed(unet: Module, job: Block, units: KeptUnits) -> SubBlock:
+    """The block of a search job with layers of these units, and its costs."""
     site = site_named(unet, job.place)
     block = unet.get_submodule(site.name)
     spec: dict[str, Choice] = {}
     for name, layer in searchables_of(block).items():
         candidates = [candidate["spec"][name] for candidate in job.candidates]
-        grade = grades.get(f"{site.name}.{name}", layer.grades)
-        spec[name] = layer.graded(grade, job.order.get(name, {}), candidates)
+        count = units.get(f"{site.name}.{name}", layer.units)
+        spec[name] = layer.with_units(count, job.order.get(name, {}), candidates)
     family = family_of(unet)
     skeleton = family.rebuild(copy.deepcopy(block).to("meta"), spec)
     return {"spec": spec, "macs": family.block_macs(skeleton, site), "params": count_parameters(skeleton)}

@@ -29,7 +29,7 @@ from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
 
 GIB = 2**30
-# Kept in single precision: what scores are differences of, and what is small.
+# Always stored in single precision: scores are differences of `output`, and the others are small.
 SINGLE = ("output", "x_t", "t", "image_factor")
 
 

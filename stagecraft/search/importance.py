@@ -39,12 +39,11 @@ def choose_stream(
 
     Args:
         share: of the channels of every level, or one for each.
-        multiple: what the number of a level's channels is a multiple of, where the level has more than that and its share is
-            below 1.
         importance: one number per channel for every level, as `stream_importance` gives them; None where all shares are 1.
+        multiple: the number of a level's channels is a multiple of this, where the level has more and its share is below 1.
 
     Raises:
-        ValueError: not one share for each level, or two for levels that have their channels in common.
+        ValueError: a wrong number of shares, or different shares for levels that share their channels.
     """
     if share == 1:
         return None
@@ -93,7 +92,7 @@ def chooses_channels(params: RankChannels | Everything, read_teacher: Callable[[
 
 
 def native_order(teacher: Module, importance: Sequence[Sequence[float]] | None) -> Order:
-    """The same by level, as native choices take them; as they stand where they were not ranked."""
+    """Channels of each level by importance, by the level as text; in their natural order where they were not ranked."""
     if importance is None:
         return {str(level): [*range(width)] for level, width in enumerate(family_of(teacher).native(teacher).widths)}
     orders = order_channels(family_of(teacher).residual_stream(teacher), importance)

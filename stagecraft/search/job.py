@@ -26,10 +26,16 @@ from stagecraft.search.latency import LatencyTable
 from stagecraft.search.results import SearchReport, read_result
 from stagecraft.search.selection import Candidate
 from stagecraft.search.space import BlockSpace, native_space
-from stagecraft.search.supernet import BlockScore, OutputScore, SandwichLoss, explore, score_outputs, sort_supernet
+from stagecraft.search.supernet import (
+    RANDOM_PATHS,
+    BlockScore,
+    OutputScore,
+    SandwichLoss,
+    explore,
+    score_outputs,
+    sort_supernet,
+)
 from stagecraft.training.loop import TrainSettings, train
-
-PATHS = 4  # of a step: the smallest, the largest, two random ones
 
 
 @dataclass(frozen=True)
@@ -37,30 +43,31 @@ class Spending:
     """MACs that a search job takes.
 
     Args:
-        sample: MACs for one sample of candidates, all or some of them, the teacher's shape first.
+        sub_block_macs: MACs for one sample of all candidates or a subset, the teacher's shape first.
         count: candidates in all.
         measured: those whose effect on the output is measured.
-        tail: MACs for one sample of the teacher from the block to the output.
+        tail_macs: MACs for one sample of the teacher from the block to the output.
     """
 
-    sample: Sequence[int]
+    sub_block_macs: Sequence[int]
     count: int
     measured: int
-    tail: int
+    tail_macs: int
 
     def macs(self, settings: sections.SearchBlock, steps: int, intervals: int) -> dict[str, float]:
         """MACs: `training`, backward passes as two forward ones and random paths as the mean candidate; `scoring`.
 
         The effect on the output takes the sub-block and the teacher from there on.
         """
-        step = self.sample[0] + min(self.sample) + (PATHS - 2) * sum(self.sample) / len(self.sample)
-        local = intervals * settings.local_triples * sum(self.sample) * self.count / len(self.sample)
-        output = intervals * settings.output_triples * self.measured * self.tail
+        macs = self.sub_block_macs
+        step = macs[0] + min(macs) + RANDOM_PATHS * sum(macs) / len(macs)
+        local = intervals * settings.local_triples * sum(macs) * self.count / len(macs)
+        output = intervals * settings.output_triples * self.measured * self.tail_macs
         return {"training": 3.0 * steps * settings.batch_size * step, "scoring": float(local + output)}
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainedSupernet:
     """A trained supernet to start from: its state, the order of its channels, the hash of its file."""
 
     weights: dict[str, torch.Tensor]
@@ -104,7 +111,7 @@ class SearchJob:
         device: torch.device,
         checkpoint: Path,
         importance: Path,
-        start: Start | None = None,
+        start: TrainedSupernet | None = None,
         latency: Path | None = None,
     ) -> None:
         self.params = params
@@ -150,7 +157,7 @@ class SearchJob:
             return native_space(self.teacher, self.site, self.settings, orders)
         return BlockSpace(self.block, self.settings, orders)
 
-    def _made_from(self, start: Start | None) -> dict[str, object]:
+    def _made_from(self, start: TrainedSupernet | None) -> dict[str, object]:
         made_from: dict[str, object] = {
             "params": self.params.as_given(),
             "features": sha256_file(self.folder / "index.json"),
@@ -161,7 +168,7 @@ class SearchJob:
     def _open(self, names: list[str], kept: dict[str, torch.Tensor]) -> Features:
         return Features(self.folder, names, self.intervals, kept)
 
-    def _prepare(self, start: Start | None) -> dict[str, Order]:
+    def _prepare(self, start: TrainedSupernet | None) -> dict[str, Order]:
         """Give the supernet its first weights; returns the order of its channels."""
         if start is None:
             return sort_supernet(self.supernet, self.features, len(self.site.reads))
@@ -210,8 +217,8 @@ class SearchJob:
         (candidate,) = self.block_score()([spec])
         return {**candidate, "output": self.output_score()(self.supernet, spec)}
 
-    def report(self) -> SearchReport:
-        """Train and score."""
+    def run(self) -> SearchReport:
+        """Train the supernet and score its sub-blocks."""
         history = self.train()
         candidates = self.scores()
         block = self.teacher.get_submodule(self.site.name)

@@ -228,7 +228,7 @@ class LatencyTable:
 
     def of_teacher(self) -> float:
         """Milliseconds an image of the whole teacher; ValueError where the table lacks it."""
-        self.check([WHOLE])
+        self.check_has([WHOLE])
         return self.layers[WHOLE]
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -241,13 +241,13 @@ class LatencyTable:
         return lambda spec: self.milliseconds(layers.block(name, spec))
 
     def milliseconds(self, layers: Iterable[Layer]) -> float:
-        """The sum of some layers within a network, per image; ValueError where the table lacks one."""
+        """Sum of the latencies of layers within a network, per image; ValueError where the table lacks one."""
         keys = [layer.key for layer in layers]
-        self.check(keys)
+        self.check_has(keys)
         return sum(self.layers[key] for key in keys) + self.overhead * len(keys)
 
-    def check(self, keys: Iterable[str]) -> None:
-        """Raise ValueError unless the table has some layers."""
+    def check_has(self, keys: Iterable[str]) -> None:
+        """Raise ValueError unless the table has all of these layers."""
         if missing := self.missing(keys):
             raise ValueError(
                 f"{self.origin}: lacks the layer {missing[0]}; measure it: set measure_latency.source: measure"

@@ -36,24 +36,25 @@ def with_agreement(unet: Module, block: Block) -> Block:
     form = family_of(unet).native(unet)
     site = site_named(unet, block.place)
 
-    def saying(candidate: Candidate) -> Candidate:
+    def with_agrees(candidate: Candidate) -> Candidate:
         return {**candidate, "agrees": form.agreement(site, choice_of(candidate["spec"]))}
 
-    candidates = tuple(map(saying, block.candidates))
-    return replace(block, identity=saying(block.identity), candidates=candidates, head_params=0)
+    candidates = tuple(map(with_agrees, block.candidates))
+    return replace(block, identity=with_agrees(block.identity), candidates=candidates, head_params=0)
 
 
 def ends_block(unet: Module, first: Block, intervals: int, latency: LatencyTable | None) -> Block:
-    """The ends as one more block to be chosen, one candidate for each that the first block may agree with, without errors."""
+    """The ends as one more block to choose: one candidate for each `agrees` of the first block, with errors of 0."""
     candidates: list[Candidate] = []
-    for beside in first.candidates:
-        if all(beside["agrees"] != candidate["agrees"] for candidate in candidates):
-            candidates.append({**ends_beside(unet, beside["spec"], intervals, latency), "agrees": beside["agrees"]})
+    for first_candidate in first.candidates:
+        if all(first_candidate["agrees"] != candidate["agrees"] for candidate in candidates):
+            ends = ends_candidate(unet, first_candidate["spec"], intervals, latency)
+            candidates.append({**ends, "agrees": first_candidate["agrees"]})
     identity = next(candidate for candidate in candidates if candidate["agrees"] == first.identity["agrees"])
     return Block(ENDS, None, identity, tuple(candidates))
 
 
-def ends_beside(unet: Module, spec: Spec, intervals: int, latency: LatencyTable | None) -> Candidate:
+def ends_candidate(unet: Module, spec: Spec, intervals: int, latency: LatencyTable | None) -> Candidate:
     """The ends of the students whose first block is this one."""
     family = family_of(unet)
     net = family.native(unet).ends(choice_of(spec))
@@ -71,7 +72,7 @@ def ends_beside(unet: Module, spec: Spec, intervals: int, latency: LatencyTable 
     return ends
 
 
-def pairs_of_native(unet: Module, settings: Settings) -> dict[str, tuple[Layer, Layer]]:
+def native_pairs_to_measure(unet: Module, settings: Settings) -> dict[str, tuple[Layer, Layer]]:
     """`pairs_to_measure` of native students.
 
     Args:

@@ -81,11 +81,6 @@ class Costs:
     teacher_time: float | None = None
     fixed_time: float | None = None
 
-    @property
-    def timed(self) -> bool:
-        """Whether candidates have a `time`."""
-        return self.teacher_time is not None
-
 
 @dataclass(frozen=True)
 class PlacedBlock:
@@ -106,7 +101,7 @@ class PlacedBlock:
 
 @dataclass(frozen=True)
 class Block(PlacedBlock):
-    """One search job's result.
+    """A searched block with its candidates: one search job's result.
 
     Args:
         order: that of `ElasticBlock.sort`.
@@ -143,8 +138,8 @@ def pareto(
     return front
 
 
-def fronts(candidates: Sequence[Candidate], values: Sequence[float]) -> list[Candidate]:
-    """`pareto` of the candidates that agree in the same, one after the other."""
+def fronts_by_agreement(candidates: Sequence[Candidate], values: Sequence[float]) -> list[Candidate]:
+    """Pareto fronts of each group of candidates with the same `agrees`, concatenated."""
     alike: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
         alike.setdefault(json.dumps(candidate.get("agrees"), sort_keys=True), []).append(index)
@@ -205,7 +200,8 @@ def totals(blocks: Sequence[Block], chosen: Chosen, costs: Costs) -> dict[str, f
         "params_ratio": params / costs.teacher_params,
         "params_active_ratio": max(active) / costs.teacher_params,
     }
-    if costs.teacher_time is None or costs.fixed_time is None:
+    timed = all("time" in chosen[block.name] for block in blocks)  # blocks of one width for all are not
+    if costs.teacher_time is None or costs.fixed_time is None or not timed:
         return total
     time = costs.fixed_time + weighted_sum(blocks, chosen, costs, "time")
     return total | {"time": time, "time_ratio": time / costs.teacher_time}
@@ -285,7 +281,7 @@ def select_budget(blocks: Sequence[Block], costs: Costs, budget: Budget, score: 
     """
     blocks = blocks if score == "local" else measured(blocks, score)
     values = [[value_of(block, candidate, costs, score) for candidate in block.candidates] for block in blocks]
-    options = [fronts(block.candidates, column) for block, column in zip(blocks, values, strict=True)]
+    options = [fronts_by_agreement(block.candidates, column) for block, column in zip(blocks, values, strict=True)]
     kept = [[value_of(block, c, costs, score) for c in front] for block, front in zip(blocks, options, strict=True)]
     picked = _Programme(options, blocks, costs, budget).solve(kept)
     if picked is None:
@@ -297,7 +293,7 @@ def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: i
     """A random choice that spends the budget of MACs, or else of time, to within 2 %: the smallest sum of random values.
 
     Raises:
-        ValueError: no choice meets the budgets.
+        ValueError: no choice meets the budgets, or none spends as much.
     """
     rng = np.random.default_rng(seed)
     choices = [tilings(searched, len(costs.interval_weights)) for searched in by_place(blocks).values()]
@@ -308,7 +304,11 @@ def select_random(blocks: Sequence[Block], costs: Costs, budget: Budget, seed: i
     ]
     options = [list(block.candidates) for block in blocks]
     values = [rng.random(len(column)).tolist() for column in options]
-    picked = _Programme(options, blocks, costs, budget, least_spent=1 - TOLERANCE).solve(values)
+    picked = _Programme(options, blocks, costs, budget, min_spent=1 - TOLERANCE).solve(values)
+    if picked is None and _Programme(options, blocks, costs, budget).solve(values) is not None:
+        raise ValueError(
+            f"params.yaml: assemble.rule random: no choice spends {1 - TOLERANCE:.0%} of {budget.limits()}; lower the budget"
+        )
     if picked is None:
         raise ValueError(infeasible(blocks, costs, budget))
     return picked
@@ -332,10 +332,10 @@ def effect_on_image(own: float, output: float) -> float:
 
 
 def geometric_mean(own: float, output: float) -> float:
-    """Of both errors: the block's own says what it can still do, that of the image how much it matters.
+    """Geometric mean of both errors.
 
-    Alone the one spends too much where little depends on it, the other where retraining soon makes good an error, in the last
-    block.
+    The block's own error alone overspends where little depends on the block; the image's error alone overspends on the last
+    block, whose errors retraining soon corrects.
     """
     return math.sqrt(own * output)
 
@@ -415,7 +415,7 @@ class _Programme:
     """The integer programme: a 0/1 variable per block and candidate.
 
     Args:
-        least_spent: the share that must be spent of the budget of MACs, or of time where there is none of MACs.
+        min_spent: the share that must be spent of the budget of MACs, or of time where there is none of MACs.
     """
 
     def __init__(
@@ -424,16 +424,16 @@ class _Programme:
         blocks: Sequence[Block],
         costs: Costs,
         budget: Budget,
-        least_spent: float | None = None,
+        min_spent: float | None = None,
     ) -> None:
         self.options = options
         self.blocks = blocks
         weighted = [*self.weighted_rows(costs, budget.limits())]
         self.rows = [(row, limit - fixed) for row, limit, fixed in weighted]
         self.rows += self.params_rows(costs, budget.limits())
-        if least_spent is not None and weighted:
+        if min_spent is not None and weighted:
             row, limit, fixed = weighted[0]
-            self.rows.append((-row, fixed - least_spent * limit))
+            self.rows.append((-row, fixed - min_spent * limit))
 
     def weighted_rows(self, costs: Costs, limits: dict[str, float]) -> Iterator[tuple[np.ndarray, float, float]]:
         """Coefficients, limit and fixed part of the costs that count by the sampler's steps."""
@@ -464,7 +464,7 @@ class _Programme:
         """Coefficients of one linear form over all variables."""
         return np.array([w * c[key] for w, options in zip(weights, self.options, strict=True) for c in options])
 
-    def tiles(self) -> np.ndarray:
+    def tiling_rows(self) -> np.ndarray:
         """Rows that are 1 where an option runs at a place in an interval, of which one is chosen."""
         rows = []
         for searched in by_place(self.blocks).values():
@@ -502,13 +502,13 @@ class _Programme:
         # Rows are scaled to a right-hand side of one, since the solver's tolerances are absolute.
         scaled = [(row / abs(limit), np.sign(limit)) for row, limit in self.rows if limit]
         if len(scaled) < len(self.rows):
-            return None
+            return None  # a limit of 0 leaves nothing for the blocks
         limits = [LinearConstraint(row, ub=limit) for row, limit in scaled]
         limits += [LinearConstraint(row, lower, upper) for row, lower, upper in self.agreements()]
         sizes = [len(options) for options in self.options]
         choice = milp(
             np.concatenate([np.asarray(column, dtype=float) for column in values]),
-            constraints=[LinearConstraint(self.tiles(), 1, 1), *limits],
+            constraints=[LinearConstraint(self.tiling_rows(), 1, 1), *limits],
             integrality=np.ones(sum(sizes)),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 1e-6},

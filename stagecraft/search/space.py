@@ -75,7 +75,7 @@ class BlockSpace:
         return [{name: column[min(i, len(column) - 1)] for name, column in columns.items()} for i in range(longest)]
 
     def first(self, most: int, rng: np.random.Generator) -> list[Spec]:
-        """The whole space when it has at most `most` specs; else the identity, the plain specs and a seeded sample."""
+        """The whole space when it has at most `most` specs; else identity, smallest and plain specs, then random ones."""
         if len(self) <= most:
             return unique([self.identity, *self.all()])
         chosen = unique([self.identity, self.smallest(), *self.plain()])

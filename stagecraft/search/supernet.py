@@ -26,14 +26,15 @@ KEPT_SCORES = 50  # specs scored between two pieces, and in a generation
 SAMPLED = 0.25  # share of the candidates that are drawn, not bred
 SORTING_TRIPLES = 256
 SORTING_BYTES = 2**30  # of the inputs that a block's channels are sorted on
+RANDOM_PATHS = 2  # of a step, beside the smallest and the largest
 FLOOR = 1e-3  # the NMSE below which it does not matter how small it is
 
 
 class SandwichLoss:
     """NMSE of the smallest, the largest and two random sub-blocks to the teacher's block (sandwich rule, Yu & Huang 2019).
 
-    Each path has the gradient of the logarithm of its NMSE. In a plain sum the smallest, with many times the error of the wide
-    ones, pulls the weights that they share its way, and the scores of the wide tell of that instead of what they can do.
+    Each path has the gradient of the logarithm of its NMSE. In a plain sum the smallest sub-block, with many times the
+    error of the wide ones, dominates the gradient of the shared weights, and the wide ones score worse than they could.
 
     Each batch depends on (seed, step) alone. The features hold a site's inputs first, then its outputs. A mid block of which
     everything is dropped has no weights, and is passed over.
@@ -64,7 +65,7 @@ class SandwichLoss:
         inputs = tensors[: self.inputs]
         targets = tensors[self.inputs :]
         paths = [("smallest", self.space.smallest()), ("largest", self.space.identity)]
-        paths += [("random", self.space.draw(rng)) for _ in range(2)]
+        paths += [("random", self.space.draw(rng)) for _ in range(RANDOM_PATHS)]
         for name, spec in paths:
             with autocast(self.device, self.precision):
                 outputs = self.supernet(spec, inputs)
@@ -143,7 +144,7 @@ def explore(
     seed: int,
     pieces: Pieces | None,
 ) -> list[Candidate]:
-    """At most `most` scored candidates: a seeded sample first, then children of the best, a few at a time.
+    """About `most` scored candidates: identity and plain specs, a seeded sample, then children of the best, a few at a time.
 
     Crosses and single changes of what is on a front (`best_of`) find better sub-blocks than draws do (evolutionary search, as in
     Once-for-All, arXiv 1908.09791). A space that is not larger is scored whole.
@@ -238,7 +239,7 @@ def score_outputs(
     """The scored candidates, the best of them with `output`, their `OutputScore` per interval; the others with None.
 
     Args:
-        scored: what `score` gave, the teacher's shape first.
+        scored: candidates of `explore`, the teacher's shape first.
         most: candidates to measure, as `front_of` takes it; None for all.
     """
     best = scored if most is None else front_of(scored, most)

@@ -18,7 +18,9 @@ from stagecraft.training.schedule import end_to_end_share
 JACOBIAN_STEP = (
     0.1  # along a direction of unit variance a pixel; x_t has about as much. Smaller ones drown in bfloat16.
 )
-Spread = dict[tuple[str, int], torch.Tensor]  # by tensor and, for a block of the decoder, its range among the block's
+Variances = dict[
+    tuple[str, int], torch.Tensor
+]  # by tensor and, for a block of the decoder, its range among the block's
 
 
 def rows_of(interval: torch.Tensor, intervals: Sequence[int]) -> torch.Tensor:
@@ -66,8 +68,10 @@ class JointLoss:
             seen = self.teach(own, share)
             if share < 1:
                 interval = self.student.interval_of(batch.t)
-                spread = self.spread(seen, interval[rows], {*interval.tolist()}) if world_size() > 1 else None
-                losses = [self.block_loss(site, seen, interval[rows], total, spread) for site in self.sites]
+                variances = (
+                    self.output_variances(seen, interval[rows], {*interval.tolist()}) if world_size() > 1 else None
+                )
+                losses = [self.block_loss(site, seen, interval[rows], total, variances) for site in self.sites]
                 yield "blocks", (1 - share) * torch.stack(losses).sum()
             if share > 0:
                 direction = self.draw_direction(batch, generator, rows)
@@ -84,7 +88,7 @@ class JointLoss:
             return {}
         return {"output": predict(self.teacher, batch.x_t, batch.t, batch.condition)}
 
-    def spread(self, seen: dict[str, torch.Tensor], interval: torch.Tensor, present: set[int]) -> Spread:
+    def output_variances(self, seen: dict[str, torch.Tensor], interval: torch.Tensor, present: set[int]) -> Variances:
         """Variances of the blocks' outputs over the batch of all processes, in which the intervals `present` occur."""
         parts: dict[tuple[str, int], torch.Tensor] = {}
         for site in self.sites:
@@ -100,12 +104,12 @@ class JointLoss:
         seen: dict[str, torch.Tensor],
         interval: torch.Tensor,
         total: int | None = None,
-        spread: Spread | None = None,
+        variances: Variances | None = None,
     ) -> torch.Tensor:
         """NMSE of the student's blocks at one site; a decoder's block counts by the samples of its interval.
 
         Args:
-            total, spread: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
+            total, variances: samples in the batch of all processes and its variances, when `seen` is one process's share of it.
         """
         total = total or len(interval)
         loss = torch.zeros((), device=interval.device)
@@ -114,8 +118,8 @@ class JointLoss:
             if len(rows):
                 predicted = self.family.run(site, block.module, [seen[name][rows] for name in site.reads])
                 taught = [seen[name][rows] for name in site.writes]
-                variances = None if spread is None else [spread[name, index] for name in site.writes]
-                loss = loss + nmse(predicted, taught, variances) * len(rows) / total
+                known = None if variances is None else [variances[name, index] for name in site.writes]
+                loss = loss + nmse(predicted, taught, known) * len(rows) / total
         return loss
 
     def draw_direction(self, batch: Batch, generator: torch.Generator, rows: slice) -> torch.Tensor | None:

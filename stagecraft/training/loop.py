@@ -112,7 +112,7 @@ def train(
     model.eval()
     if settings.gradient_checkpointing:
         cast(Any, model).disable_gradient_checkpointing()
-    return TrainResult(average_history(run.history), run.ema)
+    return TrainResult(fill_missing_losses(run.history), run.ema)
 
 
 def resume(run: "_Run", checkpoint: Path | None) -> None:
@@ -126,8 +126,8 @@ def resume(run: "_Run", checkpoint: Path | None) -> None:
         )
 
 
-def average_history(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The records with the same names in each: a loss that was not there for a while added nothing."""
+def fill_missing_losses(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The records with every loss name in each, 0 where a loss was not computed."""
     names = {name for record in history for name in record}
     return [dict.fromkeys(names, 0.0) | record for record in history]
 
@@ -204,7 +204,7 @@ class _Run:
         return [(name, value) for (name, _), value in zip(named, sums[len(flags) :], strict=True)]
 
     def _average(self) -> None:
-        """EMA with the warm-up of Karras et al. 2022: early on, average over a tenth of the steps so far."""
+        """EMA with decay min(`ema_decay`, (1 + step) / (10 + step)): early on, an average over a tenth of the steps so far."""
         if self.ema is None or self.settings.ema_decay is None:
             return
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))

@@ -30,5 +30,5 @@ def passes_per_step(settings: Retrain) -> tuple[float, float]:
     shares = [end_to_end_share(step, settings.steps, settings) for step in range(settings.steps)]
     moved = settings.jacobian_weight > 0
     student = sum((share < 1) + (share > 0) * (1 + moved) for share in shares)
-    teacher = sum((share < 1 or settings.output_weight > 0) + (share > 0) * moved for share in shares)
+    teacher = sum((share < 1 or settings.output_weight > 0 or moved) + (share > 0) * moved for share in shares)
     return student / len(shares), teacher / len(shares)

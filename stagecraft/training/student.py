@@ -72,7 +72,7 @@ def untrained_supernets(teacher: Module) -> Supernet:
     return state
 
 
-def supernet_reader(folder: Path, hashes: dict[str, str], architecture: Path) -> Supernet:
+def supernet_loader(folder: Path, hashes: dict[str, str], architecture: Path) -> Supernet:
     """A function from a job's name to its stored supernet; ValueError when it is not the one that architecture.json names."""
 
     def read(job: str) -> dict[str, torch.Tensor]:
@@ -168,8 +168,8 @@ def interval_probabilities(setting: str | list[float], intervals: Sequence[Seque
     return [float(value) / sum(map(float, setting)) for value in setting]
 
 
-def frozen(teacher: Module, device: torch.device, precision: str) -> Module:
-    """The teacher on a device, in place, its weights in the number format of the arithmetic.
+def cast_teacher(teacher: Module, device: torch.device, precision: str) -> Module:
+    """Move the teacher to a device and cast its weights for a precision, in place.
 
     The frequencies of the time embedding stay in single precision: cos and sin of their products with t would be others.
     """
