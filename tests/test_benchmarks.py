@@ -195,7 +195,7 @@ def test_the_docs_have_the_figures_of_longer_retraining():
         error = f"{run['error']:.4f}" if "error" in run else "-"
         fids = f"{run['fidelity']['classifier']['fid']:.3f} | {run['fidelity']['fashion-cnn']['fid']:.2f}"
         assert f"| `{run['method']}` | {steps} | {costs} | {error} | {fids} |" in section
-    assert len(runs) == 4
+    assert len(runs) == 6
 
 
 def test_the_docs_have_the_figures_of_the_choices():
