@@ -170,7 +170,7 @@ def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     weights = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
     with pytest.raises(ValueError, match=rf"evaluate\.extractor: inception-v3-compat needs the file {weights}, part"):
         fi.open_extractor("inception-v3-compat", tmp_path, bars(1, 0)[0][0])
-    with pytest.raises(ValueError, match="neither classifier"):
+    with pytest.raises(ValueError, match="not found; use classifier"):
         fi.open_extractor("clasifier", tmp_path, bars(1, 0)[0][0])
 
 

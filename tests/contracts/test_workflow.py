@@ -501,7 +501,7 @@ def test_processes_follow_the_gpus_of_a_job_and_rerun_nothing(copied: Path) -> N
             "prepare_data={path: nowhere}",
             "error: prepare_data.path: nowhere: there is no such folder; correct the path",
         ),
-        ("evaluate={extractor: net.pt}", 'error: evaluate.extractor: "net.pt" is neither classifier, '),
+        ("evaluate={extractor: net.pt}", 'error: evaluate.extractor: "net.pt" not found; use classifier, '),
     ],
 )
 def test_a_mistake_ends_in_one_line_before_any_job(copied: Path, flag: str, message: str) -> None:
