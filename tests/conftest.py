@@ -15,8 +15,8 @@ from helpers import EDM, FLOW, ROOT, clone, prepare, run, tiny_unet
 # Files whose tests take minutes. They go first, so that no process ends with one of them while the other has nothing left.
 SLOWEST = (
     "test_handshake",
+    "test_workflow",  # needs no finished run, which the first file is making
     "test_documentation",
-    "test_workflow",
     "test_walkthrough",
     "test_processes",
     "test_prompts",
