@@ -41,7 +41,6 @@ def retrain(
     log: Path,
 ) -> None:
     """Write results/student and the loss history."""
-    settings = params.retrain
     device = pick_device(params.device, threads)
     images = TrainingSet.load(data, latents, prompts)
     unet = load_teacher(teacher)
@@ -51,12 +50,12 @@ def retrain(
     assembled = read_architecture(architecture)
     check_teacher(unet, assembled, architecture)
     load_supernet = supernet_loader(search, assembled["supernets"], architecture)
-    student = start_student(unet, assembled, settings.init, params.seed, load_supernet).to(device)
-    batches = student_batches(images, process, unet, assembled["boundaries"], settings, device)
+    student = start_student(unet, assembled, params.retrain.init, params.seed, load_supernet).to(device)
+    batches = student_batches(images, process, unet, assembled["boundaries"], params.retrain, device)
     checkpoint = output.parent / "checkpoints" / "retrain.pt"
     made_from = {**hash_inputs(architecture, teacher), "params": params.as_given(), "data": images.sha256}
-    loss = JointLoss(student, cast_teacher(unet, device, params.precision), batches, settings, params.precision)
-    train_settings = TrainSettings.of(settings, params.seed)
+    loss = JointLoss(student, cast_teacher(unet, device, params.precision), batches, params.retrain, params.precision)
+    train_settings = TrainSettings.of(params.retrain, params.seed)
     result = train(student, loss, train_settings, checkpoint=checkpoint, fingerprint=made_from, label="retrain")
     if not is_main():
         return
