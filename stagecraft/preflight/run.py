@@ -47,10 +47,11 @@ def check_latencies(params: Everything, images: Survey) -> None:
     space = network_space(params, images)
     if known and not any(space.channels in (None, c) and space.side in (None, side) for c, side in known):
         channels, side = known[0]
-        of_channels = "" if space.channels is None else f" and {space.channels} channel(s)"
+        own = [f"{space.side} x {space.side} pixels"] * (space.side is not None)
+        own += [f"{space.channels} channel(s)"] * (space.channels is not None)
         raise ValueError(
             f"measure_latency.path: {settings.path} was measured for samples of {side} x {side} pixels and {channels} "
-            f"channel(s), but those of this run have {space.side} x {space.side}{of_channels}; "
+            f"channel(s), but those of this run have {' and '.join(own)}; "
             "set measure_latency.source: measure, and path: null"
         )
 

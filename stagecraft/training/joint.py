@@ -18,9 +18,8 @@ from stagecraft.training.schedule import end_to_end_share
 JACOBIAN_STEP = (
     0.1  # along a direction of unit variance a pixel; x_t has about as much. Smaller ones drown in bfloat16.
 )
-Variances = dict[
-    tuple[str, int], torch.Tensor
-]  # by tensor and, for a block of the decoder, its range among the block's
+# By tensor and, for a block of the decoder, its range among the block's.
+Variances = dict[tuple[str, int], torch.Tensor]
 
 
 def rows_of(interval: torch.Tensor, intervals: Sequence[int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from stagecraft.runtime.device import frozen_in
 from stagecraft.runtime.files import check_file, run_again
 from stagecraft.training.assembled import AssembledStudent
 
-Supernet = Callable[[str], dict[str, torch.Tensor]]
+SupernetLoader = Callable[[str], dict[str, torch.Tensor]]
 KERNELS = [1, 3]  # all that a search space may have
 
 
@@ -42,7 +42,7 @@ def build_student(
     return family_of(teacher).build_student(teacher, architecture, boundaries)
 
 
-def start_student(teacher: Module, chosen: AssembledStudent, init: str, seed: int, supernet: Supernet) -> Module:
+def start_student(teacher: Module, chosen: AssembledStudent, init: str, seed: int, supernet: SupernetLoader) -> Module:
     """The student before its first step.
 
     Args:
@@ -61,7 +61,7 @@ def start_student(teacher: Module, chosen: AssembledStudent, init: str, seed: in
     return student
 
 
-def untrained_supernets(teacher: Module) -> Supernet:
+def untrained_supernets(teacher: Module) -> SupernetLoader:
     """A function that returns a search job's supernet before its first step: the teacher's weights and order of channels."""
 
     def state(job: str) -> dict[str, torch.Tensor]:
@@ -72,7 +72,7 @@ def untrained_supernets(teacher: Module) -> Supernet:
     return state
 
 
-def supernet_loader(folder: Path, hashes: dict[str, str], architecture: Path) -> Supernet:
+def supernet_loader(folder: Path, hashes: dict[str, str], architecture: Path) -> SupernetLoader:
     """A function from a job's name to its stored supernet; ValueError when it is not the one that architecture.json names."""
 
     def read(job: str) -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ def check_teacher(teacher: Module, architecture: AssembledStudent, path: Path) -
         raise ValueError(f"{path}: describes another teacher; {run_again('assemble', path)}")
 
 
-def inherit(student: Module, teacher: Module, supernet: Supernet) -> None:
+def inherit(student: Module, teacher: Module, supernet: SupernetLoader) -> None:
     """Copy weights in place: blocks from their supernets, all else from the teacher.
 
     Args:
@@ -129,7 +129,7 @@ def inherit(student: Module, teacher: Module, supernet: Supernet) -> None:
             own_block.module.load_state_dict(state)
 
 
-def inherit_native(student: Module, teacher: Module, chosen: AssembledStudent, supernet: Supernet | None) -> None:
+def inherit_native(student: Module, teacher: Module, chosen: AssembledStudent, supernet: SupernetLoader | None) -> None:
     """Copy weights in place into a native student.
 
     Args:
