@@ -101,6 +101,12 @@ class Run:
             case _:
                 return self.compressed()
 
+    @property
+    def retraining(self) -> dict[str, Any]:
+        """How networks are retrained, for the result."""
+        settings = self.params["retrain"]
+        return {"steps": settings["steps"], "optimizer": settings.get("optimizer", "adamw")}
+
     # --- What it costs ---
 
     @cached_property
@@ -182,7 +188,7 @@ class Run:
         cost, time = self.cost(net, boundaries), found["share"]
         if self.options.budget_of != "time":
             time = share_of(self.clock, net, boundaries, cost["steps_per_interval"])
-        about = {"steps": self.params["retrain"]["steps"], "matched": is_within(found["share"], self.budget)}
+        about = self.retraining | {"matched": is_within(found["share"], self.budget)}
         about |= {"setting": found["setting"], "scores": scores, "error": self.output_error(net)}
         return about | cost | timed(time) | self.score(self.draw(net))
 
@@ -191,7 +197,7 @@ class Run:
         if self.method.name not in OF_STUDENT:
             return self.teacher.eval(), [], {}
         net = self.student()
-        about = {"student_budget": self.options.student_budget, "steps": self.params["retrain"]["steps"]}
+        about = {"student_budget": self.options.student_budget} | self.retraining
         return net, list(net.config["boundaries"]), about
 
     def with_fewer_steps(self) -> dict[str, Any]:
@@ -270,7 +276,7 @@ class Run:
         net = copy.deepcopy(self.teacher).requires_grad_(True)
         batches = student_batches(self.data, self.process, net, [], settings, self.device)
         net = self.train(net, DenoisingLoss(net, batches, "fp32"), settings.model_copy(update={"steps": steps}))
-        about = {"steps": settings.steps, "teacher_steps": steps, "macs_spent": spent}
+        about = self.retraining | {"teacher_steps": steps, "macs_spent": spent}
         return about | self.cost(net, []) | timed(1.0) | self.score(self.draw(net))
 
     def spent(self) -> float:
@@ -326,8 +332,8 @@ class Run:
 
     def student_folder(self, budget: float | None) -> Path:
         """Where the retrained student of `search` at a budget is kept, for other ways of sampling it."""
-        steps = self.params["retrain"]["steps"]
-        return self.folder / "students" / f"{self.options.budget_of}-{budget}-steps{steps}-seed{self.seed}"
+        how = "{optimizer}-steps{steps}".format(**self.retraining)
+        return self.folder / "students" / f"{self.options.budget_of}-{budget}-{how}-seed{self.seed}"
 
     def keep_student(self, net: Any) -> None:
         """Keep config and weights of a retrained student."""

@@ -186,6 +186,24 @@ def test_the_docs_have_the_figures_of_the_comparison_by_the_clock(name):
         assert fid == spread(found["fid"]["classifier"], 4)
 
 
+def test_the_docs_have_every_seed_of_the_comparison_on_fashion_mnist():
+    rows = cells_of(section_of("Does the search pay?"), "Fashion-MNIST, 0.5 of the time")
+    runs: dict[str, list] = {}
+    for run in runs_of("compression-fashion-mnist"):
+        runs.setdefault(run["method"], []).append(run)
+    assert set(rows) == {*runs} >= {"search", "teacher", "fewer-steps", "depth", "diff-pruning", "uniform"}
+
+    def listed(values, digits=2):
+        texts = [f"{value:.{digits}f}" for value in values]
+        return texts[0] if len({*texts}) == 1 else ", ".join(texts)
+
+    for method, found in runs.items():
+        costs = [listed(run[f"{key}_ratio"] for run in found) for key in ("time", "macs", "params")]
+        own, other = ([run["fidelity"][name]["fid"] for run in found] for name in ("classifier", "fashion-cnn"))
+        seeds = ", ".join(str(run["seed"]) for run in found)
+        assert rows[method] == [seeds, *costs, listed(own, 3), listed(other)], method
+
+
 def test_the_docs_have_the_figures_of_longer_retraining():
     section = section_of("Does the search pay?")
     runs = runs_of("longer-fashion-mnist")
@@ -194,8 +212,9 @@ def test_the_docs_have_the_figures_of_longer_retraining():
         costs = " | ".join(f"{run[f'{key}_ratio']:.2f}" for key in ("time", "macs", "params"))
         error = f"{run['error']:.4f}" if "error" in run else "-"
         fids = f"{run['fidelity']['classifier']['fid']:.3f} | {run['fidelity']['fashion-cnn']['fid']:.2f}"
-        assert f"| `{run['method']}` | {steps} | {costs} | {error} | {fids} |" in section
-    assert len(runs) == 6
+        optimizer = run.get("optimizer", "adamw") if "steps" in run else "-"
+        assert f"| `{run['method']}` | {optimizer} | {steps} | {costs} | {error} | {fids} |" in section
+    assert len(runs) == 8
 
 
 def test_the_docs_have_the_figures_of_the_choices():

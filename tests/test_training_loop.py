@@ -9,6 +9,7 @@ from torch import nn
 
 from stagecraft.training.checkpoint import load_checkpoint, save_checkpoint
 from stagecraft.training.loop import TrainSettings, learning_rate_factor, train
+from stagecraft.training.optimizers import make_optimizer, orthogonalise
 
 SETTINGS = TrainSettings(
     steps=12, learning_rate=0.01, warmup_steps=3, ema_decay=0.9, gradient_clip=1.0, checkpoint_every=5
@@ -41,12 +42,14 @@ def run(path=None, killed_at=None, settings=SETTINGS, fingerprint=None):
     return model.state_dict(), result
 
 
-def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path):
-    weights, result = run()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(tmp_path, optimizer):
+    settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
+    weights, result = run(settings=settings)
     with pytest.raises(Killed):
-        run(tmp_path / "c.pt", killed_at=8)
+        run(tmp_path / "c.pt", killed_at=8, settings=settings)
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 5
-    again, resumed = run(tmp_path / "c.pt")
+    again, resumed = run(tmp_path / "c.pt", settings=settings)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert all(torch.equal(result.ema[name], resumed.ema[name]) for name in weights)
     assert result.history == resumed.history
@@ -158,6 +161,54 @@ def test_learning_lowers_the_loss_and_history_names_each_part():
     assert result.history[-1]["loss"] < 0.3 * result.history[0]["loss"]
     assert {"step", "loss", "first", "second"} == set(result.history[0])
     assert result.ema is None and result.history[-1]["step"] == 200
+
+
+class Mixed(nn.Module):
+    """Kernels and a linear layer, whose steps Muon makes orthogonal, beside weights of other kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 6)
+        self.norm, self.classes, self.unused = nn.GroupNorm(2, 8), nn.Embedding(5, 8), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.conv(x)).mean((2, 3)) + self.classes(torch.arange(len(x)) % 5)
+        return self.linear(hidden.tanh())
+
+
+def one_step(name, learning_rate=0.01):
+    """A model's weights before and after one step of an optimizer of ours, and the gradients."""
+    model = Mixed()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    optimizer = make_optimizer(model, name, learning_rate, weight_decay=0.1)
+    model(torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    gradients = {key: p.grad for key, p in model.named_parameters()}
+    optimizer.step()
+    return before, dict(model.named_parameters()), gradients
+
+
+def test_muon_steps_as_torchs_does_and_leaves_the_rest_to_adamw():
+    before, muon, gradients = one_step("muon")
+    _, adamw, _ = one_step("adamw")
+    for name in ("conv.weight", "linear.weight"):
+        matrix = nn.Parameter(before[name].flatten(1).clone())
+        matrix.grad = gradients[name].flatten(1)
+        torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+        theirs = matrix.detach() - before[name].flatten(1)
+        ours = (muon[name] - before[name]).flatten(1).detach()
+        assert (ours - theirs).norm() < 0.06 * theirs.norm()  # torch's multiplies in bfloat16
+    for name in before:
+        kept = name not in ("conv.weight", "linear.weight")
+        assert torch.equal(muon[name], adamw[name]) is kept
+    assert torch.equal(muon["unused.weight"], before["unused.weight"])
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (1, 9)])
+def test_the_singular_values_of_a_step_are_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrix))
+    assert values.min() > 0.5 and values.max() < 1.3
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -19,6 +19,7 @@ from stagecraft.runtime.processes import add_up, from_main, is_main, rank, world
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from stagecraft.training.optimizers import Name, make_optimizer
 
 Losses = Callable[[int, torch.Generator], Iterable[tuple[str, torch.Tensor]]]
 
@@ -29,10 +30,11 @@ class TrainSettings:
 
     Args:
         steps: optimiser steps.
-        learning_rate: peak of AdamW's learning rate, after a linear warm-up.
+        learning_rate: peak of the learning rate, after a linear warm-up.
         warmup_steps: steps of the warm-up.
         ema_decay: decay of the exponential moving average of the weights; None keeps no average.
         gradient_clip: largest norm of the gradient; None does not clip.
+        optimizer: `adamw` or `muon`.
         decay: `cosine` to zero, or `constant`, after the warm-up.
         checkpoint_every: steps between checkpoints.
         gradient_checkpointing: whether the backward pass of a diffusers model computes its activations again.
@@ -44,6 +46,7 @@ class TrainSettings:
     ema_decay: float | None = None
     gradient_clip: float | None = None
     weight_decay: float = 0.0
+    optimizer: Name = "adamw"
     decay: str = "cosine"
     seed: int = 0
     checkpoint_every: int = 1000
@@ -140,10 +143,7 @@ class _Run:
         self.settings = settings
         self.fingerprint = fingerprint
         self.weights = [p for p in model.parameters() if p.requires_grad]
-        fused = all(p.device.type in ("cpu", "cuda") for p in self.weights)
-        self.optimizer = torch.optim.AdamW(
-            self.weights, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-        )
+        self.optimizer = make_optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.stretch: dict[str, list[float]] = {}
