@@ -1,4 +1,4 @@
-"""Ways to retrain one and the same student: what the terms of the joint loss and their weights give.
+"""Ways to retrain one and the same student: what the terms of the joint loss, their weights and the optimizer give.
 
 python benchmarks/recipes.py --preset digits --steps 1200 --recipes linear constant none --seeds 10 11 12
 
@@ -23,14 +23,15 @@ from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, 
 
 ROOT = Path(__file__).parents[1]
 ERROR_BATCHES = 8
-TERMS = ("joint_loss", "output_weight", "jacobian_weight")
-RECIPES: dict[str, tuple[str, float, float]] = {
+KEYS = ("joint_loss", "output_weight", "jacobian_weight", "optimizer")
+RECIPES: dict[str, tuple[str | float, ...]] = {  # of the keys that are left out the preset's
     "none-plain": ("none", 0.0, 0.0),
     "none": ("none", 1.0, 0.0),
     "none-9": ("none", 9.0, 0.0),
     "none-30": ("none", 30.0, 0.0),
     "linear": ("linear", 1.0, 0.0),
     "linear-9": ("linear", 9.0, 0.0),
+    "linear-9-muon": ("linear", 9.0, 0.0, "muon"),
     "constant": ("constant", 1.0, 0.0),
     "constant-9": ("constant", 9.0, 0.0),
     "constant-30": ("constant", 30.0, 0.0),
@@ -84,7 +85,7 @@ class Recipes:
         search = self.shared.results(self.searched)
         reader = supernet_loader(search, plan["supernets"], search / "index.json")
         net = start_student(self.teacher, plan, "inherit", seed, reader)
-        settings = self.params["retrain"] | dict(zip(TERMS, RECIPES[recipe], strict=True))
+        settings = self.params["retrain"] | dict(zip(KEYS, RECIPES[recipe], strict=False))
         section = Retrain(**settings)
         batches = student_batches(self.data, self.process, self.teacher, plan["boundaries"], section, self.device)
         losses = RememberedJointLoss(net, self.teacher, batches, section, "fp32", folder=work / "predictions")

@@ -207,14 +207,19 @@ def test_the_docs_have_every_seed_of_the_comparison_on_fashion_mnist():
 def test_the_docs_have_the_figures_of_longer_retraining():
     section = section_of("Does the search pay?")
     runs = runs_of("longer-fashion-mnist")
-    for run in runs:
+    (muon,) = (run for run in runs if run["seed"] == 2)
+    (adamw,) = (run for run in runs_of("compression-fashion-mnist") if (run["method"], run["seed"]) == ("search", 2))
+    figures = [(run["error"], *(run["fidelity"][name]["fid"] for name in run["fidelity"])) for run in (muon, adamw)]
+    pairs = [f"{a:.{digits}f} for {b:.{digits}f}" for a, b, digits in zip(*figures, (4, 3, 2), strict=True)]
+    assert "error {}, FID {}, by the other network {}.".format(*pairs) in " ".join(section.split())
+    for run in (run for run in runs if run["seed"] == 10):
         steps = f"{run['steps']:,}" if "steps" in run else "-"
         costs = " | ".join(f"{run[f'{key}_ratio']:.2f}" for key in ("time", "macs", "params"))
         error = f"{run['error']:.4f}" if "error" in run else "-"
         fids = f"{run['fidelity']['classifier']['fid']:.3f} | {run['fidelity']['fashion-cnn']['fid']:.2f}"
         optimizer = run.get("optimizer", "adamw") if "steps" in run else "-"
         assert f"| `{run['method']}` | {optimizer} | {steps} | {costs} | {error} | {fids} |" in section
-    assert len(runs) == 8
+    assert len(runs) == 9
 
 
 def test_the_docs_have_the_figures_of_the_choices():
