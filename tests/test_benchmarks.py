@@ -239,12 +239,19 @@ def test_the_docs_have_the_figures_of_the_kinds_of_choices():
         assert cells == [space.written(value, "{:.2f}") for value in wanted]
 
 
-def test_the_docs_have_the_figures_of_the_recipes():
+@pytest.mark.parametrize(
+    ("folder", "heading", "some"),
+    [
+        ("recipes-digits", "| recipe", {"linear-9", "none-9", "none", "teacher"}),
+        ("recipes-optimizer-digits", "| by optimizer", {"linear-9", "linear-9-muon", "teacher"}),
+    ],
+)
+def test_the_docs_have_the_figures_of_the_recipes(folder, heading, some):
     runs: dict[str, list] = {}
-    for run in runs_of("recipes-digits"):
+    for run in runs_of(folder):
         runs.setdefault(run["recipe"], []).append(run)
-    rows = cells_of(section_of("How to retrain"), "FID")
-    assert set(rows) == {*runs} and {"linear-9", "none-9", "none", "teacher"} <= set(rows)
+    rows = cells_of(section_of("How to retrain"), heading)
+    assert set(rows) == {*runs} and some <= set(rows)
     for recipe, (seeds, error, fid) in rows.items():
         found = runs[recipe]
         assert seeds == str(len(found))
