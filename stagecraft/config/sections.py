@@ -405,6 +405,9 @@ class Assemble(Native):
         there, so that no step mixes two decoders.""")
 
 
+OptimizerName = Literal["adamw", "muon"]
+
+
 class Retrain(Averaged):
     init: Literal["inherit", "teacher", "scratch"] = doc("""Start from the supernets' weights, with every decoder from
         the teacher's weights, or from scratch.""")
@@ -417,7 +420,7 @@ class Retrain(Averaged):
     interval_probabilities: Literal["density", "uniform"] | list[Positive] = doc("""How often training draws each
         interval, by the density of t, all alike (uniform), or as given by a list.""")
     horizontal_flip: bool = doc("Mirror images at random while training.")
-    optimizer: Literal["adamw", "muon"] = Field(
+    optimizer: OptimizerName = Field(
         default="adamw",
         description="adamw, or muon for the kernels of convolutions and linear layers, which comes nearer to the teacher in as "
         "many steps at the same learning_rate, where that was tried; may be left out, for adamw.",

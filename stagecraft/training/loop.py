@@ -14,12 +14,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from stagecraft.config.sections import Optimised
+from stagecraft.config.sections import Optimised, OptimizerName
 from stagecraft.runtime.processes import add_up, from_main, is_main, rank, world_size
 from stagecraft.runtime.progress import Progress
 from stagecraft.runtime.seeds import generator_for
 from stagecraft.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from stagecraft.training.optimizers import Name, make_optimizer
+from stagecraft.training.optimizers import make_optimizer
 
 Losses = Callable[[int, torch.Generator], Iterable[tuple[str, torch.Tensor]]]
 
@@ -46,7 +46,7 @@ class TrainSettings:
     ema_decay: float | None = None
     gradient_clip: float | None = None
     weight_decay: float = 0.0
-    optimizer: Name = "adamw"
+    optimizer: OptimizerName = "adamw"
     decay: str = "cosine"
     seed: int = 0
     checkpoint_every: int = 1000

@@ -1,28 +1,28 @@
 """What turns gradients into steps: AdamW, or Muon for matrices beside AdamW for what else there is.
 
-torch.optim.Muon takes no kernels of convolutions and multiplies in bfloat16, which a CPU without such instructions does about
-ten times slower than float32.
+torch.optim.Muon takes no kernels of convolutions, and multiplies in bfloat16, which is slow on a CPU without such instructions.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-Name = Literal["adamw", "muon"]
+from stagecraft.config.sections import OptimizerName
 
 
 def make_optimizer(
-    model: nn.Module, name: Name, learning_rate: float, weight_decay: float
+    model: nn.Module, name: OptimizerName, learning_rate: float, weight_decay: float
 ) -> "torch.optim.AdamW | MuonAdamW":
     """An optimizer of the weights of `model` that are trained."""
     weights = [p for p in model.parameters() if p.requires_grad]
     fused = all(p.device.type in ("cpu", "cuda") for p in weights)
     if name == "adamw":
         return torch.optim.AdamW(weights, learning_rate, weight_decay=weight_decay, fused=fused)
-    mixing = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-    matrices, others = ([p for p in weights if (id(p) in mixing) is kind] for kind in (True, False))
+    of_layers = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    matrices = [p for p in weights if id(p) in of_layers]
+    others = [p for p in weights if id(p) not in of_layers]
     adamw = torch.optim.AdamW(others, learning_rate, weight_decay=weight_decay, fused=fused)
     return MuonAdamW(Muon(matrices, learning_rate, weight_decay), adamw)
 
