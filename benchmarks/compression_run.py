@@ -105,7 +105,7 @@ class Run:
     def retraining(self) -> dict[str, Any]:
         """How networks are retrained, for the result."""
         settings = self.params["retrain"]
-        return {"steps": settings["steps"], "optimizer": settings.get("optimizer", "adamw")}
+        return {"steps": settings["steps"], "optimizer": settings["optimizer"]}
 
     # --- What it costs ---
 

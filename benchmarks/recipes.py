@@ -24,7 +24,7 @@ from shared_inputs import LATENCY, ONE_THREAD, Shared, cpu_params, preset_file, 
 ROOT = Path(__file__).parents[1]
 ERROR_BATCHES = 8
 KEYS = ("joint_loss", "output_weight", "jacobian_weight", "optimizer")
-RECIPES: dict[str, tuple[str | float, ...]] = {  # of the keys that are left out the preset's
+RECIPES: dict[str, tuple[str | float, ...]] = {  # the optimizer is adamw where it is left out
     "none-plain": ("none", 0.0, 0.0),
     "none": ("none", 1.0, 0.0),
     "none-9": ("none", 9.0, 0.0),
@@ -85,7 +85,7 @@ class Recipes:
         search = self.shared.results(self.searched)
         reader = supernet_loader(search, plan["supernets"], search / "index.json")
         net = start_student(self.teacher, plan, "inherit", seed, reader)
-        settings = self.params["retrain"] | dict(zip(KEYS, RECIPES[recipe], strict=False))
+        settings = self.params["retrain"] | {"optimizer": "adamw"} | dict(zip(KEYS, RECIPES[recipe], strict=False))
         section = Retrain(**settings)
         batches = student_batches(self.data, self.process, self.teacher, plan["boundaries"], section, self.device)
         losses = RememberedJointLoss(net, self.teacher, batches, section, "fp32", folder=work / "predictions")

@@ -70,7 +70,7 @@ def test_every_key_is_described_and_required() -> None:
         for key, field in model.model_fields.items():
             assert field.description, f"{section}.{key}"
             assert field.is_required() == (
-                key not in ("rescale_betas_zero_snr", "guidance", "clip", "gradient_checkpointing", "optimizer")
+                key not in ("rescale_betas_zero_snr", "guidance", "clip", "gradient_checkpointing")
             ), f"{section}.{key}"
 
 

@@ -420,11 +420,8 @@ class Retrain(Averaged):
     interval_probabilities: Literal["density", "uniform"] | list[Positive] = doc("""How often training draws each
         interval, by the density of t, all alike (uniform), or as given by a list.""")
     horizontal_flip: bool = doc("Mirror images at random while training.")
-    optimizer: OptimizerName = Field(
-        default="adamw",
-        description="adamw, or muon for the kernels of convolutions and linear layers, which comes nearer to the teacher in as "
-        "many steps at the same learning_rate, where that was tried; may be left out, for adamw.",
-    )
+    optimizer: OptimizerName = doc("""adamw, or muon for the kernels of convolutions and linear layers, which comes nearer to
+        the teacher in as many steps at the same learning_rate.""")
 
 
 class Evaluate(Section):
