@@ -25,9 +25,9 @@ from stages.plan import plan as make_a_plan
 
 # What the default run took on two quiet cores with AVX-512, when it asked for 0.54 of the time: seconds from the start
 # of a rule's first job to the end of its last, and of all; bytes of the shards; MACs, as its files hold them. `machine`
-# are its speeds: forward with two threads as its metrics.json had it; `start`, the job of train_autoencoder, which did nothing else;
-# `single`, timed later by measure_rate on one core; training with two threads is scaled by the ratio of the two with
-# one, not measured.
+# are its speeds: forward with two threads as its metrics.json had it; `start`, the job of train_autoencoder, which did
+# nothing else; `single`, timed later by measure_rate on one core; training with two threads is scaled by the ratio of
+# the two with one, not measured.
 RECORD: dict[str, Any] = json.loads((ROOT / "tests" / "default_run.json").read_text())
 
 
