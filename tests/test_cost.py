@@ -103,7 +103,7 @@ def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> N
         {"student": IntervalNet()},
         SHAPE,
         [10.0],
-        [4, 8],
+        {"student": [4, 8]},
         batch=16,
         repeats=3,
         device=torch.device("cpu"),

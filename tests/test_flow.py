@@ -242,6 +242,7 @@ def test_the_preset_runs_to_its_report(tmp_path):
     for section, values in SHORT.items():
         params[section] |= values
     params["sampling"]["steps"] = 5
+    params["evaluate"]["student_steps"] = 4
     params["cache_features"]["held_out"] = 0.25
     params["train_extractor"]["features"] = 16
     validate_params(params, "params.yaml")
@@ -252,6 +253,13 @@ def test_the_preset_runs_to_its_report(tmp_path):
     assert all(0 < low < high <= 1000 for low, high in itertools.pairwise([*clusters["boundaries"], 1000]))
     levels = np.array(clusters["boundaries"]) / (1000 - np.array(clusters["boundaries"]))
     assert clusters["boundaries_sigma"] == pytest.approx(levels)
-    assert sum(metrics["protocol"]["steps_per_interval"]) == 5 and np.isfinite(metrics["student"]["fid"])
+    assert metrics["protocol"]["steps"] == 5 and np.isfinite(metrics["student"]["fid"])
+    assert sum(metrics["protocol"]["steps_per_interval"]) == metrics["protocol"]["student_steps"] == 4
+    per_image = {
+        name: metrics[name]["milliseconds"] * metrics[name]["images_per_second"] for name in ("teacher", "student")
+    }
+    assert per_image == pytest.approx({"teacher": 1000 / 5, "student": 1000 / 4})
+    with np.load(results / "samples.npz") as samples:
+        assert len(samples["path_t"]) == 4
     assert images_of(results / "student").shape == (4, 8, 8, 1)
     assert "flow_euler" in (results / "report.html").read_text()

@@ -70,7 +70,7 @@ def test_every_key_is_described_and_required() -> None:
         for key, field in model.model_fields.items():
             assert field.description, f"{section}.{key}"
             assert field.is_required() == (
-                key not in ("rescale_betas_zero_snr", "guidance", "clip", "gradient_checkpointing")
+                key not in ("rescale_betas_zero_snr", "guidance", "student_steps", "clip", "gradient_checkpointing")
             ), f"{section}.{key}"
 
 
@@ -148,6 +148,9 @@ def test_a_result_carries_the_single_keys_that_its_stage_reads(committed: dict[s
         ("train_teacher.attention_head_dim", 7, "block_out_channels[1]: 64 is no multiple of attention_head_dim 7"),
         ("diffusion.beta_end", 0.0001, "diffusion.beta_start: 0.0001 is not below beta_end 0.0001"),
         ("sampling.steps", 2000, "sampling.steps: 2000 is more than the 1000 timesteps"),
+        ("evaluate.student_steps", 2000, "evaluate.student_steps: 2000 is more than the 1000 timesteps"),
+        ("evaluate.student_steps", 1000, "evaluate.student_steps: 1000 steps of dpm_solver with"),
+        ("evaluate.student_steps", 0, "evaluate.student_steps: 0 is too small, the minimum is 1"),
         ("cluster_timesteps.intervals", 9, "cluster_timesteps.intervals: 9 is too large, the maximum is 8"),
         ("cluster_timesteps.grid", 2, "cluster_timesteps.intervals: 3 is more than the grid of 2 noise levels"),
         ("cluster_timesteps.grid", 1001, "cluster_timesteps.grid: 1001 is more than the 1000 timesteps"),
@@ -335,6 +338,10 @@ def test_settings_that_go_together_are_valid(params: dict[str, Any], changes: di
         (
             {"assemble.snap_boundaries": True, "sampling.steps": 2},
             "assemble.snap_boundaries: true, but sampling.steps 2 is less than the 3 intervals; set false, or",
+        ),
+        (
+            {"assemble.snap_boundaries": True, "sampling.steps": 25, "evaluate.student_steps": 20},
+            "evaluate.student_steps: 20, but assemble.snap_boundaries moves boundaries between the sampler's 25 steps; set",
         ),
         (
             {"search_block.channels": [0.75, 0.5, 0.5]},

@@ -90,7 +90,10 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
         {"cluster_timesteps.boundaries": [300]},
     ],
     "intervals-range": [{"cluster_timesteps.image_range": [1, 0]}],
-    "intervals-steps": [{"assemble.snap_boundaries": True, "sampling.steps": 1}],
+    "intervals-steps": [
+        {"assemble.snap_boundaries": True, "sampling.steps": 1},
+        {"assemble.snap_boundaries": True, "evaluate.student_steps": 3},
+    ],
     "architecture-kind": [
         {"assemble.decoder_widths": [1.0, 1.0]},
         GIVEN | {"assemble.decoder_widths": [1.0]},

@@ -48,6 +48,7 @@ def make_metrics(**changes: float) -> dict[str, Any]:
             "samples": 2000,
             "sampler": "ddim",
             "steps": 50,
+            "steps_per_interval": [10, 15, 25],
             "equal_count": 300,
             "training_shares": [0.2, 0.3, 0.5],
             "seed": 0,
@@ -224,6 +225,19 @@ def test_verdict_admits_a_worse_student() -> None:
     assert "0.0100 ± 0.0020 better." in report.verdict(make_metrics(fid=0.04))
 
 
+def test_a_student_of_fewer_steps_is_said_to_be_one() -> None:
+    metrics = make_metrics(images_per_second=250.0)
+    assert "Sampled" not in report.verdict(metrics) and "50 steps, seed" in table.measured_with(metrics["protocol"])
+    metrics["protocol"]["student_steps"] = 40
+    found = report.verdict(metrics)
+    assert (
+        "Sampled in 40 steps, the teacher in 50, an image takes it 0.40 of the time and 0.38 of the MACs. Its FID"
+        in found
+    )
+    assert "50 steps (the student 40), seed" in table.measured_with(metrics["protocol"])
+    assert "of 40 steps, each with the decoder in charge" in make_page(metrics=metrics)
+
+
 def test_page_escapes_what_comes_from_files() -> None:
     metrics = make_metrics()
     metrics["params"]["evaluate"] = {"extractor": "<script>alert(1)</script>"}
@@ -247,7 +261,9 @@ def test_page_does_without_what_a_run_did_not_compute() -> None:
         "unet": {"blocks": {name: [{"range": [0], "spec": SMALLER}] for name in ("down_blocks.0", "up_blocks.0")}},
         "chosen": {name: architecture["chosen"][name] for name in ("down_blocks.0", "up_blocks.0.interval_0")},
     }
-    page = make_page(clusters=clusters, architecture=architecture, logs=make_logs())
+    metrics = make_metrics()
+    metrics["protocol"]["steps_per_interval"] = [50]
+    page = make_page(metrics=metrics, clusters=clusters, architecture=architecture, logs=make_logs())
     assert "Silhouette" not in page
 
 

@@ -434,6 +434,11 @@ class Evaluate(Section):
         default=1.0,
         description="Scale of classifier-free guidance, for teachers conditioned on prompts; may be left out, for 1.",
     )
+    student_steps: Count | None = Field(
+        default=None,
+        description="Network evaluations per image of the student, where they are not to be as many as the teacher's, which are "
+        "sampling.steps; may be left out, for null.",
+    )
     clip: FilePath | None = Field(
         default=None,
         description="Folder of a CLIPModel with its tokenizer and image processor, by which the agreement of image and prompt is "

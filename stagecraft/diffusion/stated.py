@@ -233,7 +233,7 @@ def as_yaml(value: Any) -> str:
 # --- The timesteps of a sampler ---
 
 
-def check_steps(sampling: Config, settings: Config, kept: Config) -> None:
+def check_steps(sampling: Config, settings: Config, kept: Config, key: str = "sampling.steps") -> None:
     """Raise ValueError when a sampler's steps are not as many different timesteps of the process.
 
     diffusers then divides by zero, takes the last timestep for one below the first, or looks beyond the last.
@@ -242,21 +242,22 @@ def check_steps(sampling: Config, settings: Config, kept: Config) -> None:
         sampling: the `sampling` section of the params.
         settings: the `diffusion` section.
         kept: see `kept_settings`.
+        key: what the number of steps is called in the params.
     """
     steps = sampling["steps"]
     name = sampling["scheduler"]
     if steps == 1 and settings["process"] == "flow" and kept.get("shift_terminal") is not None:
         raise ValueError(
-            f"sampling.steps: 1 step of {name} cannot both start at noise and end at shift_terminal "
-            f"{kept['shift_terminal']}; set sampling.steps: 2"
+            f"{key}: 1 step of {name} cannot both start at noise and end at shift_terminal "
+            f"{kept['shift_terminal']}; set {key}: 2"
         )
     if settings["process"] != "vp" or are_different(name, steps, settings, kept):
         return
     fewer = next((n for n in range(min(steps, 1000) - 1, 0, -1) if are_different(name, n, settings, kept)), None)
-    remedy = "give another teacher" if fewer is None else f"set sampling.steps: {fewer}"
+    remedy = "give another teacher" if fewer is None else f"set {key}: {fewer}"
     spacing = spacing_of(name, settings, kept)
     raise ValueError(
-        f"sampling.steps: {steps} steps of {name} with timestep_spacing {spacing} are not as many different ones of the "
+        f"{key}: {steps} steps of {name} with timestep_spacing {spacing} are not as many different ones of the "
         f"{settings['num_train_timesteps']} timesteps; {remedy}"
     )
 

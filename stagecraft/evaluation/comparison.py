@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -115,7 +115,7 @@ class Evaluation:
         check_counts(settings.samples, len(reference), self.extractor, settings.kid_subset_size, settings.neighbours)
         models = {"teacher": teacher.to(self.device), "student": student.to(self.device)}
         shape = (teacher.config["in_channels"], teacher.config["sample_size"], teacher.config["sample_size"])
-        steps = self.steps_per_interval()
+        steps = {name: self.steps_per_interval(name) for name in models}
         speed: dict[str, Speed] = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
         images = {name: self.draw(name, model, shape) for name, model in models.items()}
         if not is_main():
@@ -125,7 +125,7 @@ class Evaluation:
             name: {
                 **self.score(name, images[name]),
                 **margins[name],
-                **model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers()),
+                **model_cost(model, shape, self.boundaries, steps[name], self.shares, self.steps_of_samplers(name)),
                 **speed[name],
             }
             for name, model in models.items()
@@ -137,24 +137,29 @@ class Evaluation:
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out) | margins.get("held_out", {}),
             "ratio": ratio | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
-            "protocol": self.protocol(steps),
+            "protocol": self.protocol(),
             "params": self.params.as_given(),
         }
         path = draw_path(models["student"], self.sampler("student", models["student"], shape))
         return metrics, images | {"real": reference} | path
 
-    def steps_per_interval(self) -> list[int]:
-        """The sampler's network evaluations in each interval."""
-        return self.steps_of_samplers()[self.params.sampling.scheduler]
+    def steps(self, name: str) -> int:
+        """The sampler's network evaluations per image of a model."""
+        own = None if name == "teacher" else self.params.evaluate.student_steps
+        return own or self.params.sampling.steps
 
-    def steps_of_samplers(self) -> dict[str, list[int]]:
+    def steps_per_interval(self, name: str = "student") -> list[int]:
+        """The sampler's network evaluations in each interval."""
+        return self.steps_of_samplers(name)[self.params.sampling.scheduler]
+
+    def steps_of_samplers(self, name: str) -> dict[str, list[int]]:
         """Evaluations in each interval, for every sampler of the process with as many steps in all."""
         process = self.process
-        steps = self.params.sampling.steps
+        steps = self.steps(name)
         return {name: steps_per_interval(process, name, steps, self.boundaries) for name in SAMPLERS[process.name]}
 
     def measure_speed(
-        self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: list[int]
+        self, models: dict[str, nn.Module], shape: tuple[int, int, int], steps: dict[str, list[int]]
     ) -> dict[str, Speed]:
         """Images per second and peak memory of each model, in turn; without an autoencoder's decoder, the same for both."""
         settings = self.params.evaluate
@@ -216,7 +221,7 @@ class Evaluation:
         """How a model is sampled; the teacher's solver does not start anew at the student's boundaries."""
         vae = None if self.vae is None else self.vae.to(self.device)
         names = condition_names(model)
-        return Sampler.of(
+        sampler = Sampler.of(
             self.params.as_dict(),
             shape,
             self.device,
@@ -228,6 +233,7 @@ class Evaluation:
             empty=self.prompts.none if self.prompts and PROMPT in names else None,
             stated=self.stated,
         )
+        return replace(sampler, steps=self.steps(name))
 
     def drawn(self, indices: Sequence[int]) -> np.ndarray:
         """The numbers of the images whose conditions samples are drawn with: with prompts, held-out ones."""
@@ -243,7 +249,7 @@ class Evaluation:
         """How far images show what the prompts of the prepared images with these numbers say; empty where none can tell."""
         return cast(Agreement, {name: scorer(images, drawn) for name, scorer in self.scorers.items()})
 
-    def protocol(self, steps: list[int]) -> Protocol:
+    def protocol(self) -> Protocol:
         """The conditions of the measurement beside the models."""
         sampling = self.params.sampling
         settings = self.params.evaluate
@@ -252,7 +258,7 @@ class Evaluation:
             "samples": settings.samples,
             "sampler": sampling.scheduler,
             "steps": sampling.steps,
-            "steps_per_interval": steps,
+            "steps_per_interval": self.steps_per_interval(),
             "training_shares": self.shares,
             "restarts": self.restart,
             "seed": self.params.seed,
@@ -271,6 +277,8 @@ class Evaluation:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }
+        if settings.student_steps is not None:
+            protocol["student_steps"] = settings.student_steps
         if self.prompts is not None:
             protocol["guidance"] = settings.guidance
         if self.clip is not None:

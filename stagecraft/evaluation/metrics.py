@@ -119,7 +119,10 @@ class Reference(TypedDict):
 
 
 class Protocol(TypedDict):
-    """The conditions of the measurement; with prompts also the scale `guidance` and the hash of a CLIP model."""
+    """The conditions of the measurement; with prompts also the scale `guidance` and the hash of a CLIP model.
+
+    `steps_per_interval` are the student's; where it has a number of steps of its own, `student_steps` is there.
+    """
 
     samples: int
     sampler: str
@@ -137,8 +140,14 @@ class Protocol(TypedDict):
     speed_batch: int
     device: str
     threads: int
+    student_steps: NotRequired[int]
     guidance: NotRequired[float]
     clip: NotRequired[str]
+
+
+def student_steps(protocol: Protocol) -> int:
+    """The network evaluations per image of the student."""
+    return protocol.get("student_steps", protocol["steps"])
 
 
 class Metrics(TypedDict):

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import torch
@@ -31,7 +31,7 @@ def measure_speed(
     models: dict[str, nn.Module],
     shape: tuple[int, int, int],
     boundaries: Sequence[float],
-    steps: Sequence[int],
+    steps: Mapping[str, Sequence[int]],
     *,
     batch: int,
     repeats: int,
@@ -41,25 +41,25 @@ def measure_speed(
     """Time whole-sampler throughput from single network evaluations.
 
     Every repeat evaluates each model once in each interval, one model after the other. The time of an evaluation is the median
-    over `repeats`, after warm-up; a batch needs the sum over intervals of `steps[s]` such times. The scheduler's arithmetic,
-    the same for both models, is left out.
+    over `repeats`, after warm-up; a batch needs the sum over intervals of `steps[name][s]` such times. The scheduler's
+    arithmetic is left out.
 
     Args:
         models: name -> UNet called as model(x_NCHW, t), on `device`.
         shape: C, H, W.
-        boundaries, steps: as in `cost.model_cost`.
+        boundaries, steps: as in `cost.model_cost`, the steps by the models' names.
     """
     x_NCHW = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     times = interval_timesteps(boundaries)
     with torch.no_grad(), autocast(device, precision):
         seconds = time_in_turn(models, x_NCHW, times, repeats)
         memory = {name: peak_memory(model, x_NCHW, times) for name, model in models.items()}
-        kinds = {name: time_by_operation(model, x_NCHW, times, steps) for name, model in models.items()}
-    totals = {name: sum(n * seconds[name, s] for s, n in enumerate(steps)) for name in models}
+        kinds = {name: time_by_operation(model, x_NCHW, times, steps[name]) for name, model in models.items()}
+    totals = {name: sum(n * seconds[name, s] for s, n in enumerate(steps[name])) for name in models}
     return {
         name: {
             "images_per_second": batch / totals[name],
-            "milliseconds": 1000 * totals[name] / batch / sum(steps),
+            "milliseconds": 1000 * totals[name] / batch / sum(steps[name]),
             "peak_memory_mib": memory[name],
             "time_by_operation": kinds[name],
         }

@@ -146,7 +146,7 @@ class Exporter:
         """Description of the graphs, and the conditions of their figures."""
         params = self.evaluation.params
         files = sorted(self.folder.glob("*.onnx"))
-        protocol = self.evaluation.protocol(self.evaluation.steps_per_interval())
+        protocol = self.evaluation.protocol()
         return {
             "boundaries": self.evaluation.boundaries,
             "shape": self.shape,

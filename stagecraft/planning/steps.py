@@ -155,9 +155,9 @@ def retraining_work(setup: Setup, student_macs: float) -> Work:
 def evaluation_work(setup: Setup, student_macs: float) -> Work:
     """The samples of teacher and student, decoded in latent diffusion; features and distances are left out."""
     settings = setup.params.evaluate
-    both = count_network_macs(setup.teacher) + student_macs
-    decoding = 2 * decoder_macs(setup)
-    return Work(forward=float(settings.samples * (setup.params.sampling.steps * both + decoding)))
+    steps = setup.params.sampling.steps
+    network = steps * count_network_macs(setup.teacher) + (settings.student_steps or steps) * student_macs
+    return Work(forward=float(settings.samples * (network + 2 * decoder_macs(setup))))
 
 
 def encoder_macs(setup: Setup) -> int:

@@ -179,7 +179,6 @@ def diffusion_problems(params: Everything) -> Iterator[Problem]:
     """A sampler of another process, noise levels that do not rise, more sampler steps than timesteps."""
     process = params.diffusion
     sampler = params.sampling.scheduler
-    steps = params.sampling.steps
     if sampler not in SAMPLERS[process.process]:
         clash = f"{sampler} is no sampler of process {process.process}, {offer(SAMPLERS[process.process])}"
         yield "sampling.scheduler", clash
@@ -198,14 +197,23 @@ def diffusion_problems(params: Everything) -> Iterator[Problem]:
             "diffusion.rescale_betas_zero_snr",
             f"true, {ZERO_SNR_OF_EPSILON}; set false, or diffusion.prediction_type: v_prediction",
         )
-    if steps > process.num_train_timesteps:
-        yield (
-            "sampling.steps",
-            f"{steps} is more than the {process.num_train_timesteps} timesteps there are; lower it",
-        )
-    elif params.train_teacher.source == "train":
-        # With the settings of its own that a teacher trained here leaves a sampler.
-        yield from refusals(check_steps, params.sampling.as_dict(), params.diffusion.as_dict(), {})
+    for key, sampling in samplers(params).items():
+        if sampling["steps"] > process.num_train_timesteps:
+            yield (
+                key,
+                f"{sampling['steps']} is more than the {process.num_train_timesteps} timesteps there are; lower it",
+            )
+        elif params.train_teacher.source == "train":
+            # With the settings of its own that a teacher trained here leaves a sampler.
+            yield from refusals(check_steps, sampling, params.diffusion.as_dict(), {}, key)
+
+
+def samplers(params: Everything) -> dict[str, dict[str, Any]]:
+    """The `sampling` section as teacher and student are sampled by it, by the key of its number of steps."""
+    sampling = params.sampling.as_dict()
+    given = params.evaluate.student_steps
+    own = {} if given is None else {"evaluate.student_steps": sampling | {"steps": given}}
+    return {"sampling.steps": sampling} | own
 
 
 def refusals(check: Callable[..., None], *arguments: Any) -> Iterator[Problem]:
@@ -296,6 +304,12 @@ def interval_problems(params: Everything) -> Iterator[Problem]:
             "assemble.snap_boundaries",
             f"true, but sampling.steps {params.sampling.steps} is less than the {count} intervals; "
             "set false, or raise sampling.steps",
+        )
+    if params.assemble.snap_boundaries and params.evaluate.student_steps not in (None, params.sampling.steps):
+        yield (
+            "evaluate.student_steps",
+            f"{params.evaluate.student_steps}, but assemble.snap_boundaries moves boundaries between the sampler's "
+            f"{params.sampling.steps} steps; set null, or sampling.steps to the same number",
         )
     if low >= high:
         yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"

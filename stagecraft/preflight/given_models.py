@@ -25,6 +25,7 @@ from stagecraft.networks.given import (
     why_undivided,
 )
 from stagecraft.networks.text_parts import has_second, width_of
+from stagecraft.preflight.clashes import samplers
 from stagecraft.runtime.files import pipeline_file, read_json
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def check_given_teacher(params: Everything, survey: Survey) -> None:
     stated = read_scheduler_config(folder)
     diffusion = params.diffusion.as_dict()
     check_stated(stated, pipeline_file(folder, "scheduler", "scheduler_config.json"), diffusion)
-    check_steps(params.sampling.as_dict(), diffusion, kept_settings(stated, params.diffusion.process))
+    for key, sampling in samplers(params).items():
+        check_steps(sampling, diffusion, kept_settings(stated, params.diffusion.process), key)
 
 
 def prompt_width(params: Everything) -> int | None:

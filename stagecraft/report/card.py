@@ -9,7 +9,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from stagecraft.config.sections import Publish
-from stagecraft.evaluation.metrics import Metrics
+from stagecraft.evaluation.metrics import Metrics, student_steps
 from stagecraft.report import charts
 from stagecraft.report.page import open_template, shared_text, verdict
 from stagecraft.report.table import feature_name, measured_with, table_rows
@@ -89,6 +89,7 @@ def model_card(student: Student, settings: Publish, license: dict[str, Any]) -> 
         measured_with=measured_with(metrics["protocol"]),
         features=feature_name(metrics),
         protocol=metrics["protocol"],
+        steps=student_steps(metrics["protocol"]),
         autoencoder=metrics["autoencoder"],
         architecture=student.architecture,
         shared=shared_text(student.architecture["unet"]),
@@ -145,7 +146,7 @@ def evaluation(key: Literal["fid", "kid"], task: str, metrics: Metrics, settings
         metric_args={
             "samples": protocol["samples"],
             "sampler": protocol["sampler"],
-            "steps": protocol["steps"],
+            "steps": student_steps(protocol),
             "seed": protocol["seed"],
             "features": protocol["extractor"]["name"],
             "features_sha256": protocol["extractor"]["sha256"],

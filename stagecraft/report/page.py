@@ -14,7 +14,7 @@ from markupsafe import Markup
 from stagecraft.clustering.record import Clusters, Curves, Spread
 from stagecraft.config.stages import Report, Retrain, TrainTeacher
 from stagecraft.elastic.kinds import describe_choice, place_of_layer
-from stagecraft.evaluation.metrics import Metrics
+from stagecraft.evaluation.metrics import Metrics, student_steps
 from stagecraft.networks.family import Architecture, Entry, Spec
 from stagecraft.networks.jobs import Job
 from stagecraft.report import charts
@@ -74,7 +74,7 @@ def render_report(
         pictures=pictures(samples, params.report.images),
         path=path_steps(samples, architecture),
         path_samples=samples["path_sample"].shape[1],
-        steps=metrics["protocol"]["steps"],
+        steps=student_steps(metrics["protocol"]),
         intervals=interval_table(architecture, metrics),
         clusters=cluster_charts(clusters),
         spent=costs(metrics, searches, logs),
@@ -137,7 +137,7 @@ def check_same_run(clusters: Clusters, architecture: AssembledStudent, searches:
 
 
 def verdict(metrics: Metrics) -> str:
-    """The result in two sentences."""
+    """The result in two sentences, or three where the student is sampled in other steps than the teacher."""
     ratio = metrics["ratio"]
     teacher, student = (
         with_margin(metrics[name]["fid"], metrics[name]["fid_margin"]) for name in ("teacher", "student")
@@ -145,8 +145,22 @@ def verdict(metrics: Metrics) -> str:
     return (
         f"The student takes {ratio['time']:.2f} of the teacher's time and {ratio['macs']:.2f} of its MACs per sampling step, and "
         f"has {ratio['params']:.2f} of its parameters, {ratio['params_active']:.2f} active at any one step. "
+        f"{steps_in_words(metrics)}"
         f"Its FID ({feature_name(metrics)}) is {student}, the teacher's {teacher} from the same seeds: "
         f"{judge_difference(ratio['fid_difference'], ratio['fid_difference_margin'])}."
+    )
+
+
+def steps_in_words(metrics: Metrics) -> str:
+    """What an image takes where the student is sampled in other steps than the teacher, else nothing."""
+    ratio = metrics["ratio"]
+    steps = metrics["protocol"]["steps"]
+    own = student_steps(metrics["protocol"])
+    if own == steps:
+        return ""
+    return (
+        f"Sampled in {own} steps, the teacher in {steps}, an image takes it {1 / ratio['images_per_second']:.2f} of the time "
+        f"and {ratio['macs'] * own / steps:.2f} of the MACs. "
     )
 
 
@@ -269,7 +283,7 @@ def interval_table(architecture: AssembledStudent, metrics: Metrics) -> list[Int
         {
             "range": f"{low:g} ≤ t < {high:g}",
             "sigma": sigma_range(sigmas[s], sigmas[s + 1]),
-            "steps": architecture["steps_per_interval"][s],
+            "steps": metrics["protocol"]["steps_per_interval"][s],
             "training": f"{shares[s]:.3f}",
             "share": (high - low) / total,
         }

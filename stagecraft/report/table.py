@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from stagecraft.evaluation.metrics import Metrics, Protocol, read_metrics
+from stagecraft.evaluation.metrics import Metrics, Protocol, read_metrics, student_steps
 
 FEATURE_MEASURES = ("fid", "fid_equal", "kid", "precision", "recall")
 Measure = Literal[
@@ -103,10 +103,12 @@ def measured_with(protocol: Protocol) -> str:
     """One line that says what the figures were measured with."""
     extractor = protocol["extractor"]
     reference = protocol["reference"]
+    own = student_steps(protocol)
+    steps = f"{protocol['steps']} steps" + (f" (the student {own})" if own != protocol["steps"] else "")
     kind = "" if extractor["name"] == extractor["kind"] else f" ({extractor['kind']})"
     return (
         f"FID, KID, precision and recall: {protocol['samples']:,} samples each, {protocol['sampler']}, "
-        f"{protocol['steps']} steps, seed {protocol['seed']}; features of {extractor['name']}{kind}; "
+        f"{steps}, seed {protocol['seed']}; features of {extractor['name']}{kind}; "
         f"reference {reference['count']:,} training images, sha256 {reference['sha256'][:12]}"
     )
 
