@@ -264,7 +264,7 @@ def classifier_of(path: Path, labels: np.ndarray | None) -> Callable[[np.ndarray
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, C) array to a contiguous uint8 (N, C, H, W) tensor."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, 3, 1)))
+    return torch.from_numpy(np.moveaxis(images, 3, 1).copy())
 
 
 def save_classifier(path: Path, model: Classifier, description: Mapping[str, object]) -> None:
