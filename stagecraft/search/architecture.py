@@ -190,16 +190,7 @@ def given_costs(unet: Module, architecture: Architecture, costs: Costs) -> dict[
     decoders = family.decoder_costs(unet, architecture)
     macs = encoder_macs + sum(w * own for w, (own, _) in zip(costs.interval_weights, decoders, strict=True))
     params = [own for _, own in decoders]
-    total = sum(params) + encoder_params
-    active = max(params) + encoder_params
-    return {
-        "macs": macs,
-        "params": total,
-        "params_active": active,
-        "macs_ratio": macs / costs.teacher_macs,
-        "params_ratio": total / costs.teacher_params,
-        "params_active_ratio": active / costs.teacher_params,
-    }
+    return costs.beside_teacher(macs, sum(params) + encoder_params, max(params) + encoder_params)
 
 
 def check_results(unet: Module, results: Mapping[str, SearchResult], intervals: int, native: bool = False) -> None:

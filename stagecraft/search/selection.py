@@ -81,6 +81,17 @@ class Costs:
     teacher_time: float | None = None
     fixed_time: float | None = None
 
+    def beside_teacher(self, macs: float, params: float, params_active: float) -> dict[str, float]:
+        """The costs of a student, and their ratios to the teacher's."""
+        return {
+            "macs": macs,
+            "params": params,
+            "params_active": params_active,
+            "macs_ratio": macs / self.teacher_macs,
+            "params_ratio": params / self.teacher_params,
+            "params_active_ratio": params_active / self.teacher_params,
+        }
+
 
 @dataclass(frozen=True)
 class PlacedBlock:
@@ -192,14 +203,7 @@ def totals(blocks: Sequence[Block], chosen: Chosen, costs: Costs) -> dict[str, f
         costs.fixed_params + sum(block.params_of(chosen[block.name]) for block in blocks if block.runs_in(interval))
         for interval in range(len(costs.interval_weights))
     ]
-    total = {
-        "macs": macs,
-        "params": params,
-        "params_active": max(active),
-        "macs_ratio": macs / costs.teacher_macs,
-        "params_ratio": params / costs.teacher_params,
-        "params_active_ratio": max(active) / costs.teacher_params,
-    }
+    total = costs.beside_teacher(macs, params, max(active))
     timed = all("time" in chosen[block.name] for block in blocks)  # blocks of one width for all are not
     if costs.teacher_time is None or costs.fixed_time is None or not timed:
         return total
