@@ -231,7 +231,7 @@ def test_a_student_of_fewer_steps_is_said_to_be_one() -> None:
     metrics["protocol"]["student_steps"] = 40
     found = report.verdict(metrics)
     assert (
-        "Sampled in 40 steps, the teacher in 50, an image takes it 0.40 of the time and 0.38 of the MACs. Its FID"
+        "Sampled in 40 steps where the teacher takes 50, it needs 0.40 of the teacher's time for an image, and 0.38 of its MACs. "
         in found
     )
     assert "50 steps (the student 40), seed" in table.measured_with(metrics["protocol"])

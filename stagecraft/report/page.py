@@ -159,8 +159,8 @@ def steps_in_words(metrics: Metrics) -> str:
     if own == steps:
         return ""
     return (
-        f"Sampled in {own} steps, the teacher in {steps}, an image takes it {1 / ratio['images_per_second']:.2f} of the time "
-        f"and {ratio['macs'] * own / steps:.2f} of the MACs. "
+        f"Sampled in {own} steps where the teacher takes {steps}, it needs {1 / ratio['images_per_second']:.2f} of the teacher's "
+        f"time for an image, and {ratio['macs'] * own / steps:.2f} of its MACs. "
     )
 
 
