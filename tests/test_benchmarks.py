@@ -186,15 +186,25 @@ def test_the_docs_have_the_figures_of_the_comparison_by_the_clock(name):
         assert fid == spread(found["fid"]["classifier"], 4)
 
 
-def test_the_docs_have_every_seed_of_the_comparison_on_fashion_mnist():
-    rows = cells_of(section_of("Does the search pay?"), "Fashion-MNIST, 0.5 of the time")
+@pytest.mark.parametrize(
+    ("folder", "heading", "network", "methods"),
+    [
+        (
+            "fashion-mnist",
+            "Fashion-MNIST",
+            "fashion-cnn",
+            {"search", "search, Muon", "depth", "diff-pruning", "uniform"},
+        ),
+        ("cifar10-latent", "CIFAR-10 in latents", "cifar-resnet", {"one-interval, Muon"}),
+    ],
+)
+def test_the_docs_have_every_seed_of_a_comparison_by_two_networks(folder, heading, network, methods):
+    rows = cells_of(section_of("Does the search pay?"), f"{heading}, 0.5 of the time")
     runs: dict[str, list] = {}
-    for run in runs_of("compression-fashion-mnist"):
+    for run in runs_of(f"compression-{folder}"):
         name = f"{run['method']}, Muon" if run.get("optimizer") == "muon" else run["method"]
         runs.setdefault(name, []).append(run)
-    assert (
-        set(rows) == {*runs} >= {"search", "search, Muon", "teacher", "fewer-steps", "depth", "diff-pruning", "uniform"}
-    )
+    assert set(rows) == {*runs} >= {"teacher", "fewer-steps"} | methods
 
     def listed(values, digits=2):
         texts = [f"{value:.{digits}f}" for value in values]
@@ -202,7 +212,7 @@ def test_the_docs_have_every_seed_of_the_comparison_on_fashion_mnist():
 
     for method, found in runs.items():
         costs = [listed(run[f"{key}_ratio"] for run in found) for key in ("time", "macs", "params")]
-        own, other = ([run["fidelity"][name]["fid"] for run in found] for name in ("classifier", "fashion-cnn"))
+        own, other = ([run["fidelity"][name]["fid"] for run in found] for name in ("classifier", network))
         seeds = ", ".join(str(run["seed"]) for run in found)
         assert rows[method] == [seeds, *costs, listed(own, 3), listed(other)], method
 
