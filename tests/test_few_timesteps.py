@@ -147,8 +147,8 @@ def test_neighbours_leave_no_middle_interval(digits, diffusion_settings, monkeyp
 
 
 def test_the_report_says_that_a_boundary_is_at_noise_alone():
-    architecture = {"boundaries_sigma": [None], "intervals": [[0, 999], [999, 1000]], "steps_per_interval": [4, 1]}
-    rows = interval_table(architecture, {"protocol": {"training_shares": [0.999, 0.001]}})
+    architecture = {"boundaries_sigma": [None], "intervals": [[0, 999], [999, 1000]]}
+    rows = interval_table(architecture, {"protocol": {"training_shares": [0.999, 0.001], "steps_per_interval": [4, 1]}})
     assert [row["sigma"] for row in rows] == ["σ < inf", "inf ≤ σ"]
 
 
