@@ -217,6 +217,20 @@ def test_the_docs_have_every_seed_of_a_comparison_by_two_networks(folder, headin
         assert rows[method] == [seeds, *costs, listed(own, 3), listed(other)], method
 
 
+def test_the_docs_have_the_margins_of_both_means_together():
+    runs = {(run["method"], run.get("optimizer"), run["seed"]): run for run in runs_of("compression-fashion-mnist")}
+
+    def below(other, network):
+        pairs = [(runs[other, None, seed], runs["fewer-steps-student", "muon", seed]) for seed in range(3)]
+        return [a["fidelity"][network]["fid"] - b["fidelity"][network]["fid"] for a, b in pairs]
+
+    text = " ".join(section_of("Does the search pay?").split())
+    own, far = below("fewer-steps", "classifier"), below("fewer-steps", "fashion-cnn")
+    assert f"below the teacher with 12 steps by {spread(own, 3)}, and by {spread(far, 2)} by the other network" in text
+    own, far = ([-value for value in below("teacher", network)] for network in ("classifier", "fashion-cnn"))
+    assert f"above its teacher by {spread(own, 3)}, and by {spread(far, 2)}" in text
+
+
 def test_the_docs_have_the_figures_of_longer_retraining():
     section = section_of("Does the search pay?")
     both = [run for run in runs_of("compression-fashion-mnist") if (run["method"], run["seed"]) == ("search", 2)]

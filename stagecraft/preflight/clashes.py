@@ -29,6 +29,7 @@ def cross_problems(params: Everything) -> Iterator[Problem]:
         yield from teacher_problems(params.train_teacher)
         yield from resolution_problems(params)
     yield from interval_problems(params)
+    yield from snapping_problems(params)
     yield from architecture_problems(params)
     yield from native_problems(params)
     yield from training_problems(params)
@@ -299,20 +300,28 @@ def interval_problems(params: Everything) -> Iterator[Problem]:
         yield from refusals(check_given, settings.as_dict(), params.diffusion.as_dict())
     if method != "given" and settings.boundaries is not None:
         yield "cluster_timesteps.boundaries", f"{show(settings.boundaries)} is unused by method {method}; set null"
-    if params.assemble.snap_boundaries and count > params.sampling.steps:
-        yield (
-            "assemble.snap_boundaries",
-            f"true, but sampling.steps {params.sampling.steps} is less than the {count} intervals; "
-            "set false, or raise sampling.steps",
-        )
-    if params.assemble.snap_boundaries and params.evaluate.student_steps not in (None, params.sampling.steps):
-        yield (
-            "evaluate.student_steps",
-            f"{params.evaluate.student_steps}, but assemble.snap_boundaries moves boundaries between the sampler's "
-            f"{params.sampling.steps} steps; set null, or sampling.steps to the same number",
-        )
     if low >= high:
         yield "cluster_timesteps.image_range", f"[{low}, {high}] is no range; put the lower end first"
+
+
+def snapping_problems(params: Everything) -> Iterator[Problem]:
+    """Boundaries moved between too few steps of the sampler, or between steps that the student does not take."""
+    if not params.assemble.snap_boundaries:
+        return
+    steps = params.sampling.steps
+    own = params.evaluate.student_steps
+    count = params.cluster_timesteps.intervals
+    if count > steps:
+        yield (
+            "assemble.snap_boundaries",
+            f"true, but sampling.steps {steps} is less than the {count} intervals; set false, or raise sampling.steps",
+        )
+    if own not in (None, steps):
+        yield (
+            "evaluate.student_steps",
+            f"{own}, but assemble.snap_boundaries moves boundaries between the sampler's {steps} steps; set null, or "
+            "sampling.steps to the same number",
+        )
 
 
 def training_problems(params: Everything) -> Iterator[Problem]:
