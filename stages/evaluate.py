@@ -76,9 +76,15 @@ def planned_evaluation(
 ) -> Evaluation:
     """An evaluation as params and an architecture.json say, of models in pixels that were trained here."""
     device = pick_device(params.device, threads)
-    time = assembled["expected"].get("time_ratio")
     return Evaluation(
-        params, data, extractor, assembled["boundaries"], shares, device, assembled["snapped"], predicted_time=time
+        params,
+        data,
+        extractor,
+        assembled["boundaries"],
+        shares,
+        device,
+        assembled["snapped"],
+        expected=assembled["expected"],
     )
 
 

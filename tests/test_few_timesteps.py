@@ -13,6 +13,7 @@ from stagecraft.clustering.denoiser import OptimalDenoiser
 from stagecraft.config.sections import ClusterTimesteps
 from stagecraft.data.training import TrainingSet
 from stagecraft.diffusion.registry import make_process
+from stagecraft.evaluation.fewer_steps import nearest_steps
 from stagecraft.networks.pipelines import load_student
 from stagecraft.preflight.params import validate_params
 from stagecraft.report.page import interval_table
@@ -188,3 +189,13 @@ def test_a_run_with_a_last_interval_of_one_timestep_ends(tmp_path, diffusion, cl
     with torch.no_grad():
         assert student(x, t).sample.isfinite().all()
     assert (results / "report.html").stat().st_size > 10_000
+
+
+# --- The teacher in fewer steps ---
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(12.6, 13), (0.4, 2), (29.1, 30), (39.4, 39), (39.6, None), (60, None)])
+def test_the_number_of_fewer_steps_is_the_nearest_that_the_sampler_can_take(diffusion_settings, wanted, found):
+    """Of 100 timesteps from the last one downwards diffusers makes no 29 different ones."""
+    process = make_process(diffusion_settings | {"num_train_timesteps": 100}, {"timestep_spacing": "trailing"})
+    assert nearest_steps(process, {"scheduler": "ddim", "steps": 40}, wanted) == found

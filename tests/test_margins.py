@@ -53,18 +53,18 @@ def test_a_margin_depends_on_the_seed_alone(reference: ma.FrechetReference) -> N
 
 def test_sets_that_belong_together_are_resampled_together() -> None:
     teacher = features(500, 1, shift=1.0)
-    sets = {"teacher": teacher, "student": teacher + 0.01 * features(500, 2)}
-    margins, difference = ma.measure_margins(sets, features(2000, 0), None, seed=0)
-    assert difference < 0.1 * margins["teacher"]["fid_margin"]
+    sets = {"teacher": teacher, "student": teacher + 0.01 * features(500, 2), "other": features(500, 3, shift=1.0)}
+    margins, differences = ma.measure_margins(sets, features(2000, 0), None, 0, "student", ["teacher", "other"])
+    assert differences["teacher"] < 0.1 * margins["teacher"]["fid_margin"] < 0.2 * differences["other"]
     assert margins["student"].keys() == {"fid_margin"}
-    _, none = ma.measure_margins(sets | {"student": teacher}, features(2000, 0), None, seed=0)
-    assert none == 0
+    _, none = ma.measure_margins(sets | {"student": teacher}, features(2000, 0), None, 0, "student", ["teacher"])
+    assert none == {"teacher": 0}
 
 
 def test_fids_at_equal_numbers_do_not_favour_the_larger_set() -> None:
     sets = {"teacher": features(2000, 1), "student": features(2000, 2), "held_out": features(100, 3)}
     reference = features(2000, 0)
-    margins, _ = ma.measure_margins(sets, reference, 100, seed=0)
+    margins, _ = ma.measure_margins(sets, reference, 100, 0, "student", ["teacher"])
     whole = {name: ma.FrechetReference(reference).distance(found).item() for name, found in sets.items()}
     assert whole["held_out"] > 3 * whole["teacher"]
     assert margins["held_out"]["fid_equal"] == pytest.approx(whole["held_out"])

@@ -54,6 +54,16 @@ def test_metrics_hold_what_the_contract_says(finished):
     assert metrics["protocol"]["reference"]["split"] == "train"
 
 
+def test_the_teacher_in_fewer_steps_takes_the_students_macs(finished):
+    metrics = json.loads((finished / "results" / "metrics.json").read_text())
+    control = metrics["fewer_steps"]
+    steps = metrics["protocol"]["steps"]
+    assert control["budget_of"] == "macs" and "time_predicted" not in metrics["ratio"]
+    assert control["steps"] == round(metrics["ratio"]["macs"] * steps) < steps
+    assert control["fid"] != metrics["teacher"]["fid"]
+    assert control["fid_difference"] == metrics["student"]["fid"] - control["fid"]
+
+
 def test_expected_costs_are_the_measured_ones(finished):
     metrics = json.loads((finished / "results" / "metrics.json").read_text())
     architecture = json.loads((finished / "results" / "architecture.json").read_text())

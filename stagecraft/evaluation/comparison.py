@@ -21,6 +21,7 @@ from stagecraft.diffusion.registry import make_process
 from stagecraft.diffusion.sampling import Sampler, draw_condition_rows, sample, steps_per_interval
 from stagecraft.evaluation.agreement import Scorer
 from stagecraft.evaluation.cost import decoder_cost, model_cost
+from stagecraft.evaluation.fewer_steps import nearest_steps
 from stagecraft.evaluation.fidelity import (
     Extractor,
     Scoring,
@@ -32,7 +33,18 @@ from stagecraft.evaluation.fidelity import (
     min_held_out,
 )
 from stagecraft.evaluation.margins import measure_margins
-from stagecraft.evaluation.metrics import Agreement, HeldOut, Margins, Metrics, ModelMetrics, Protocol, Scores, Speed
+from stagecraft.evaluation.metrics import (
+    Agreement,
+    FewerSteps,
+    HeldOut,
+    ImageMetrics,
+    Margins,
+    Metrics,
+    ModelMetrics,
+    Protocol,
+    Scores,
+    Speed,
+)
 from stagecraft.evaluation.path import draw_path
 from stagecraft.evaluation.speed import measure_speed
 from stagecraft.networks.autoencoder import decode
@@ -60,7 +72,7 @@ class Evaluation:
         vae: the autoencoder of latent diffusion; None in pixels.
         pieces: samples and scores of a run that was killed, and where to keep those of this one.
         stated: the scheduler config of a given teacher, as in `Process`.
-        predicted_time: the student's time as a share of the teacher's by the latency table, where it was budgeted.
+        expected: the student's costs as `assemble` foresees them, `time_ratio` where layers were timed; needed to compare.
         prompts: those of all images, of text-conditional models.
         scorers: what tells how far images show what their prompts say, by the names of the figures.
         clip: hash of the CLIP model among them.
@@ -76,7 +88,7 @@ class Evaluation:
     vae: Any = None
     pieces: Pieces | None = None
     stated: dict[str, Any] | None = None
-    predicted_time: float | None = None
+    expected: Mapping[str, float] = field(default_factory=dict)
     prompts: Prompts | None = None
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     clip: str | None = None
@@ -89,7 +101,7 @@ class Evaluation:
     @property
     def prediction(self) -> dict[str, float]:
         """`time_predicted`, or nothing."""
-        return {} if self.predicted_time is None else {"time_predicted": self.predicted_time}
+        return {"time_predicted": self.expected["time_ratio"]} if "time_ratio" in self.expected else {}
 
     @property
     def scoring(self) -> Scoring:
@@ -118,35 +130,66 @@ class Evaluation:
         steps = {name: self.steps_per_interval(name) for name in models}
         speed: dict[str, Speed] = from_main(self.measure_speed(models, shape, steps) if is_main() else None)
         images = {name: self.draw(name, model, shape) for name, model in models.items()}
+        if self.fewer_steps is not None:
+            images["fewer_steps"] = self.draw("fewer_steps", models["teacher"], shape)
         if not is_main():
             return None
-        margins, difference_margin = self.measure_margins(images)
+        margins, difference_margins = self.measure_margins(images, "student")
+        found: dict[str, ImageMetrics] = {
+            name: {**self.score(name, drawn), **margins[name]} for name, drawn in images.items()
+        }
         scores: dict[str, ModelMetrics] = {
             name: {
-                **self.score(name, images[name]),
-                **margins[name],
+                **found[name],
                 **model_cost(model, shape, self.boundaries, steps[name], self.shares, self.steps_of_samplers(name)),
                 **speed[name],
             }
             for name, model in models.items()
         }
-        ratio = compute_ratios(scores["teacher"], scores["student"]) | {"fid_difference_margin": difference_margin}
+        ratio = compute_ratios(scores["teacher"], scores["student"])
+        ratio["fid_difference_margin"] = difference_margins["teacher"]
         metrics: Metrics = {
             "teacher": scores["teacher"],
             "student": scores["student"],
             "held_out": kept_record(self.pieces, "held_out.json", self.score_held_out) | margins.get("held_out", {}),
+            "fewer_steps": self.control(found, difference_margins),
             "ratio": ratio | self.prediction,
             "autoencoder": None if self.vae is None else decoder_cost(self.vae, shape),
             "protocol": self.protocol(),
             "params": self.params.as_given(),
         }
         path = draw_path(models["student"], self.sampler("student", models["student"], shape))
-        return metrics, images | {"real": reference} | path
+        return metrics, {name: images[name] for name in models} | {"real": reference} | path
+
+    @property
+    def budget_of(self) -> Literal["time", "macs"]:
+        """What the student's and the teacher's fewer steps have alike: the predicted time, MACs where layers were not timed."""
+        return "time" if "time_ratio" in self.expected else "macs"
+
+    @property
+    def fewer_steps(self) -> int | None:
+        """In how many steps the teacher takes the student's time or MACs for an image; None where these are not fewer."""
+        wanted = self.expected[f"{self.budget_of}_ratio"] * self.steps("student")
+        return nearest_steps(self.process, self.params.sampling.as_dict(), wanted)
+
+    def control(self, found: Mapping[str, ImageMetrics], difference_margins: Mapping[str, float]) -> FewerSteps | None:
+        """Figures of the teacher in fewer steps, and the student's FID minus its."""
+        if self.fewer_steps is None:
+            return None
+        return {
+            "steps": self.fewer_steps,
+            "budget_of": self.budget_of,
+            **found["fewer_steps"],
+            "fid_difference": found["student"]["fid"] - found["fewer_steps"]["fid"],
+            "fid_difference_margin": difference_margins["fewer_steps"],
+        }
 
     def steps(self, name: str) -> int:
         """The sampler's network evaluations per image of a model."""
-        own = None if name == "teacher" else self.params.evaluate.student_steps
-        return own or self.params.sampling.steps
+        steps = self.params.sampling.steps
+        if name == "fewer_steps":
+            return self.fewer_steps or steps
+        return steps if name == "teacher" else self.params.evaluate.student_steps or steps
 
     def steps_per_interval(self, name: str = "student") -> list[int]:
         """The sampler's network evaluations in each interval."""
@@ -201,12 +244,13 @@ class Evaluation:
         return min(self.params.evaluate.samples, held_out) if enough else None
 
     def measure_margins(
-        self, images: dict[str, np.ndarray], pair: tuple[str, str] = ("teacher", "student")
-    ) -> tuple[dict[str, Margins], float]:
-        """Margins of the FIDs of models and of the held-out images, and that of the difference of two models."""
+        self, images: dict[str, np.ndarray], subject: str
+    ) -> tuple[dict[str, Margins], dict[str, float]]:
+        """Margins of the FIDs of models and of the held-out images, and those of one model's FID minus each other's."""
         compared = images if self.equal_count is None else images | {"held_out": self.data.held_out_images}
         sets = {name: self.features(pictures) for name, pictures in compared.items()}
-        return measure_margins(sets, self.features(self.data.train_images), self.equal_count, self.params.seed, pair)
+        reference = self.features(self.data.train_images)
+        return measure_margins(sets, reference, self.equal_count, self.params.seed, subject, images.keys() - {subject})
 
     def features(self, images: np.ndarray) -> torch.Tensor:
         """The features of images that FID is computed of."""
@@ -226,7 +270,7 @@ class Evaluation:
             shape,
             self.device,
             self.params.evaluate.batch_size,
-            restarts=self.boundaries if self.restart and name != "teacher" else (),
+            restarts=self.boundaries if self.restart and name not in ("teacher", "fewer_steps") else (),
             decode=None if vae is None else partial(decode, vae),
             condition=partial(self.condition, names) if names else None,
             guidance=self.params.evaluate.guidance if self.prompts else 1.0,

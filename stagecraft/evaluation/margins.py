@@ -7,6 +7,7 @@ variance of the latter has two parts var |e*|^2 too many, which the resamples' d
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -74,12 +75,13 @@ def measure_margins(
     reference_features: Tensor,
     equal_count: int | None,
     seed: int,
-    pair: tuple[str, str] = ("teacher", "student"),
-) -> tuple[dict[str, Margins], float]:
-    """Margins of the FIDs of several sets of images, and that of the second FID of a pair minus the first.
+    subject: str,
+    others: Collection[str],
+) -> tuple[dict[str, Margins], dict[str, float]]:
+    """Margins of the FIDs of several sets of images, and those of the subject's FID minus that of each of the others.
 
     Args:
-        sets: features (N, F) by name; those of the pair belong together row by row, as samples do by seed.
+        sets: features (N, F) by name; those of subject and others belong together row by row, as samples do by seed.
         reference_features: those of the reference.
         equal_count: the number of images at which all sets are compared; None where they are not.
     """
@@ -89,5 +91,4 @@ def measure_margins(
     if equal_count is not None:
         for name, features in sets.items():
             margins[name] |= equal_margins(features, reference, equal_count, seed)
-    first, second = pair
-    return margins, margin_of(resampled[second] - resampled[first])
+    return margins, {name: margin_of(resampled[subject] - resampled[name]) for name in others}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 from stagecraft.runtime.files import read_json, run_again
 
@@ -37,6 +37,10 @@ class Agreement(TypedDict, total=False):
 
 class Scores(Fidelity, Agreement):
     """How good the images of a model are."""
+
+
+class ImageMetrics(Scores, Margins):
+    """All figures of a model's images."""
 
 
 class HeldOut(Margins, Agreement, total=False):
@@ -81,7 +85,16 @@ class Speed(TypedDict):
     time_by_operation: dict[str, float]
 
 
-class ModelMetrics(Fidelity, Agreement, Margins, Cost, Speed):
+class FewerSteps(ImageMetrics):
+    """The teacher in as many `steps` as take the student's time or MACs for an image, and the student's FID minus its own."""
+
+    steps: int
+    budget_of: Literal["time", "macs"]
+    fid_difference: float
+    fid_difference_margin: float
+
+
+class ModelMetrics(ImageMetrics, Cost, Speed):
     """All figures of one model."""
 
 
@@ -156,6 +169,7 @@ class Metrics(TypedDict):
     teacher: ModelMetrics
     student: ModelMetrics
     held_out: HeldOut
+    fewer_steps: FewerSteps | None
     ratio: dict[str, float]
     autoencoder: DecoderCost | None
     protocol: Protocol

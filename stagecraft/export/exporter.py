@@ -123,12 +123,12 @@ class Exporter:
     def score(self, models: dict[str, OnnxUNet]) -> Record:
         """FID with its margin, KID, precision and recall, from the seeds of all evaluation; and 8 bits' FID minus the other."""
         images = {name: self.evaluation.draw(name, model, self.shape) for name, model in models.items()}
-        margins, difference_margin = self.evaluation.measure_margins(images, ("interval", "int8"))
+        margins, difference_margins = self.evaluation.measure_margins(images, "int8")
         scores = {name: self.evaluation.score(name, drawn) for name, drawn in images.items()}
         return {
             "fidelity": {name: {**score, **margins[name]} for name, score in scores.items()},
             "fid_difference": scores["int8"]["fid"] - scores["interval"]["fid"],
-            "fid_difference_margin": difference_margin,
+            "fid_difference_margin": difference_margins["interval"],
         }
 
     def measure_speed(self, models: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -153,11 +153,16 @@ def retraining_work(setup: Setup, student_macs: float) -> Work:
 
 
 def evaluation_work(setup: Setup, student_macs: float) -> Work:
-    """The samples of teacher and student, decoded in latent diffusion; features and distances are left out."""
+    """The samples of teacher, student and teacher in fewer steps, decoded in latent diffusion.
+
+    The fewer steps are taken to have the student's MACs; features and distances are left out.
+    """
     settings = setup.params.evaluate
     steps = setup.params.sampling.steps
-    network = steps * count_network_macs(setup.teacher) + (settings.student_steps or steps) * student_macs
-    return Work(forward=float(settings.samples * (network + 2 * decoder_macs(setup))))
+    teacher = steps * count_network_macs(setup.teacher)
+    student = (settings.student_steps or steps) * student_macs
+    drawn = [teacher, student, student] if student < teacher else [teacher, student]
+    return Work(forward=float(settings.samples * (sum(drawn) + len(drawn) * decoder_macs(setup))))
 
 
 def encoder_macs(setup: Setup) -> int:

@@ -42,6 +42,7 @@ COLUMNS = 8
 Searches = dict[str, Search]  # by job
 Logs = dict[str, TrainingLog]  # by stage
 CostKind = Literal["time", "macs"]
+BUDGETS: dict[CostKind, str] = {"time": "time", "macs": "MACs"}
 
 
 def render_report(
@@ -137,7 +138,7 @@ def check_same_run(clusters: Clusters, architecture: AssembledStudent, searches:
 
 
 def verdict(metrics: Metrics) -> str:
-    """The result in two sentences, or three where the student is sampled in other steps than the teacher."""
+    """The result in words: costs, steps where the student has its own, FIDs, and that of the teacher in fewer steps."""
     ratio = metrics["ratio"]
     teacher, student = (
         with_margin(metrics[name]["fid"], metrics[name]["fid_margin"]) for name in ("teacher", "student")
@@ -147,7 +148,19 @@ def verdict(metrics: Metrics) -> str:
         f"has {ratio['params']:.2f} of its parameters, {ratio['params_active']:.2f} active at any one step. "
         f"{steps_in_words(metrics)}"
         f"Its FID ({feature_name(metrics)}) is {student}, the teacher's {teacher} from the same seeds: "
-        f"{judge_difference(ratio['fid_difference'], ratio['fid_difference_margin'])}."
+        f"{judge_difference(ratio['fid_difference'], ratio['fid_difference_margin'])}.{control_in_words(metrics)}"
+    )
+
+
+def control_in_words(metrics: Metrics) -> str:
+    """The student beside the teacher in as many steps as take its time or MACs; nothing where those are not fewer."""
+    control = metrics["fewer_steps"]
+    if control is None:
+        return ""
+    return (
+        f" In {control['steps']} steps, which take about the student's {BUDGETS[control['budget_of']]}, the teacher has "
+        f"{with_margin(control['fid'], control['fid_margin'])}; beside that the student: "
+        f"{judge_difference(control['fid_difference'], control['fid_difference_margin'])}."
     )
 
 
@@ -186,6 +199,10 @@ def comparisons(metrics: Metrics) -> list[tuple[str, str, str, str]]:
     found = {
         "student − teacher, same seeds": (protocol["samples"], ratio["fid_difference"], ratio["fid_difference_margin"])
     }
+    control = metrics["fewer_steps"]
+    if control is not None:
+        what = f"student − teacher in {control['steps']} steps, same seeds"
+        found[what] = (protocol["samples"], control["fid_difference"], control["fid_difference_margin"])
     count = protocol["equal_count"]
     if count is not None:
         real = metrics["held_out"]
@@ -525,7 +542,7 @@ def candidate_chart(name: str, search: Search, chosen: ChosenBlock | None) -> tu
     """Note and chart of one search; what was chosen, if anything was, is marked where its NMSE is known."""
     whole = teacher_costs(search)
     kind = cost_kind(whole)
-    unit = {"time": "time", "macs": "MACs"}[kind]
+    unit = BUDGETS[kind]
     points = [candidate_point(candidate, whole, kind) for candidate in search["candidates"]]
     note = f"{len(points)} candidates; none chosen"
     if chosen is not None:

@@ -54,7 +54,7 @@ def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
     """
     protocol = metrics["protocol"]
     held_out = {**metrics["held_out"], "fid": None}
-    return [
+    rows = [
         (
             name.format_map(protocol) + (f" ({feature_name(metrics)})" if key in FEATURE_MEASURES else ""),
             write(key, form, metrics["teacher"]),
@@ -65,6 +65,16 @@ def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
         for key, name, form in ROWS
         if key not in OPTIONAL or protocol.get(OPTIONAL[key]) is not None
     ]
+    return rows + control_rows(metrics)
+
+
+def control_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
+    """The row of FIDs of the teacher in fewer steps and of the student, where there is such a teacher."""
+    control = metrics["fewer_steps"]
+    if control is None:
+        return []
+    what = f"FID, the teacher in {control['steps']} steps ({feature_name(metrics)})"
+    return [(what, write("fid", "", control), write("fid", "", metrics["student"]), compared("fid", control), "-")]
 
 
 def feature_name(metrics: Metrics) -> str:
@@ -89,7 +99,7 @@ def with_margin(value: float, margin: float, sign: str = "") -> str:
     return f"{value:{sign}z.{digits}f} ± {margin:.{digits}f}"
 
 
-def compared(key: str, ratio: Mapping[str, float]) -> str:
+def compared(key: str, ratio: Mapping[str, Any]) -> str:
     """The ratio of one row, for FID the difference; the measured time with the predicted one behind it, where there is one."""
     if key == "fid":
         return with_margin(ratio["fid_difference"], ratio["fid_difference_margin"], "+")
