@@ -95,6 +95,14 @@ def test_one_timestep_lies_in_each_interval() -> None:
     assert cost.interval_timesteps([100.0, 400.0]) == [99.0, 100.0, 400.0]
 
 
+def test_a_clock_that_wanders_does_not_change_a_models_share() -> None:
+    clock = [1.0, 1.0, 3.0, 3.0, 3.0]
+    seconds = {("teacher", 0): clock, ("student", 0): [0.5 * second for second in clock]}
+    seconds["student", 0][0] = 9.0  # something else had the core
+    found = speed.sampling_seconds(seconds, {"teacher": [10], "student": [8]})
+    assert found == {"teacher": 30.0, "student": 30.0 * 0.4}
+
+
 def test_throughput_sums_the_sampler_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"encoder": 0.0, "first": 0.5, "second": 0.25}
     monkeypatch.setattr(speed, "time_evaluation", lambda model, x, t: seconds["first" if t < 10 else "second"])

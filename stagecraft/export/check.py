@@ -8,8 +8,8 @@ import torch
 from stagecraft.data.condition import UNCONDITIONAL, Condition, class_condition
 from stagecraft.diffusion.losses import predict
 from stagecraft.diffusion.process import Process
-from stagecraft.evaluation.cost import interval_timesteps, weighted_mean
-from stagecraft.evaluation.speed import time_in_turn
+from stagecraft.evaluation.cost import interval_timesteps
+from stagecraft.evaluation.speed import sampling_seconds, time_in_turn
 from stagecraft.networks.pipelines import is_class_conditional
 from stagecraft.runtime.seeds import generator_for
 
@@ -59,7 +59,8 @@ def measure_milliseconds(
     batch: int,
     repeats: int,
 ) -> dict[str, float]:
-    """Milliseconds an image of one evaluation, the mean over the sampler's; medians of all models in turn."""
+    """Milliseconds an image of one evaluation, the mean over the sampler's, of all models in turn (see `sampling_seconds`)."""
     sample = torch.randn((batch, *shape), generator=torch.Generator().manual_seed(0))
-    seconds = time_in_turn(models, sample, interval_timesteps(boundaries), repeats)
-    return {name: 1000 * weighted_mean([seconds[name, s] for s in range(len(steps))], steps) / batch for name in models}
+    turns = time_in_turn(models, sample, interval_timesteps(boundaries), repeats)
+    seconds = sampling_seconds(turns, dict.fromkeys(models, steps))
+    return {name: 1000 * taken / sum(steps) / batch for name, taken in seconds.items()}
