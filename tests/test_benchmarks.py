@@ -296,16 +296,18 @@ def test_the_readme_has_the_figures_of_the_default_run():
     rows = cells_of((ROOT / "README.md").read_text(), "teacher | student | ratio")
     forms = {
         "milliseconds": ("milliseconds", "{:.3f}", f"{metrics['ratio']['time']:.3f}"),
-        "images": ("images_per_second", "{:.0f}", f"{metrics['ratio']['images_per_second']:.2f}"),
         "MACs": ("macs", "{:,.0f}", f"{metrics['ratio']['macs']:.3f}"),
         "parameters, total": ("params", "{:,}", f"{metrics['ratio']['params']:.3f}"),
         "parameters, active": ("params_active", "{:,}", f"{metrics['ratio']['params_active']:.3f}"),
     }
-    assert len(rows) == len(forms) + 2
+    assert len(rows) == len(forms) + 3
     for (name, cells), (start, (key, form, ratio)) in zip(rows.items(), forms.items(), strict=False):
         assert name.startswith(start)
         assert cells[:3] == [form.format(metrics["teacher"][key]), form.format(metrics["student"][key]), ratio]
     written = {name: cells for name, *cells in table_rows(metrics)}
     assert rows["FID of 5,000 images (classifier features)"] == written["FID (classifier features)"]
     assert rows["FID of 359 images each"] == written["FID of 359 images each (classifier features)"]
-    assert {row[-1] for row in comparisons(metrics)} == {"no"}
+    control = written[f"FID, the teacher in {metrics['fewer_steps']['steps']} steps (classifier features)"]
+    assert rows["the same, teacher in 13 steps, about the student's time"] == control
+    beyond = {what: said for what, *_, said in comparisons(metrics)}
+    assert beyond.pop("student − teacher in 13 steps, same seeds") == "yes" and set(beyond.values()) == {"no"}
