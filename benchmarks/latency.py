@@ -24,7 +24,7 @@ from stagecraft.config.sections import SearchSpace
 from stagecraft.elastic.architecture import identity_architecture
 from stagecraft.elastic.block import natural_orders
 from stagecraft.evaluation.cost import interval_timesteps
-from stagecraft.evaluation.speed import time_evaluation
+from stagecraft.evaluation.speed import sampling_seconds, time_in_turn
 from stagecraft.networks.pipelines import load_given_teacher
 from stagecraft.networks.unet.student import Module
 from stagecraft.preflight.params import validate_params
@@ -37,7 +37,7 @@ from stagecraft.training.teacher import build_teacher
 
 ROOT = Path(__file__).parents[1]
 CHANNELS = {"digits": 1, "fashion-mnist": 1}
-WARM_UP = 3
+TURNS = 20  # of whole networks
 
 
 def teacher_of(preset: str, params: dict[str, Any]) -> Module:
@@ -74,17 +74,14 @@ def blocks_of(architecture: dict[str, Any], interval: int) -> list[tuple[str, An
     ]
 
 
-def measure_whole(models: list[Module], shape: tuple[int, ...], times: list[float], repeats: int) -> list[list[float]]:
-    """Milliseconds an image of each model at each time, all in turn; medians."""
+def measure_whole(
+    models: dict[str, Module], shape: tuple[int, ...], times: list[float], turns: int
+) -> dict[str, float]:
+    """Milliseconds an image of each model, the mean over the times, all in turn."""
     x_NCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    taken: dict[tuple[int, int], list[float]] = {(m, t): [] for m in range(len(models)) for t in range(len(times))}
     with torch.no_grad():
-        for repeat in range(WARM_UP + repeats):
-            for (m, t), found in taken.items():
-                seconds = time_evaluation(models[m], x_NCHW, times[t])
-                found += [seconds] if repeat >= WARM_UP else []
-    scale = 1000 / shape[0]
-    return [[scale * median(taken[m, t]) for t in range(len(times))] for m in range(len(models))]
+        seconds = sampling_seconds(time_in_turn(models, x_NCHW, times, turns), dict.fromkeys(models, [1] * len(times)))
+    return {name: 1000 * taken / len(times) / shape[0] for name, taken in seconds.items()}
 
 
 def compare(preset: str, count: int, threads: int, batch: int, repeats: int, seed: int) -> dict[str, Any]:
@@ -110,8 +107,8 @@ def compare(preset: str, count: int, threads: int, batch: int, repeats: int, see
     found = []
     for architecture in drawn:
         student = build_student(unet, architecture, boundaries, 0).eval()
-        measured = measure_whole([unet, student], shape, interval_timesteps(boundaries), repeats)
-        teacher, ours = (sum(times) / intervals for times in measured)
+        models = {"teacher": unet, "student": student}
+        teacher, ours = measure_whole(models, shape, interval_timesteps(boundaries), TURNS).values()
         blocks = [layers.block(*pair) for interval in range(intervals) for pair in blocks_of(architecture, interval)]
         predicted = fixed + sum(map(table.milliseconds, blocks)) / intervals
         found.append({"predicted": predicted / whole, "measured": ours / teacher, "milliseconds": [predicted, ours]})

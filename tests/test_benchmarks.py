@@ -156,9 +156,10 @@ def section_of(heading):
     return (ROOT / "docs" / "benchmarks.md").read_text().split(f"## {heading}\n")[1].split("\n##")[0]
 
 
-def runs_of(name):
-    """The committed runs of a benchmark, a file for each."""
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("*-seed*.json"))]
+def runs_of(name, budget=None):
+    """The committed runs of a benchmark, a file for each, or those at one budget."""
+    runs = [json.loads(path.read_text()) for path in sorted((RESULTS / name).glob("*-seed*.json"))]
+    return runs if budget is None else [run for run in runs if run["budget"] == budget]
 
 
 def cells_of(section, heading):
@@ -187,24 +188,27 @@ def test_the_docs_have_the_figures_of_the_comparison_by_the_clock(name):
 
 
 @pytest.mark.parametrize(
-    ("folder", "heading", "network", "methods"),
+    ("folder", "heading", "budget", "network", "methods"),
     [
         (
             "fashion-mnist",
             "Fashion-MNIST",
+            0.5,
             "fashion-cnn",
-            {"search", "search, Muon", "depth", "diff-pruning", "uniform"},
+            {"teacher", "search", "search, Muon", "depth", "diff-pruning", "uniform"},
         ),
-        ("cifar10-latent", "CIFAR-10 in latents", "cifar-resnet", {"one-interval, Muon"}),
+        ("fashion-mnist", "Fashion-MNIST", 0.35, "fashion-cnn", {"search, Muon", "fewer-steps-student of 0.65, Muon"}),
+        ("cifar10-latent", "CIFAR-10 in latents", 0.5, "cifar-resnet", {"teacher", "one-interval, Muon"}),
     ],
 )
-def test_the_docs_have_every_seed_of_a_comparison_by_two_networks(folder, heading, network, methods):
-    rows = cells_of(section_of("Does the search pay?"), f"{heading}, 0.5 of the time")
+def test_the_docs_have_every_seed_of_a_comparison_by_two_networks(folder, heading, budget, network, methods):
+    rows = cells_of(section_of("Does the search pay?"), f"{heading}, {budget} of the time")
     runs: dict[str, list] = {}
-    for run in runs_of(f"compression-{folder}"):
-        name = f"{run['method']}, Muon" if run.get("optimizer") == "muon" else run["method"]
-        runs.setdefault(name, []).append(run)
-    assert set(rows) == {*runs} >= {"teacher", "fewer-steps"} | methods
+    for run in runs_of(f"compression-{folder}", budget):
+        student = f" of {run['student_budget']}" if "student_budget" in run else ""
+        optimizer = ", Muon" if run.get("optimizer") == "muon" else ""
+        runs.setdefault(run["method"] + student + optimizer, []).append(run)
+    assert set(rows) == {*runs} >= {"fewer-steps"} | methods
 
     def listed(values, digits=2):
         texts = [f"{value:.{digits}f}" for value in values]
@@ -217,23 +221,40 @@ def test_the_docs_have_every_seed_of_a_comparison_by_two_networks(folder, headin
         assert rows[method] == [seeds, *costs, listed(own, 3), listed(other)], method
 
 
-def test_the_docs_have_the_margins_of_both_means_together():
-    runs = {(run["method"], run.get("optimizer"), run["seed"]): run for run in runs_of("compression-fashion-mnist")}
+@pytest.mark.parametrize(
+    ("budget", "below", "above"),
+    [
+        (
+            0.5,
+            "below the teacher with 12 steps by {}, and by {} by the other network",
+            "above its teacher by {}, and by {}",
+        ),
+        (
+            0.35,
+            "below the teacher with 9 steps in every seed, by {}, and by {} by the other network",
+            "above the teacher with all of its steps by {} and {}",
+        ),
+    ],
+)
+def test_the_docs_have_the_margins_of_both_means_together(budget, below, above):
+    found = [*runs_of("compression-fashion-mnist", budget), *runs_of("compression-fashion-mnist", 0.5)]
+    teachers = {(run["method"], run["seed"]): run for run in reversed(found)}
+    students = {run["seed"]: run for run in reversed(found) if run.get("student_budget") == 0.65}
 
-    def below(other, network):
-        pairs = [(runs[other, None, seed], runs["fewer-steps-student", "muon", seed]) for seed in range(3)]
-        return [a["fidelity"][network]["fid"] - b["fidelity"][network]["fid"] for a, b in pairs]
+    def differences(other, sign):
+        for network, digits in (("classifier", 3), ("fashion-cnn", 2)):
+            pairs = [(teachers[other, seed]["fidelity"], students[seed]["fidelity"]) for seed in range(3)]
+            yield spread([sign * (a[network]["fid"] - b[network]["fid"]) for a, b in pairs], digits)
 
     text = " ".join(section_of("Does the search pay?").split())
-    own, far = below("fewer-steps", "classifier"), below("fewer-steps", "fashion-cnn")
-    assert f"below the teacher with 12 steps by {spread(own, 3)}, and by {spread(far, 2)} by the other network" in text
-    own, far = ([-value for value in below("teacher", network)] for network in ("classifier", "fashion-cnn"))
-    assert f"above its teacher by {spread(own, 3)}, and by {spread(far, 2)}" in text
+    assert below.format(*differences("fewer-steps", 1)) in text
+    assert above.format(*differences("teacher", -1)) in text
 
 
 def test_the_docs_have_the_figures_of_longer_retraining():
     section = section_of("Does the search pay?")
-    both = [run for run in runs_of("compression-fashion-mnist") if (run["method"], run["seed"]) == ("search", 2)]
+    runs = runs_of("compression-fashion-mnist", 0.5)
+    both = [run for run in runs if (run["method"], run["seed"]) == ("search", 2)]
     by_optimizer = {run.get("optimizer", "adamw"): run for run in both}
     compared = (by_optimizer["muon"], by_optimizer["adamw"])
     figures = [(run["error"], *(run["fidelity"][name]["fid"] for name in run["fidelity"])) for run in compared]

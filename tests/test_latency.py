@@ -1,6 +1,8 @@
 """Latencies of layers: every layer of a network is counted once, and a stored table gives the same times again."""
 
-import json
+import itertools
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,10 +132,22 @@ def test_a_file_that_holds_no_table_is_named(tmp_path, text):
         LatencyTable.read(path)
 
 
-def test_a_slow_clock_changes_no_multiple():
-    """A layer that is the teacher's own keeps the teacher's time, however the machine's speed drifts."""
-    unet = tiny_unet()
-    stopwatch = Stopwatch(torch.device("cpu"), 2, 5, "fp32")
-    own = layers_of(unet).own()[2]
-    found = stopwatch.measure({"same": (own, own)})
-    assert found["same"] > 0 and json.dumps(found)
+class DriftingClock(Stopwatch):
+    """A machine that is up to three times slower at some times than at others, on which a layer takes what its name says."""
+
+    passed = itertools.count()
+
+    def calls_of(self, call):
+        return 1
+
+    def seconds(self, call, calls):
+        return float(call) * (2 + math.sin(next(self.passed) / 100))
+
+
+@pytest.mark.parametrize("start", [0, 200, 400])
+def test_a_clock_that_drifts_changes_no_proportion(monkeypatch, start):
+    monkeypatch.setattr(DriftingClock, "passed", itertools.count(start))
+    whole, first, second, smaller = (SimpleNamespace(key=name, call=lambda *_, n=name: n) for name in "9351")
+    pairs = {"9": (whole, whole), "3": (first, first), "5": (second, second), "1": (smaller, second)}
+    found = DriftingClock(torch.device("cpu"), 2, 5, "fp32").measure(pairs)
+    assert [found[name] / found["9"] for name in "9351"] == pytest.approx([1, 3 / 9, 5 / 9, 1 / 9], rel=0.02)

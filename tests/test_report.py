@@ -249,7 +249,7 @@ def test_the_teacher_in_fewer_steps_stands_beside_the_student() -> None:
         "0.0300 ± 0.0040 better."
     )
     row = ("FID, the teacher in 24 steps (classifier features)", "0.0900 ± 0.0050", "0.0600 ± 0.0040")
-    assert table.table_rows(metrics)[-1] == (*row, "-0.0300 ± 0.0040", "-")
+    assert (*row, "-0.0300 ± 0.0040", "-") in table.table_rows(metrics)
     row = ("student − teacher in 24 steps, same seeds", "2,000", "-0.0300 ± 0.0040", "yes")
     assert report.comparisons(metrics)[1] == row
     assert "In 24 steps" in make_page(metrics=metrics)

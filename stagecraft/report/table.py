@@ -54,18 +54,16 @@ def table_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:
     """
     protocol = metrics["protocol"]
     held_out = {**metrics["held_out"], "fid": None}
-    rows = [
-        (
-            name.format_map(protocol) + (f" ({feature_name(metrics)})" if key in FEATURE_MEASURES else ""),
-            write(key, form, metrics["teacher"]),
-            write(key, form, metrics["student"]),
-            compared(key, metrics["ratio"]),
-            write(key, form, held_out),
-        )
-        for key, name, form in ROWS
-        if key not in OPTIONAL or protocol.get(OPTIONAL[key]) is not None
-    ]
-    return rows + control_rows(metrics)
+    rows: list[tuple[str, str, str, str, str]] = []
+    for key, name, form in ROWS:
+        if key in OPTIONAL and protocol.get(OPTIONAL[key]) is None:
+            continue
+        what = name.format_map(protocol) + (f" ({feature_name(metrics)})" if key in FEATURE_MEASURES else "")
+        teacher, student = (write(key, form, metrics[model]) for model in ("teacher", "student"))
+        rows.append((what, teacher, student, compared(key, metrics["ratio"]), write(key, form, held_out)))
+        if key == "fid":
+            rows += control_rows(metrics)
+    return rows
 
 
 def control_rows(metrics: Metrics) -> list[tuple[str, str, str, str, str]]:

@@ -6,7 +6,7 @@ a student that of its blocks, its input side and its output head, all in millise
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from statistics import median
 from typing import NotRequired, TypedDict, cast
 
 import diffusers
+import numpy as np
 import torch
 
 from stagecraft.elastic.kinds import identity_spec
@@ -27,6 +28,7 @@ from stagecraft.runtime.progress import Progress
 WARM_UP = 2
 SHORTEST = 0.002  # seconds of one sample; faster layers are called several times for it
 OTHER_DATA = 8 * 2**20  # bytes read and written between two calls on a CPU
+TURNS = 30  # of the teacher's own layers
 CLOCK_WARM_UP = 1.0  # seconds of work before the first sample on CUDA
 DESCRIPTION = ("device", "threads", "batch", "precision", "versions")
 
@@ -56,7 +58,7 @@ class Stopwatch:
 
     Args:
         batch: images in a call.
-        repeats: samples of each layer; the median counts.
+        repeats: samples of each layer that is not the teacher's own; the median counts.
         precision: fp32 or bf16 (autocast).
     """
 
@@ -70,20 +72,31 @@ class Stopwatch:
 
         Args:
             pairs: each layer and the teacher's own in its place. The two take turns, and a layer's time is its median multiple
-                of the teacher's, whose own time is the median over the whole run, so that a change of the clock reaches both.
+                of the teacher's (see `teachers_own`), so that a change of the clock reaches both.
         """
         progress = Progress("measure_latency", len(pairs))
         self.warm_up()
-        multiples: dict[str, float] = {}
-        references: dict[str, list[float]] = {}
         with torch.no_grad(), autocast(self.device, self.precision):
+            times = self.teachers_own({own.key: own for _, own in pairs.values()})
             for number, (key, (layer, own)) in enumerate(pairs.items(), 1):
-                samples = self.in_turn(own.call(self.batch, self.device), layer.call(self.batch, self.device))
-                references.setdefault(own.key, []).extend(theirs for theirs, _ in samples)
-                multiples[key] = median(ours / theirs for theirs, ours in samples)
+                if key not in times:
+                    samples = self.in_turn(own.call(self.batch, self.device), layer.call(self.batch, self.device))
+                    times[key] = times[own.key] * median(ours / theirs for theirs, ours in samples)
                 progress.update(number)
-        scale = 1000 / self.batch
-        return {key: scale * multiples[key] * median(references[own.key]) for key, (_, own) in pairs.items()}
+        return {key: times[key] for key in pairs}
+
+    def teachers_own(self, layers: Mapping[str, Layer]) -> dict[str, float]:
+        """Milliseconds an image of the teacher and its layers, by key, whose proportions to each other predictions depend on.
+
+        All take turns, and each takes its median share of a turn of median length.
+        """
+        calls = [
+            (call, self.calls_of(call)) for call in (layer.call(self.batch, self.device) for layer in layers.values())
+        ]
+        turns = np.array([[self.seconds(*call) for call in calls] for _ in range(TURNS)])
+        lengths = turns.sum(axis=1)
+        shares = np.median(turns / lengths[:, None], axis=0)
+        return dict(zip(layers, (1000 / self.batch * np.median(lengths) * shares).tolist(), strict=True))
 
     def in_turn(self, first: Call, second: Call) -> list[tuple[float, float]]:
         """Seconds of a call of each, one after the other, as often as `repeats` says."""
