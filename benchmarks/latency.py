@@ -30,7 +30,7 @@ from stagecraft.networks.unet.student import Module
 from stagecraft.preflight.params import validate_params
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.threads import keep_freed_memory
-from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, pairs_to_measure, within_network
 from stagecraft.search.space import BlockSpace
 from stagecraft.training.student import build_student
 from stagecraft.training.teacher import build_teacher
@@ -98,7 +98,7 @@ def compare(preset: str, count: int, threads: int, batch: int, repeats: int, see
     stopwatch = Stopwatch(device, batch, repeats, "fp32")
     begun = time.monotonic()
     measured_layers = stopwatch.measure(pairs_to_measure(layers, layers, specs))
-    table = LatencyTable({"layers": measured_layers, "overhead": overhead_of(measured_layers, layers)}, preset)
+    table = LatencyTable({**within_network(measured_layers, layers)}, preset)
     seconds = time.monotonic() - begun
     fixed = table.milliseconds(layers.fixed())
     whole = table.of_teacher()

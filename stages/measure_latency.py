@@ -10,7 +10,7 @@ from stagecraft.runtime.command import run_command
 from stagecraft.runtime.device import pick_device
 from stagecraft.runtime.files import read_checked_json, write_checked_json
 from stagecraft.search.importance import choose_stream
-from stagecraft.search.latency import DESCRIPTION, LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.latency import DESCRIPTION, LatencyTable, Stopwatch, layers_of, pairs_to_measure, within_network
 from stagecraft.search.native import native_pairs_to_measure
 from stagecraft.search.space import covering_specs
 
@@ -39,8 +39,7 @@ def measure_latency(params: MeasureLatency, *, threads: int, teacher: Path, impo
     if settings.source == "measure":
         device = pick_device(params.device, min(threads, settings.threads))
         stopwatch = Stopwatch(device, settings.batch_size, settings.repeats, params.precision)
-        layers = stopwatch.measure(pairs)
-        content = {**stopwatch.describe(), "layers": layers, "overhead": overhead_of(layers, whole)}
+        content = {**stopwatch.describe(), **within_network(stopwatch.measure(pairs), whole)}
     else:
         table = LatencyTable.read(Path(*latency_files(settings)))
         table.check_has(pairs)

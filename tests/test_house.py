@@ -51,7 +51,7 @@ from stagecraft.search.architecture import assemble_architecture, given_architec
 from stagecraft.search.features import FeatureWriter
 from stagecraft.search.importance import measure_importance
 from stagecraft.search.job import SearchJob
-from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, overhead_of, pairs_to_measure
+from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, pairs_to_measure, within_network
 from stagecraft.search.selection import SCORES, Block, Budget, Candidate, Costs, select_budget
 from stagecraft.search.space import covering_specs
 from stagecraft.training.joint import JointLoss
@@ -316,11 +316,10 @@ def test_a_new_family_is_timed_layer_by_layer(chain: Chain) -> None:
     # The ResNet layer, the input and the output layer of 16 and of 8 channels, that of 8 at half its inner width, and all.
     assert len(pairs) == 8
     times = Stopwatch(CPU, 2, 1, "fp32").measure(pairs)
-    table = LatencyTable({"layers": times, "overhead": overhead_of(times, whole)}, "latency.json")
+    table = LatencyTable({**within_network(times, whole)}, "latency.json")
     assert table.milliseconds(whole.own()) == pytest.approx(table.of_teacher())
     spec = identity_architecture(narrowed)["blocks"]["first"][0]["spec"]
-    # Without the overhead, which comes out below zero where something else has the cores.
-    assert LatencyTable({"layers": times, "overhead": 0.0}, "").latency_of(narrowed, "first")(spec) > 0
+    assert table.latency_of(narrowed, "first")(spec) > 0
 
 
 def test_a_new_family_has_decoders_of_given_widths(chain: Chain) -> None:

@@ -11,9 +11,10 @@ from helpers import space_of, tiny_unet
 
 from stagecraft.elastic.kinds import identity_spec
 from stagecraft.networks.families import sites_of
+from stagecraft.networks.layer import WHOLE
 from stagecraft.networks.unet2d.multi_decoder_unet import narrow_stream
 from stagecraft.preflight.run import FIRST_LAYER
-from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, pairs_to_measure
+from stagecraft.search.latency import LatencyTable, Stopwatch, layers_of, pairs_to_measure, within_network
 
 SPACE = {
     "widths": [0.5, 1.0],
@@ -151,3 +152,13 @@ def test_a_clock_that_drifts_changes_no_proportion(monkeypatch, start):
     pairs = {"9": (whole, whole), "3": (first, first), "5": (second, second), "1": (smaller, second)}
     found = DriftingClock(torch.device("cpu"), 2, 5, "fp32").measure(pairs)
     assert [found[name] / found["9"] for name in "9351"] == pytest.approx([1, 3 / 9, 5 / 9, 1 / 9], rel=0.02)
+
+
+@pytest.mark.parametrize(("whole", "overhead", "scale"), [(12.0, 1.0, 1.0), (5.0, 0.0, 0.5)])
+def test_the_teachers_layers_sum_to_the_whole_teacher(whole, overhead, scale):
+    teacher = SimpleNamespace(own=lambda: [SimpleNamespace(key="a"), SimpleNamespace(key="b")])
+    found = within_network({WHOLE: whole, "a": 4.0, "b": 6.0, "smaller": 2.0}, teacher)
+    assert found == {
+        "layers": {WHOLE: whole, "a": 4 * scale, "b": 6 * scale, "smaller": 2 * scale},
+        "overhead": overhead,
+    }

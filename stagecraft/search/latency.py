@@ -168,10 +168,26 @@ def processor_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def overhead_of(layers: dict[str, float], teacher: Layers) -> float:
-    """Milliseconds an image that each layer takes more within the teacher than alone, taken as the same for all layers."""
+class WithinNetwork(TypedDict):
+    """Milliseconds an image of layers within a network, but for the `overhead` that each has there."""
+
+    layers: dict[str, float]
+    overhead: float
+
+
+def within_network(layers: dict[str, float], teacher: Layers) -> WithinNetwork:
+    """Times of layers such that those of the teacher's sum to the whole teacher's.
+
+    What the teacher takes more than its layers alone is taken as the same for all layers. What it takes less, as caches are
+    warmer within it, goes by what a layer takes: all are scaled.
+    """
     own = teacher.own()
-    return (layers[WHOLE] - sum(layers[layer.key] for layer in own)) / len(own)
+    alone = sum(layers[layer.key] for layer in own)
+    more = layers[WHOLE] - alone
+    if more >= 0:
+        return {"layers": layers, "overhead": more / len(own)}
+    scaled = {key: value * layers[WHOLE] / alone for key, value in layers.items()}
+    return {"layers": scaled | {WHOLE: layers[WHOLE]}, "overhead": 0.0}
 
 
 def layers_of(net: Module) -> Layers:
