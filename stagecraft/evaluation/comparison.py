@@ -35,6 +35,7 @@ from stagecraft.evaluation.fidelity import (
 from stagecraft.evaluation.margins import measure_margins
 from stagecraft.evaluation.metrics import (
     Agreement,
+    Cost,
     FewerSteps,
     HeldOut,
     ImageMetrics,
@@ -139,12 +140,7 @@ class Evaluation:
             name: {**self.score(name, drawn), **margins[name]} for name, drawn in images.items()
         }
         scores: dict[str, ModelMetrics] = {
-            name: {
-                **found[name],
-                **model_cost(model, shape, self.boundaries, steps[name], self.shares, self.steps_of_samplers(name)),
-                **speed[name],
-            }
-            for name, model in models.items()
+            name: {**found[name], **self.cost(name, model, shape), **speed[name]} for name, model in models.items()
         }
         ratio = compute_ratios(scores["teacher"], scores["student"])
         ratio["fid_difference_margin"] = difference_margins["teacher"]
@@ -160,6 +156,11 @@ class Evaluation:
         }
         path = draw_path(models["student"], self.sampler("student", models["student"], shape))
         return metrics, {name: images[name] for name in models} | {"real": reference} | path
+
+    def cost(self, name: str, model: nn.Module, shape: tuple[int, int, int]) -> Cost:
+        """MACs and parameters of a model."""
+        steps = self.steps_per_interval(name)
+        return model_cost(model, shape, self.boundaries, steps, self.shares, self.steps_of_samplers(name))
 
     @property
     def budget_of(self) -> Literal["time", "macs"]:

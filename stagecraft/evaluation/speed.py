@@ -83,8 +83,7 @@ def sampling_seconds(
     """Seconds in which each model makes its evaluations of a whole batch, `steps[name][s]` in interval s.
 
     Of the first model that is the median over the turns, of any other the first's times the median share of it that the other
-    took in the same turn. So a machine whose clock wanders slows both: over 60 turns of the digits' student, shares have a
-    standard deviation of 0.0014, quotients of medians one of 0.0056.
+    took in the same turn, so that a clock that wanders slows both.
     """
     turns = {
         name: np.array([seconds[name, s] for s in range(len(counts))]).T @ counts for name, counts in steps.items()

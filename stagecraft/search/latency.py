@@ -90,10 +90,9 @@ class Stopwatch:
 
         All take turns, and each takes its median share of a turn of median length.
         """
-        calls = [
-            (call, self.calls_of(call)) for call in (layer.call(self.batch, self.device) for layer in layers.values())
-        ]
-        turns = np.array([[self.seconds(*call) for call in calls] for _ in range(TURNS)])
+        calls = [layer.call(self.batch, self.device) for layer in layers.values()]
+        counts = [self.calls_of(call) for call in calls]
+        turns = np.array([list(map(self.seconds, calls, counts)) for _ in range(TURNS)])
         lengths = turns.sum(axis=1)
         shares = np.median(turns / lengths[:, None], axis=0)
         return dict(zip(layers, (1000 / self.batch * np.median(lengths) * shares).tolist(), strict=True))
